@@ -1,1 +1,4 @@
 //! Iris.
+
+pub mod core;
+pub mod store;

@@ -1,0 +1,838 @@
+//! What a commit means: one pure function from rows and operations to outcomes and decisions.
+//!
+//! An engine that has a batch of operations calls [`needs`], loads those rows, calls [`needs_more`], loads those, then
+//! [`decide`]s each operation in order; the decisions are applied to the rows as they are made, so that later operations
+//! of the batch see earlier ones. What is made durable is the decisions.
+//!
+//! The order inside an [`StoreOp::Append`] is fence, dedup, window of the id, limits, sequence; a refusal leaves no trace
+//! (R16). Sequences, hybrid times and running hashes are given here (R2, R7). A new origin's log begins with `Start`
+//! (R1). Entries are removed only when stable and consumed by every device (R10), logs only when stable (R9).
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
+use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
+use super::state::{Decision, DedupKey, Logged, Next, ShardState, State};
+use super::vector::Vector;
+
+/// An id whose time is older than this is refused: its dedup record may be gone (R16).
+pub const ID_WINDOW_MS: u64 = 7 * DAY_MS;
+/// An id whose time lies further ahead than this is refused.
+pub const ID_FUTURE_MS: u64 = 60 * 60 * 1000;
+/// Deletion by time keeps at least this margin beside the window (R20).
+pub const TIME_MARGIN_MS: u64 = DAY_MS;
+/// Log entries that one [`StoreOp::Trim`] trims at most for each origin: bounds what a commit reads.
+pub const TRIM_STEP: usize = 1024;
+/// Inbox entries that one operation marks as consumed at most.
+pub const CONSUME_STEP: usize = 1024;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// An operation that a shard's owner hands to the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreOp {
+    /// Take the shard over: a higher epoch fences the owner before (R2).
+    Bump {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// Accept a message.
+    Append {
+        /// The shard of the recipient.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// About the message.
+        envelope: Box<Envelope>,
+        /// Its body.
+        body: Bytes,
+    },
+    /// A device consumed; clamped to what is applied here (R14, R17).
+    Cursor {
+        /// The shard of the user.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Whose device.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+        /// What it consumed.
+        cursor: Vector,
+    },
+    /// Register a device with the cursor that it brings; nothing is logged where nothing changes (R17).
+    Register {
+        /// The shard of the user.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Whose device.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+        /// What it says it consumed; what is logged is at most what is applied here.
+        claim: Vector,
+    },
+    /// Log what is applied here, where R8 allows it.
+    Confirm {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+    },
+    /// Apply a run of another origin's log (R6).
+    ApplyRemote {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Whose log.
+        origin: Origin,
+        /// The region of that origin.
+        region: RegionId,
+        /// Sequence of the first operation.
+        first: Seq,
+        /// Running hash before it (R3).
+        before: u64,
+        /// The operations.
+        ops: Vec<LoggedOp>,
+    },
+    /// Trim logs, and remove what became removable, in bounded steps.
+    Trim {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+    },
+    /// Mark and remove what every device of a user consumed, in bounded steps.
+    Remove {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The user.
+        user: UserId,
+    },
+    /// Drop the dedup records of a UTC day that lies outside the window and of which all is stable (R16).
+    DropDedup {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The day, counted from 1970.
+        day: u32,
+    },
+}
+
+impl StoreOp {
+    /// The shard it is for.
+    pub fn shard(&self) -> ShardId {
+        match self {
+            StoreOp::Bump { shard }
+            | StoreOp::Append { shard, .. }
+            | StoreOp::Cursor { shard, .. }
+            | StoreOp::Register { shard, .. }
+            | StoreOp::Confirm { shard, .. }
+            | StoreOp::ApplyRemote { shard, .. }
+            | StoreOp::Trim { shard, .. }
+            | StoreOp::Remove { shard, .. }
+            | StoreOp::DropDedup { shard, .. } => *shard,
+        }
+    }
+
+    fn epoch(&self) -> Option<Epoch> {
+        match self {
+            StoreOp::Bump { .. } => None,
+            StoreOp::Append { epoch, .. }
+            | StoreOp::Cursor { epoch, .. }
+            | StoreOp::Register { epoch, .. }
+            | StoreOp::Confirm { epoch, .. }
+            | StoreOp::ApplyRemote { epoch, .. }
+            | StoreOp::Trim { epoch, .. }
+            | StoreOp::Remove { epoch, .. }
+            | StoreOp::DropDedup { epoch, .. } => Some(*epoch),
+        }
+    }
+}
+
+/// What became of an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The shard is ours under this epoch.
+    Bumped {
+        /// The new epoch.
+        epoch: Epoch,
+    },
+    /// Accepted at these coordinates.
+    Appended(Coord),
+    /// Accepted before, at these coordinates (the first is what is answered).
+    Duplicate(Vec<Coord>),
+    /// Done; `more` says that a bounded step left work for another one.
+    Done {
+        /// Whether to call again.
+        more: bool,
+    },
+    /// Applied through this sequence; `stopped` says why not further.
+    Applied {
+        /// The highest sequence applied of that origin.
+        through: Seq,
+        /// Why the rest was not applied.
+        stopped: Option<Stop>,
+    },
+    /// Refused without a trace.
+    Refused(Refusal),
+}
+
+/// Why an operation was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Another owner took the shard over.
+    #[error("the shard is owned under epoch {current}")]
+    Fenced {
+        /// The epoch in force.
+        current: Epoch,
+    },
+    /// The same sender used this id for another body.
+    #[error("this message id was used for another message")]
+    IdReused,
+    /// The id's time is older than the dedup window.
+    #[error("the time in this message id is too old; the server's time is {server_ms}")]
+    IdTooOld {
+        /// Unix milliseconds here.
+        server_ms: u64,
+    },
+    /// The id's time lies ahead.
+    #[error("the time in this message id lies in the future; the server's time is {server_ms}")]
+    IdInFuture {
+        /// Unix milliseconds here.
+        server_ms: u64,
+    },
+    /// Neither UUIDv7 nor UUIDv8.
+    #[error("the message id is not a UUIDv7")]
+    IdMalformed,
+    /// The recipient's inbox is full.
+    #[error("the inbox of the recipient is full: {messages} messages, {bytes} bytes not consumed")]
+    InboxFull {
+        /// Messages not consumed.
+        messages: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// The user has as many devices as allowed.
+    #[error("the user has {limit} devices already")]
+    TooManyDevices {
+        /// The limit.
+        limit: u64,
+    },
+}
+
+/// Why a run of operations was not applied to its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    /// Operations in between are missing: a snapshot is needed if the provider cannot give them.
+    #[error("gap: applied through {have}, the run begins at {first}")]
+    Gap {
+        /// Applied here.
+        have: Seq,
+        /// First of the run.
+        first: Seq,
+    },
+    /// Other bytes than ours stand before the run: the logs have diverged (R3).
+    #[error("diverged after {at}: running hash {ours:016x} here, {theirs:016x} there")]
+    Diverged {
+        /// Sequence at which the hashes were compared.
+        at: Seq,
+        /// Ours.
+        ours: u64,
+        /// Theirs.
+        theirs: u64,
+    },
+    /// The origin before this one must be applied further first (R1).
+    #[error("starts after {0}, which is not applied yet")]
+    StartsAfter(Coord),
+    /// A log must begin with a start of the region that it is said to belong to.
+    #[error("operation {0} is not what its log may hold there")]
+    OutOfPlace(Seq),
+    /// An operation that this build does not understand: it needs an upgrade.
+    #[error("operation {at}: {error}")]
+    Unreadable {
+        /// Its sequence.
+        at: Seq,
+        /// Why.
+        error: OpError,
+    },
+}
+
+/// A row that an operation needs beside the heads of its shard, which are always loaded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// The row of a user.
+    User(ShardId, UserId),
+    /// A dedup record.
+    Dedup(ShardId, DedupKey),
+    /// Up to [`TRIM_STEP`] log entries above a sequence, as a page where they are not in memory.
+    Log(ShardId, Origin, Seq),
+    /// Up to [`CONSUME_STEP`] inbox entries above a sequence, likewise.
+    Inbox(ShardId, UserId, Origin, Seq),
+}
+
+/// The rows that operations need, first round. The shard rows must be loaded.
+pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
+    let mut out = Vec::new();
+    for op in ops {
+        let shard = op.shard();
+        match op {
+            StoreOp::Append { envelope, .. } => {
+                out.push(Need::User(shard, envelope.to.clone()));
+                out.push(Need::Dedup(shard, dedup_key(envelope)));
+            }
+            StoreOp::Cursor { user, .. } | StoreOp::Register { user, .. } | StoreOp::Remove { user, .. } => {
+                out.push(Need::User(shard, user.clone()));
+            }
+            StoreOp::ApplyRemote { ops, .. } => {
+                for op in ops {
+                    match op.decode() {
+                        Ok(Op::Append(envelope, _)) => {
+                            out.push(Need::User(shard, envelope.to.clone()));
+                            out.push(Need::Dedup(shard, dedup_key(&envelope)));
+                        }
+                        Ok(Op::Cursor { user, .. } | Op::Device { user, .. }) => {
+                            out.push(Need::User(shard, user));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            StoreOp::Trim { .. } => {
+                if let Some(state) = state.shards.get(&shard) {
+                    let logs = state.row.logs.iter();
+                    out.extend(logs.map(|(origin, log)| Need::Log(shard, *origin, log.floor)));
+                }
+            }
+            StoreOp::Bump { .. } | StoreOp::Confirm { .. } | StoreOp::DropDedup { .. } => {}
+        }
+    }
+    out
+}
+
+/// The rows that operations need, second round: what the rows of the first named.
+pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
+    let mut out = Vec::new();
+    for op in ops {
+        let Some(shard) = state.shards.get(&op.shard()) else {
+            continue;
+        };
+        let id = op.shard();
+        let mut inbox = |user: &UserId| {
+            if let Some(known) = shard.users.get(user) {
+                let origins = shard.row.logs.keys();
+                out.extend(origins.map(|o| Need::Inbox(id, user.clone(), *o, known.row.consumed.of(*o))));
+            }
+        };
+        match op {
+            StoreOp::Cursor { user, .. } | StoreOp::Remove { user, .. } | StoreOp::Register { user, .. } => {
+                inbox(user);
+            }
+            StoreOp::ApplyRemote { ops, .. } => {
+                for op in ops {
+                    if let Ok(Op::Cursor { user, .. } | Op::Device { user, .. }) = op.decode() {
+                        inbox(&user);
+                    }
+                }
+            }
+            StoreOp::Trim { .. } => {
+                for (origin, log) in &shard.row.logs {
+                    let stable = shard.row.stable(*origin, &state.identity.holders);
+                    for (_, _, op) in trimmable(shard, *origin, log.floor, stable) {
+                        if let Ok(envelope) = op.envelope() {
+                            out.push(Need::User(id, envelope.to));
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Decides one operation, applies its decisions to the state and adds them to `decisions`.
+///
+/// `now_ms` is the latest of the wall clock and the clocks of other regions; the shard's hybrid time is added here.
+pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<Decision>) -> Outcome {
+    state.shards.entry(op.shard()).or_default();
+    let mut work = Work {
+        state,
+        shard: op.shard(),
+        now_ms,
+        decisions,
+    };
+    if let Some(epoch) = op.epoch() {
+        let current = work.row().row.epoch;
+        if epoch != current {
+            return Outcome::Refused(Refusal::Fenced { current });
+        }
+    }
+    match op {
+        StoreOp::Bump { shard } => {
+            let epoch = Epoch(work.row().row.epoch.0 + 1);
+            work.record(Decision::Epoch { shard: *shard, epoch });
+            Outcome::Bumped { epoch }
+        }
+        StoreOp::Append { envelope, body, .. } => work.append(envelope, body),
+        StoreOp::Cursor {
+            user, device, cursor, ..
+        } => work.cursor(user, device, cursor),
+        StoreOp::Register {
+            user, device, claim, ..
+        } => work.register(user, device, claim),
+        StoreOp::Confirm { .. } => work.confirm(),
+        StoreOp::ApplyRemote {
+            origin,
+            region,
+            first,
+            before,
+            ops,
+            ..
+        } => work.apply_remote(*origin, region, *first, *before, ops),
+        StoreOp::Trim { .. } => work.trim(),
+        StoreOp::Remove { user, .. } => {
+            let more = work.consume(user);
+            work.remove(user);
+            Outcome::Done { more }
+        }
+        StoreOp::DropDedup { day, .. } => work.drop_dedup(*day),
+    }
+}
+
+struct Work<'a> {
+    state: &'a mut State,
+    shard: ShardId,
+    now_ms: u64,
+    decisions: &'a mut Vec<Decision>,
+}
+
+impl Work<'_> {
+    fn row(&self) -> &ShardState {
+        &self.state.shards[&self.shard]
+    }
+
+    fn record(&mut self, decision: Decision) {
+        self.state.apply(&decision);
+        self.decisions.push(decision);
+    }
+
+    fn append(&mut self, envelope: &Envelope, body: &Bytes) -> Outcome {
+        let shard = self.row();
+        let digest = op::digest(envelope.kind, body);
+        if let Some(known) = shard.dedup.get(&dedup_key(envelope)) {
+            return match known.bodies.get(&digest) {
+                Some(coords) => Outcome::Duplicate(coords.iter().copied().collect()),
+                None => Outcome::Refused(Refusal::IdReused),
+            };
+        }
+        let server_ms = self.now_ms.max(shard.row.hlc.ms);
+        let refusal = match envelope.id.unix_ms() {
+            None => Some(Refusal::IdMalformed),
+            Some(ms) if ms.saturating_add(ID_WINDOW_MS) < server_ms => Some(Refusal::IdTooOld { server_ms }),
+            Some(ms) if ms > server_ms.saturating_add(ID_FUTURE_MS) => {
+                Some(Refusal::IdInFuture { server_ms })
+            }
+            Some(_) => self.over_limits(&envelope.to),
+        };
+        if let Some(refusal) = refusal {
+            return Outcome::Refused(refusal);
+        }
+        Outcome::Appended(self.log(&Op::Append(envelope.clone(), body.clone())))
+    }
+
+    fn over_limits(&self, user: &UserId) -> Option<Refusal> {
+        let limits = &self.state.identity.limits;
+        let row = &self.row().users.get(user)?.row;
+        (row.unread >= limits.inbox_messages || row.unread_bytes >= limits.inbox_bytes).then_some(
+            Refusal::InboxFull {
+                messages: row.unread,
+                bytes: row.unread_bytes,
+            },
+        )
+    }
+
+    fn cursor(&mut self, user: &UserId, device: &DeviceId, cursor: &Vector) -> Outcome {
+        let shard = self.row();
+        let cursor = cursor.min(&shard.row.applied());
+        let known = shard
+            .users
+            .get(user)
+            .and_then(|user| user.row.devices.get(device));
+        if known.is_none_or(|row| !row.cursor.includes(&cursor)) {
+            self.log(&Op::Cursor {
+                user: user.clone(),
+                device: device.clone(),
+                cursor,
+            });
+        }
+        let more = self.consume(user);
+        self.remove(user);
+        Outcome::Done { more }
+    }
+
+    fn register(&mut self, user: &UserId, device: &DeviceId, claim: &Vector) -> Outcome {
+        let shard = self.row();
+        let cursor = claim.min(&shard.row.applied());
+        let devices = shard.users.get(user).map(|user| &user.row.devices);
+        let known = devices.and_then(|devices| devices.get(device));
+        if known.is_some_and(|row| !row.expired && row.cursor.includes(&cursor)) {
+            return Outcome::Done { more: false };
+        }
+        let live = devices.map_or(0, |devices| devices.values().filter(|row| !row.expired).count());
+        let limit = self.state.identity.limits.devices;
+        if known.is_none_or(|row| row.expired) && live >= limit {
+            return Outcome::Refused(Refusal::TooManyDevices { limit: limit as u64 });
+        }
+        let epoch = known.map_or(1, |row| row.epoch.max(1) + u32::from(row.expired));
+        let change = DeviceChange::Register { epoch, cursor };
+        self.log(&Op::Device {
+            user: user.clone(),
+            device: device.clone(),
+            change,
+        });
+        let more = self.consume(user);
+        self.remove(user);
+        Outcome::Done { more }
+    }
+
+    fn confirm(&mut self) -> Outcome {
+        if self.row().row.confirm_due() {
+            self.start_if_new();
+            let op = Op::Confirm {
+                holder: self.state.identity.region.clone(),
+                applied: self.row().row.applied(),
+                needed: Vec::new(),
+            };
+            self.log(&op);
+        }
+        Outcome::Done { more: false }
+    }
+
+    fn apply_remote(
+        &mut self,
+        origin: Origin,
+        region: &RegionId,
+        first: Seq,
+        before: u64,
+        ops: &[LoggedOp],
+    ) -> Outcome {
+        let (have, hash) = self
+            .row()
+            .row
+            .logs
+            .get(&origin)
+            .map_or((0, 0), |log| (log.seq, log.hash));
+        let stopped = |stop| Outcome::Applied {
+            through: have,
+            stopped: Some(stop),
+        };
+        if first > have + 1 || first == 0 {
+            return stopped(Stop::Gap { have, first });
+        }
+        // The run may begin with what is applied already: its own running hash leads to where we stand.
+        let known = ((have + 1 - first) as usize).min(ops.len());
+        let theirs = ops[..known].iter().fold(before, |hash, op| op.running_hash(hash));
+        if known as u64 == have + 1 - first && theirs != hash {
+            return stopped(Stop::Diverged {
+                at: have,
+                ours: hash,
+                theirs,
+            });
+        }
+        let mut through = have;
+        for op in &ops[known..] {
+            let seq = through + 1;
+            if let Err(stop) = self.apply_one(origin, region, seq, op) {
+                return Outcome::Applied {
+                    through,
+                    stopped: Some(stop),
+                };
+            }
+            through = seq;
+        }
+        Outcome::Applied {
+            through,
+            stopped: None,
+        }
+    }
+
+    fn apply_one(&mut self, origin: Origin, region: &RegionId, seq: Seq, op: &LoggedOp) -> Result<(), Stop> {
+        let decoded = op.decode().map_err(|error| Stop::Unreadable { at: seq, error })?;
+        match &decoded {
+            Op::Start {
+                region: owner,
+                previous,
+            } => {
+                if seq != 1 || owner != region {
+                    return Err(Stop::OutOfPlace(seq));
+                }
+                if let Some(previous) = previous {
+                    let applied = self.row().row.logs.get(&previous.origin).map_or(0, |log| log.seq);
+                    if applied < previous.seq {
+                        return Err(Stop::StartsAfter(*previous));
+                    }
+                }
+            }
+            _ if seq == 1 => return Err(Stop::OutOfPlace(seq)),
+            _ => {}
+        }
+        let siblings = match &decoded {
+            Op::Append(envelope, body) => self.siblings(envelope, body),
+            _ => Vec::new(),
+        };
+        let row = &self.row().row;
+        let before = row.logs.get(&origin).map_or(0, |log| log.hash);
+        let hlc = row.hlc.observe(op.hlc(), self.now_ms);
+        let entry = LogEntry {
+            seq,
+            hash: op.running_hash(before),
+            op: op.clone(),
+        };
+        self.record(Decision::Logged(Logged {
+            shard: self.shard,
+            origin,
+            region: region.clone(),
+            own: false,
+            entry,
+            hlc,
+            siblings,
+        }));
+        // A cursor can run ahead of the entries it covers, so an entry may be consumed as it arrives.
+        match decoded {
+            Op::Append(Envelope { to: user, .. }, _) | Op::Cursor { user, .. } | Op::Device { user, .. } => {
+                self.consume(&user);
+                self.remove(&user);
+            }
+            Op::Start { .. } | Op::Confirm { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn siblings(&self, envelope: &Envelope, body: &Bytes) -> Vec<Coord> {
+        let known = self.row().dedup.get(&dedup_key(envelope));
+        let coords = known.and_then(|row| row.bodies.get(&op::digest(envelope.kind, body)));
+        coords
+            .map(|coords| coords.iter().copied().collect())
+            .unwrap_or_default()
+    }
+
+    fn trim(&mut self) -> Outcome {
+        let mut more = false;
+        let origins: Vec<_> = self
+            .row()
+            .row
+            .logs
+            .iter()
+            .map(|(origin, log)| (*origin, log.floor))
+            .collect();
+        for (origin, floor) in origins {
+            let stable = self.row().row.stable(origin, &self.state.identity.holders);
+            let mut last = None;
+            let mut users = Vec::new();
+            for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
+                last = Some((seq, hash));
+                if let Ok(envelope) = op.envelope() {
+                    users.push(envelope.to);
+                }
+            }
+            let Some((to, hash)) = last else { continue };
+            more |= to < stable;
+            self.record(Decision::Trimmed {
+                shard: self.shard,
+                origin,
+                to,
+                hash,
+            });
+            users.sort_unstable();
+            users.dedup();
+            for user in users {
+                self.remove(&user);
+            }
+        }
+        Outcome::Done { more }
+    }
+
+    fn drop_dedup(&mut self, day: u32) -> Outcome {
+        let end_ms = (u64::from(day) + 1) * DAY_MS;
+        let shard = self.row();
+        let unstable = shard
+            .row
+            .logs
+            .iter()
+            .any(|(origin, log)| log.seq > shard.row.stable(*origin, &self.state.identity.holders));
+        let old = self.now_ms > end_ms.saturating_add(ID_WINDOW_MS + TIME_MARGIN_MS);
+        if old && !unstable {
+            self.record(Decision::DedupDropped {
+                shard: self.shard,
+                day,
+            });
+        }
+        Outcome::Done {
+            more: old && unstable,
+        }
+    }
+
+    /// Moves the mark of what every device consumed, at most [`CONSUME_STEP`] entries; says whether work is left.
+    fn consume(&mut self, user: &UserId) -> bool {
+        let mut steps = CONSUME_STEP;
+        let mut more = false;
+        let origins: Vec<Origin> = match self.row().users.get(user) {
+            Some(known) if !known.row.devices.is_empty() => known.inbox.keys().copied().collect(),
+            _ => return false,
+        };
+        for origin in origins {
+            let known = &self.row().users[user];
+            let series = &known.inbox[&origin];
+            let mut to = known.row.consumed.of(origin);
+            let counted = known.row.counted.of(origin);
+            let (from, mut messages, mut bytes) = (to, 0, 0);
+            loop {
+                if steps == 0 {
+                    more = true;
+                    break;
+                }
+                match series.next(to) {
+                    Next::Item(seq, op) if known.row.all_consumed(Coord { origin, seq }) => {
+                        to = seq;
+                        steps -= 1;
+                        if seq > counted {
+                            messages += 1;
+                            bytes += op.len() as u64;
+                        }
+                    }
+                    // A page that ended is work for another call only if this one got somewhere.
+                    Next::NotLoaded => {
+                        more |= to > from;
+                        break;
+                    }
+                    Next::Item(..) | Next::End => break,
+                }
+            }
+            if to > from {
+                let user = user.clone();
+                self.record(Decision::Consumed {
+                    shard: self.shard,
+                    user,
+                    origin,
+                    to,
+                    messages,
+                    bytes,
+                });
+            }
+        }
+        more
+    }
+
+    /// Removes what is both consumed and stable (R10).
+    fn remove(&mut self, user: &UserId) {
+        let shard = self.row();
+        let Some(known) = shard.users.get(user) else {
+            return;
+        };
+        let removable: Vec<(Origin, Seq)> = known
+            .row
+            .consumed
+            .iter()
+            .map(|(origin, seq)| {
+                (
+                    origin,
+                    seq.min(shard.row.stable(origin, &self.state.identity.holders)),
+                )
+            })
+            .filter(|(origin, to)| {
+                let trimmed = known.row.trimmed.of(*origin);
+                let next = known.inbox.get(origin).map(|series| series.next(trimmed));
+                *to > trimmed && !matches!(next, Some(Next::Item(seq, _)) if seq > *to)
+            })
+            .collect();
+        for (origin, to) in removable {
+            self.record(Decision::Removed {
+                shard: self.shard,
+                user: user.clone(),
+                origin,
+                to,
+            });
+        }
+    }
+
+    /// Logs an own operation under the next sequence and hybrid time.
+    fn log(&mut self, op: &Op) -> Coord {
+        self.start_if_new();
+        self.log_here(op)
+    }
+
+    /// The first own operation of a new origin is its start, tied to the origin before it (R1).
+    fn start_if_new(&mut self) {
+        let row = &self.row().row;
+        if row.origin == self.state.identity.origin {
+            return;
+        }
+        let previous = row.logs.get(&row.origin).map(|log| Coord {
+            origin: row.origin,
+            seq: log.seq,
+        });
+        let region = self.state.identity.region.clone();
+        self.log_here(&Op::Start { region, previous });
+    }
+
+    fn log_here(&mut self, op: &Op) -> Coord {
+        let origin = self.state.identity.origin;
+        let row = &self.row().row;
+        let (last, before) = row.logs.get(&origin).map_or((0, 0), |log| (log.seq, log.hash));
+        let hlc = row.hlc.tick(self.now_ms);
+        let op = LoggedOp::encode(op, hlc);
+        let entry = LogEntry {
+            seq: last + 1,
+            hash: op.running_hash(before),
+            op,
+        };
+        let coord = Coord {
+            origin,
+            seq: entry.seq,
+        };
+        let region = self.state.identity.region.clone();
+        self.record(Decision::Logged(Logged {
+            shard: self.shard,
+            origin,
+            region,
+            own: true,
+            entry,
+            hlc,
+            siblings: Vec::new(),
+        }));
+        coord
+    }
+}
+
+fn dedup_key(envelope: &Envelope) -> DedupKey {
+    DedupKey {
+        id: envelope.id,
+        recipient: envelope.to.clone(),
+        sender: envelope.from.clone(),
+    }
+}
+
+/// The loaded log entries above `floor` and at or below `stable`, at most [`TRIM_STEP`].
+fn trimmable(
+    shard: &ShardState,
+    origin: Origin,
+    floor: Seq,
+    stable: Seq,
+) -> impl Iterator<Item = (Seq, u64, &LoggedOp)> {
+    let series = shard.logs.get(&origin);
+    let mut after = floor;
+    std::iter::from_fn(move || match series?.next(after) {
+        Next::Item(seq, (hash, op)) if seq <= stable => {
+            after = seq;
+            Some((seq, *hash, op))
+        }
+        _ => None,
+    })
+    .take(TRIM_STEP)
+}

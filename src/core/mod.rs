@@ -1,0 +1,19 @@
+//! The deterministic core: what Iris decides, without clocks, randomness, sockets, tasks or disks.
+//!
+//! Everything that comes from outside is an input (`now`, random bits, frames, stored outcomes) and everything that
+//! leaves is an output. The same machines run under tokio in production and in the simulator.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`ids`], [`time`], [`vector`] | names, the two clocks, the hybrid logical clock, version vectors |
+//! | [`op`] | the logged operations and their encoding |
+//! | [`state`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod commit;
+pub mod ids;
+pub mod op;
+pub mod state;
+pub mod time;
+pub mod vector;

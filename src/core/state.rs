@@ -1,0 +1,645 @@
+//! The rows of a shard, and how a decision changes them.
+//!
+//! An engine loads the rows that [`commit`](super::commit) names into a [`State`]; `decide` turns operations into
+//! [`Decision`]s and applies them here; what the engine makes durable is the decisions (or the rows they touched).
+//! Replay applies decisions and never decides again.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
+use super::op::{self, DeviceChange, LogEntry, LoggedOp, Op};
+use super::time::Hlc;
+use super::vector::Vector;
+
+/// Limits that a commit judges. Counts are per user unless they say otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreLimits {
+    /// Messages that some device has not consumed.
+    pub inbox_messages: u64,
+    /// Bytes of those messages.
+    pub inbox_bytes: u64,
+    /// Devices of one user: each must consume before a message may go.
+    pub devices: usize,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        Self {
+            inbox_messages: 100_000,
+            inbox_bytes: 256 * 1024 * 1024,
+            devices: 32,
+        }
+    }
+}
+
+/// Who this store is; fixed while it is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreIdentity {
+    /// The cluster.
+    pub cluster: u128,
+    /// The region.
+    pub region: RegionId,
+    /// The incarnation that new own operations are logged under (R1).
+    pub origin: Origin,
+    /// The regions that keep every shard (R13).
+    pub holders: BTreeSet<RegionId>,
+    /// How users are spread.
+    pub sharding: Sharding,
+    /// Limits.
+    pub limits: StoreLimits,
+}
+
+/// One origin's log of a shard as far as it is applied here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRow {
+    /// The region that the origin belongs to.
+    pub region: RegionId,
+    /// Highest sequence applied (contiguous).
+    pub seq: Seq,
+    /// Running hash there.
+    pub hash: u64,
+    /// Everything to here was trimmed (R9).
+    pub floor: Seq,
+    /// Running hash at the floor.
+    pub floor_hash: u64,
+}
+
+/// What a holder last logged about what it has (R8).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmRow {
+    /// Applied and durable there.
+    pub applied: Vector,
+    /// Old origins it still needs (R23).
+    pub needed: Vec<Origin>,
+    /// Which operation said so; a later one of the same holder replaces it.
+    pub at: (Hlc, Origin, Seq),
+}
+
+/// The head of a shard: a few hundred bytes, always at hand for its owner.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ShardRow {
+    /// Fencing number of the owner.
+    pub epoch: Epoch,
+    /// The origin of the last own operation; 0 before the first.
+    pub origin: Origin,
+    /// Last hybrid time logged or observed (R7).
+    pub hlc: Hlc,
+    /// Each origin known here, own ones too.
+    pub logs: BTreeMap<Origin, LogRow>,
+    /// What each holder confirmed.
+    pub confirmed: BTreeMap<RegionId, ConfirmRow>,
+    /// Operations other than confirmations that were logged or applied since our last confirmation.
+    pub news: u64,
+    /// Confirmations of others that were applied since our last one.
+    pub confirms: u32,
+}
+
+impl ShardRow {
+    /// What is applied here, own operations included.
+    pub fn applied(&self) -> Vector {
+        self.logs.iter().map(|(origin, log)| (*origin, log.seq)).collect()
+    }
+
+    /// The highest sequence of `origin` that every holder logged as applied (R8).
+    pub fn stable(&self, origin: Origin, holders: &BTreeSet<RegionId>) -> Seq {
+        holders
+            .iter()
+            .map(|holder| self.confirmed.get(holder).map_or(0, |row| row.applied.of(origin)))
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// [`ShardRow::stable`] for every origin known here.
+    pub fn stable_vector(&self, holders: &BTreeSet<RegionId>) -> Vector {
+        self.logs
+            .keys()
+            .map(|origin| (*origin, self.stable(*origin, holders)))
+            .collect()
+    }
+
+    /// Whether R8 allows another confirmation of ours.
+    pub fn confirm_due(&self) -> bool {
+        self.news > 0 || self.confirms >= CONFIRMS_BEFORE_CONFIRM
+    }
+}
+
+/// After this many confirmations of others we confirm again, so that they can be trimmed (R8).
+pub const CONFIRMS_BEFORE_CONFIRM: u32 = 8;
+
+/// A device that must consume.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DeviceRow {
+    /// Its registration.
+    pub epoch: u32,
+    /// Expired under that epoch: need not consume (R19).
+    pub expired: bool,
+    /// What it consumed.
+    pub cursor: Vector,
+}
+
+/// What is known of a user beside the messages.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UserRow {
+    /// The devices.
+    pub devices: BTreeMap<DeviceId, DeviceRow>,
+    /// Per origin the highest sequence removed from the inbox.
+    pub trimmed: Vector,
+    /// Per origin the sequence to which every device consumed; goes back when a device registers.
+    pub consumed: Vector,
+    /// The furthest that `consumed` ever was: to here `unread` has been counted down.
+    pub counted: Vector,
+    /// Messages that some device has not consumed.
+    pub unread: u64,
+    /// Their bytes.
+    pub unread_bytes: u64,
+    /// Other coordinates of the same message, for the few entries that have any (R15).
+    pub siblings: BTreeMap<Coord, BTreeSet<Coord>>,
+    /// Tokens issued before this unix second are refused; reserved.
+    pub not_before: u64,
+}
+
+impl UserRow {
+    /// Whether a cursor covers an entry or any of its siblings (R15).
+    pub fn covered(&self, cursor: &Vector, at: Coord) -> bool {
+        cursor.covers(at)
+            || self
+                .siblings
+                .get(&at)
+                .is_some_and(|others| others.iter().any(|other| cursor.covers(*other)))
+    }
+
+    /// Whether there is a device and every one has consumed the entry (R10).
+    pub fn all_consumed(&self, at: Coord) -> bool {
+        let mut any = false;
+        for device in self.devices.values().filter(|device| !device.expired) {
+            any = true;
+            if !self.covered(&device.cursor, at) {
+                return false;
+            }
+        }
+        any
+    }
+}
+
+/// Names one message of one sender to one recipient; ordered by id first, so by time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DedupKey {
+    /// The message's id.
+    pub id: MessageId,
+    /// To whom.
+    pub recipient: UserId,
+    /// From whom.
+    pub sender: UserId,
+}
+
+impl DedupKey {
+    /// The UTC day of the id's time, counted from 1970; ids without a time stand in day 0.
+    pub fn day(&self) -> u32 {
+        (self.id.unix_ms().unwrap_or(0) / 86_400_000) as u32
+    }
+}
+
+/// The coordinates under which one id was accepted, by digest of the body (R15, R16).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DedupRow {
+    /// Usually one digest and one coordinate.
+    pub bodies: BTreeMap<u128, BTreeSet<Coord>>,
+}
+
+/// A sequence of items of which the older part may lie in the engine only.
+///
+/// Items above `behind` are in `tail`. Of those at or below it, the engine may load a window into `page`.
+#[derive(Debug, Clone)]
+pub struct Series<T> {
+    /// Items at or below this sequence are not in `tail`.
+    pub behind: Seq,
+    /// A loaded window: every item in `(after, to]`.
+    pub page: Option<Page<T>>,
+    /// Items in rising order.
+    pub tail: VecDeque<(Seq, T)>,
+}
+
+impl<T> Default for Series<T> {
+    fn default() -> Self {
+        Self {
+            behind: 0,
+            page: None,
+            tail: VecDeque::new(),
+        }
+    }
+}
+
+/// A window of a [`Series`] that was loaded from the engine: every item in `(after, to]`.
+#[derive(Debug, Clone)]
+pub struct Page<T> {
+    /// Where it begins (exclusive).
+    pub after: Seq,
+    /// Where it ends (inclusive).
+    pub to: Seq,
+    /// The items.
+    pub items: Vec<(Seq, T)>,
+}
+
+/// The answer of [`Series::next`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next<'a, T> {
+    /// The next item.
+    Item(Seq, &'a T),
+    /// There is none.
+    End,
+    /// It lies in a part that is not loaded.
+    NotLoaded,
+}
+
+impl<T> Series<T> {
+    /// The first item above `after`.
+    pub fn next(&self, after: Seq) -> Next<'_, T> {
+        let mut after = after;
+        if after < self.behind {
+            match &self.page {
+                Some(page) if page.after <= after && after < page.to => {
+                    let from = page.items.partition_point(|(seq, _)| *seq <= after);
+                    if let Some((seq, item)) = page.items.get(from) {
+                        return Next::Item(*seq, item);
+                    }
+                    if page.to < self.behind {
+                        return Next::NotLoaded;
+                    }
+                    after = self.behind;
+                }
+                _ => return Next::NotLoaded,
+            }
+        }
+        match self.tail.get(self.tail.partition_point(|(seq, _)| *seq <= after)) {
+            Some((seq, item)) => Next::Item(*seq, item),
+            None => Next::End,
+        }
+    }
+
+    /// Adds an item above all others.
+    pub fn push(&mut self, seq: Seq, item: T) {
+        debug_assert!(self.tail.back().is_none_or(|(last, _)| *last < seq));
+        self.tail.push_back((seq, item));
+    }
+
+    /// Drops every item at or below `to`.
+    pub fn drop_to(&mut self, to: Seq) {
+        while self.tail.front().is_some_and(|(seq, _)| *seq <= to) {
+            self.tail.pop_front();
+        }
+        if let Some(page) = &mut self.page {
+            page.items.retain(|(seq, _)| *seq > to);
+        }
+    }
+}
+
+/// A user of a shard.
+#[derive(Debug, Clone, Default)]
+pub struct UserState {
+    /// The row.
+    pub row: UserRow,
+    /// The messages, by origin.
+    pub inbox: BTreeMap<Origin, Series<LoggedOp>>,
+}
+
+/// A shard as far as it is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct ShardState {
+    /// The head.
+    pub row: ShardRow,
+    /// The logs, by origin; `(running hash, operation)`.
+    pub logs: BTreeMap<Origin, Series<(u64, LoggedOp)>>,
+    /// The users.
+    pub users: BTreeMap<UserId, UserState>,
+    /// Ids that were accepted.
+    pub dedup: BTreeMap<DedupKey, DedupRow>,
+}
+
+/// Rows of many shards.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Who this store is.
+    pub identity: StoreIdentity,
+    /// The shards.
+    pub shards: BTreeMap<ShardId, ShardState>,
+}
+
+/// One durable step. Applying it needs no judgement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Decision {
+    /// A new owner.
+    Epoch {
+        /// The shard.
+        shard: ShardId,
+        /// Its new epoch.
+        epoch: Epoch,
+    },
+    /// An operation was logged: an own one, or one applied from another origin's log.
+    Logged(Logged),
+    /// Every device consumed a user's entries of an origin to here.
+    Consumed {
+        /// The shard.
+        shard: ShardId,
+        /// The user.
+        user: UserId,
+        /// The origin.
+        origin: Origin,
+        /// To this sequence.
+        to: Seq,
+        /// Messages that leave the count of unread ones.
+        messages: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// A user's entries of an origin to here are removed (R10).
+    Removed {
+        /// The shard.
+        shard: ShardId,
+        /// The user.
+        user: UserId,
+        /// The origin.
+        origin: Origin,
+        /// To this sequence.
+        to: Seq,
+    },
+    /// An origin's log to here is trimmed (R9).
+    Trimmed {
+        /// The shard.
+        shard: ShardId,
+        /// The origin.
+        origin: Origin,
+        /// To this sequence.
+        to: Seq,
+        /// The running hash there.
+        hash: u64,
+    },
+    /// Dedup records of a UTC day are dropped (R16).
+    DedupDropped {
+        /// The shard.
+        shard: ShardId,
+        /// The day, counted from 1970.
+        day: u32,
+    },
+}
+
+/// An operation that was logged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logged {
+    /// The shard.
+    pub shard: ShardId,
+    /// The origin whose log it stands in.
+    pub origin: Origin,
+    /// The region of that origin.
+    pub region: RegionId,
+    /// Logged by this store, not applied from another log: the origin is our current one.
+    pub own: bool,
+    /// Sequence, running hash, operation.
+    pub entry: LogEntry,
+    /// Our hybrid time after it.
+    pub hlc: Hlc,
+    /// For a message: other coordinates of the same one (R15).
+    pub siblings: Vec<Coord>,
+}
+
+impl Logged {
+    /// Its coordinates.
+    pub fn coord(&self) -> Coord {
+        Coord {
+            origin: self.origin,
+            seq: self.entry.seq,
+        }
+    }
+}
+
+impl Decision {
+    /// The shard it belongs to.
+    pub fn shard(&self) -> ShardId {
+        match self {
+            Decision::Logged(logged) => logged.shard,
+            Decision::Epoch { shard, .. }
+            | Decision::Consumed { shard, .. }
+            | Decision::Removed { shard, .. }
+            | Decision::Trimmed { shard, .. }
+            | Decision::DedupDropped { shard, .. } => *shard,
+        }
+    }
+}
+
+impl State {
+    /// An empty state.
+    pub fn new(identity: StoreIdentity) -> Self {
+        Self {
+            identity,
+            shards: BTreeMap::new(),
+        }
+    }
+
+    /// Applies a decision to the rows. The rows that it touches must be loaded.
+    pub fn apply(&mut self, decision: &Decision) {
+        let me = &self.identity.region;
+        let shard = self.shards.entry(decision.shard()).or_default();
+        match decision {
+            Decision::Epoch { epoch, .. } => shard.row.epoch = *epoch,
+            Decision::Logged(logged) => shard.apply_logged(logged, me),
+            Decision::Consumed {
+                user,
+                origin,
+                to,
+                messages,
+                bytes,
+                ..
+            } => {
+                let row = &mut shard.users.entry(user.clone()).or_default().row;
+                row.consumed.raise(*origin, *to);
+                row.counted.raise(*origin, *to);
+                row.unread = row.unread.saturating_sub(*messages);
+                row.unread_bytes = row.unread_bytes.saturating_sub(*bytes);
+            }
+            Decision::Removed { user, origin, to, .. } => {
+                let user = shard.users.entry(user.clone()).or_default();
+                user.row.trimmed.raise(*origin, *to);
+                user.row
+                    .siblings
+                    .retain(|at, _| at.origin != *origin || at.seq > *to);
+                if let Some(series) = user.inbox.get_mut(origin) {
+                    series.drop_to(*to);
+                }
+            }
+            Decision::Trimmed { origin, to, hash, .. } => {
+                if let Some(log) = shard.row.logs.get_mut(origin) {
+                    log.floor = *to;
+                    log.floor_hash = *hash;
+                }
+                if let Some(series) = shard.logs.get_mut(origin) {
+                    series.drop_to(*to);
+                }
+            }
+            Decision::DedupDropped { day, .. } => shard.dedup.retain(|key, _| key.day() != *day),
+        }
+    }
+}
+
+impl ShardState {
+    fn apply_logged(&mut self, logged: &Logged, me: &RegionId) {
+        let Logged {
+            origin,
+            region,
+            own,
+            entry,
+            hlc,
+            siblings,
+            ..
+        } = logged;
+        if *own {
+            self.row.origin = *origin;
+        }
+        let log = self.row.logs.entry(*origin).or_insert_with(|| LogRow {
+            region: region.clone(),
+            seq: 0,
+            hash: 0,
+            floor: 0,
+            floor_hash: 0,
+        });
+        log.seq = entry.seq;
+        log.hash = entry.hash;
+        self.row.hlc = *hlc;
+        self.logs
+            .entry(*origin)
+            .or_default()
+            .push(entry.seq, (entry.hash, entry.op.clone()));
+        if entry.op.kind() == op::kind::CONFIRM {
+            if region != me {
+                self.row.confirms = self.row.confirms.saturating_add(1);
+            }
+        } else {
+            self.row.news += 1;
+        }
+        // Decisions were judged before they were recorded, so what they hold decodes.
+        match entry.op.decode() {
+            Ok(Op::Start { .. }) | Err(_) => {}
+            Ok(Op::Append(envelope, body)) => {
+                let at = logged.coord();
+                let user = self.users.entry(envelope.to.clone()).or_default();
+                user.inbox
+                    .entry(*origin)
+                    .or_default()
+                    .push(entry.seq, entry.op.clone());
+                user.row.unread += 1;
+                user.row.unread_bytes += entry.op.len() as u64;
+                if !siblings.is_empty() {
+                    for sibling in siblings {
+                        if !user.row.trimmed.covers(*sibling) {
+                            user.row.siblings.entry(*sibling).or_default().insert(at);
+                        }
+                    }
+                    user.row
+                        .siblings
+                        .entry(at)
+                        .or_default()
+                        .extend(siblings.iter().copied());
+                }
+                let digest = op::digest(envelope.kind, &body);
+                let key = DedupKey {
+                    id: envelope.id,
+                    recipient: envelope.to,
+                    sender: envelope.from,
+                };
+                self.dedup
+                    .entry(key)
+                    .or_default()
+                    .bodies
+                    .entry(digest)
+                    .or_default()
+                    .insert(at);
+            }
+            Ok(Op::Cursor { user, device, cursor }) => {
+                let user = self.users.entry(user).or_default();
+                user.device(device).cursor.merge(&cursor);
+            }
+            Ok(Op::Device { user, device, change }) => {
+                let user = self.users.entry(user).or_default();
+                match change {
+                    DeviceChange::Register { epoch, cursor } => {
+                        let row = user.device(device);
+                        if epoch > row.epoch {
+                            row.epoch = epoch;
+                            row.expired = false;
+                        }
+                        row.cursor.merge(&cursor);
+                    }
+                    DeviceChange::Expire { epoch } => {
+                        let row = user.device(device);
+                        row.expired |= epoch == row.epoch;
+                    }
+                    DeviceChange::Veto { epoch } => {
+                        let row = user.device(device);
+                        row.expired &= epoch != row.epoch;
+                    }
+                }
+            }
+            Ok(Op::Confirm {
+                holder,
+                applied,
+                needed,
+            }) => {
+                let at = (entry.op.hlc(), *origin, entry.seq);
+                if holder == *me {
+                    self.row.news = 0;
+                    self.row.confirms = 0;
+                }
+                let known = self.row.confirmed.get(&holder);
+                if known.is_none_or(|known| known.at < at) {
+                    self.row
+                        .confirmed
+                        .insert(holder, ConfirmRow { applied, needed, at });
+                }
+            }
+        }
+    }
+}
+
+impl UserState {
+    /// The row of a device; one that was not known starts here, and what it has not seen is unread again.
+    fn device(&mut self, device: DeviceId) -> &mut DeviceRow {
+        let row = &mut self.row;
+        row.devices.entry(device).or_insert_with(|| {
+            row.consumed = row.trimmed.clone();
+            DeviceRow::default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_reads_across_its_page_and_its_tail() {
+        let mut series: Series<&str> = Series {
+            behind: 10,
+            ..Series::default()
+        };
+        series.push(12, "twelve");
+        assert_eq!(series.next(0), Next::NotLoaded);
+        assert_eq!(series.next(10), Next::Item(12, &"twelve"));
+        series.page = Some(Page {
+            after: 0,
+            to: 10,
+            items: vec![(3, "three"), (7, "seven")],
+        });
+        assert_eq!(series.next(0), Next::Item(3, &"three"));
+        assert_eq!(series.next(3), Next::Item(7, &"seven"));
+        assert_eq!(series.next(7), Next::Item(12, &"twelve"));
+        assert_eq!(series.next(12), Next::End);
+        series.page = Some(Page {
+            after: 0,
+            to: 5,
+            items: vec![(3, "three")],
+        });
+        assert_eq!(series.next(3), Next::NotLoaded);
+        series.drop_to(12);
+        assert_eq!(series.next(10), Next::End);
+    }
+}
