@@ -1,4 +1,5 @@
 //! Iris.
 
 pub mod core;
+pub mod net;
 pub mod store;

@@ -1,0 +1,80 @@
+//! rustls configurations: TLS 1.3 alone, the ring provider given explicitly, no tickets, no early data.
+
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::Resumption,
+    crypto::CryptoProvider,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+};
+
+use super::certs::{CertError, Identity, Roots};
+
+/// ALPN of clients.
+pub const CLIENT_ALPN: &[u8] = b"iris/1";
+/// ALPN of connections between nodes.
+pub const PEER_ALPN: &[u8] = b"iris-peer/1";
+
+/// The accepting side; with `client_roots` every client must present a certificate that they signed.
+///
+/// # Errors
+/// [`CertError::Tls`] when key and chain do not fit.
+pub fn server_config(
+    identity: &Identity,
+    client_roots: Option<&Roots>,
+    alpn: &[u8],
+) -> Result<Arc<QuicServerConfig>, CertError> {
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
+    let builder = match client_roots {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots.store(), provider())
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(identity.chain().to_vec(), identity.key())?;
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(Arc::new(
+        QuicServerConfig::try_from(config).map_err(no_initial_suite)?,
+    ))
+}
+
+/// The connecting side; `identity` is presented when the server asks for a certificate.
+///
+/// # Errors
+/// [`CertError::Tls`] when key and chain do not fit.
+pub fn client_config(
+    roots: &Roots,
+    identity: Option<&Identity>,
+    alpn: &[u8],
+) -> Result<Arc<QuicClientConfig>, CertError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots.store());
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => builder.with_client_auth_cert(identity.chain().to_vec(), identity.key())?,
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(Arc::new(
+        QuicClientConfig::try_from(config).map_err(no_initial_suite)?,
+    ))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn no_initial_suite(error: quinn::crypto::rustls::NoInitialCipherSuite) -> CertError {
+    CertError::Tls(rustls::Error::General(error.to_string()))
+}
