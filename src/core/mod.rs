@@ -7,13 +7,19 @@
 //! |---|---|
 //! | [`ids`], [`time`], [`vector`] | names, the two clocks, the hybrid logical clock, version vectors |
 //! | [`op`] | the logged operations and their encoding |
+//! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
 //! | [`state`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod commit;
 pub mod ids;
+pub mod limits;
+pub mod members;
+pub mod msg;
 pub mod op;
+pub mod placement;
 pub mod state;
 pub mod time;
 pub mod vector;
+pub mod wire;

@@ -1,0 +1,92 @@
+//! The limits and intervals of the machines, each with its default and its reason.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Limits and intervals of a node's machines. Every queue of the core is bounded by one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CoreLimits {
+    /// Largest body in bytes that a client may send.
+    pub max_body: u32,
+    /// Messages of one session that were sent and not yet answered.
+    pub sends_in_flight: u32,
+    /// Bytes of unanswered messages that one edge partition holds; beyond it senders are told `Overloaded`.
+    pub edge_bytes: usize,
+    /// Deposits in flight on a lane; the rest waits at the edge. A few commits' worth keeps the owner busy.
+    pub lane_deposits: usize,
+    /// Deposits that an owner partition holds for commits; beyond it they are refused retryably.
+    pub owner_deposits: usize,
+    /// Messages in flight to one device.
+    pub window_messages: usize,
+    /// Bytes in flight to one device.
+    pub window_bytes: usize,
+    /// Users that one session may watch.
+    pub watches: usize,
+    /// Messages a second that one user may send, refilled continuously.
+    pub sends_per_second: u32,
+    /// Messages that one user may send at once after a silence.
+    pub send_burst: u32,
+    /// Bytes of operations in flight on a link: memory a link costs at most on each side.
+    pub link_bytes: u64,
+    /// Presence records in one message of a link.
+    pub presence_batch: usize,
+    /// An edge gives up on a deposit after so many milliseconds and tells the sender `Unknown`.
+    pub deposit_timeout_ms: u64,
+    /// Between a retryable refusal and the next attempt, milliseconds.
+    pub retry_ms: u64,
+    /// An attach that is not answered is an error to the client after so many milliseconds.
+    pub attach_timeout_ms: u64,
+    /// Cursors are written at most so often, milliseconds (R14).
+    pub cursor_ms: u64,
+    /// Confirmations are logged at most so often, milliseconds (R8).
+    pub confirm_ms: u64,
+    /// Presence changes are sent in batches of so many milliseconds.
+    pub presence_ms: u64,
+    /// Links and lanes ping so often, milliseconds.
+    pub ping_ms: u64,
+    /// A link without an answer for so long is down, milliseconds; users there show as unreachable.
+    pub link_timeout_ms: u64,
+    /// Sessions that are missing from their edge's set end after so long, milliseconds.
+    pub session_grace_ms: u64,
+    /// A probed client has so long to answer, milliseconds (DESIGN 5).
+    pub probe_ms: u64,
+    /// Seconds of silence after which a client's connection ends.
+    pub idle_seconds: u32,
+}
+
+impl Default for CoreLimits {
+    fn default() -> Self {
+        Self {
+            max_body: 64 * 1024,
+            sends_in_flight: 1024,
+            edge_bytes: 256 * 1024 * 1024,
+            lane_deposits: 16 * 1024,
+            owner_deposits: 64 * 1024,
+            window_messages: 256,
+            window_bytes: 1024 * 1024,
+            watches: 1000,
+            sends_per_second: 20_000,
+            send_burst: 40_000,
+            link_bytes: 16 * 1024 * 1024,
+            presence_batch: 512,
+            deposit_timeout_ms: 10_000,
+            retry_ms: 100,
+            attach_timeout_ms: 10_000,
+            cursor_ms: 1_000,
+            confirm_ms: 1_000,
+            presence_ms: 50,
+            ping_ms: 1_000,
+            link_timeout_ms: 5_000,
+            session_grace_ms: 3_000,
+            probe_ms: 2_000,
+            idle_seconds: 300,
+        }
+    }
+}
+
+/// Milliseconds as a duration.
+pub fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
