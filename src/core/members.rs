@@ -63,16 +63,32 @@ impl Members {
 
     /// The owner of every shard in a region: rendezvous hashing over its ready core nodes.
     pub fn owners(&self, region: &RegionId, sharding: &Sharding) -> BTreeMap<ShardId, Owner> {
-        let Some(nodes) = self.regions.get(region) else { return BTreeMap::new() };
-        let names: Vec<NodeName> =
-            nodes.values().filter(|m| m.core && m.ready).map(|m| m.key.node.clone()).collect();
+        let Some(nodes) = self.regions.get(region) else {
+            return BTreeMap::new();
+        };
+        let names: Vec<NodeName> = nodes
+            .values()
+            .filter(|m| m.core && m.ready)
+            .map(|m| m.key.node.clone())
+            .collect();
         let mut owners = BTreeMap::new();
         for shard in (0..sharding.count).map(ShardId) {
-            let Some(name) = placement::owner(shard, &names, sharding.seed) else { continue };
+            let Some(name) = placement::owner(shard, &names, sharding.seed) else {
+                continue;
+            };
             let Some(member) = nodes.get(name) else { continue };
             let partition = placement::partition(shard, member.partitions);
-            let addr = Addr { node: member.key.clone(), partition };
-            owners.insert(shard, Owner { addr, generation: member.generation });
+            let addr = Addr {
+                node: member.key.clone(),
+                partition,
+            };
+            owners.insert(
+                shard,
+                Owner {
+                    addr,
+                    generation: member.generation,
+                },
+            );
         }
         owners
     }

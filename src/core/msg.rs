@@ -378,7 +378,11 @@ pub enum MessageError {
 impl Message {
     /// Encodes into a buffer: control length u32, control, bodies.
     pub fn encode(&mut self) -> Bytes {
-        if let Message::ToSubscriber { body: ToSubscriber::Ops(runs), .. } = self {
+        if let Message::ToSubscriber {
+            body: ToSubscriber::Ops(runs),
+            ..
+        } = self
+        {
             runs.iter_mut().for_each(|run| run.count = run.ops.len() as u32);
         }
         let mut lengths: Vec<u32> = Vec::new();
@@ -416,7 +420,11 @@ impl Message {
         if claimed > lengths.len() as u64 {
             return Err(wrong());
         }
-        if let Message::ToSubscriber { body: ToSubscriber::Ops(runs), .. } = &mut message {
+        if let Message::ToSubscriber {
+            body: ToSubscriber::Ops(runs),
+            ..
+        } = &mut message
+        {
             for run in runs {
                 run.ops = vec![Bytes::new(); run.count as usize];
             }
@@ -431,25 +439,41 @@ impl Message {
             }
             _ => bad = true,
         });
-        if bad || next.next().is_some() || at != bytes.len() { Err(wrong()) } else { Ok(message) }
+        if bad || next.next().is_some() || at != bytes.len() {
+            Err(wrong())
+        } else {
+            Ok(message)
+        }
     }
 
     fn runs(&self) -> &[Run] {
         match self {
-            Message::ToSubscriber { body: ToSubscriber::Ops(runs), .. } => runs,
+            Message::ToSubscriber {
+                body: ToSubscriber::Ops(runs),
+                ..
+            } => runs,
             _ => &[],
         }
     }
 
     fn for_each_body(&mut self, visit: &mut dyn FnMut(&mut Bytes)) {
         match self {
-            Message::ToOwner { body: ToOwner::Deposit(items), .. } => {
+            Message::ToOwner {
+                body: ToOwner::Deposit(items),
+                ..
+            } => {
                 items.iter_mut().for_each(|item| visit(&mut item.body));
             }
-            Message::ToEdge { body: ToEdge::Deliver(items), .. } => {
+            Message::ToEdge {
+                body: ToEdge::Deliver(items),
+                ..
+            } => {
                 items.iter_mut().for_each(|item| visit(&mut item.op));
             }
-            Message::ToSubscriber { body: ToSubscriber::Ops(runs), .. } => {
+            Message::ToSubscriber {
+                body: ToSubscriber::Ops(runs),
+                ..
+            } => {
                 runs.iter_mut().flat_map(|run| run.ops.iter_mut()).for_each(visit);
             }
             _ => {}
@@ -473,7 +497,10 @@ mod tests {
     fn bodies_travel_behind_the_control_part() {
         let delivery = |n: u64, op: &'static [u8]| Delivery {
             session: SessionId(n),
-            at: Coord { origin: Origin(7), seq: n },
+            at: Coord {
+                origin: Origin(7),
+                seq: n,
+            },
             op: Bytes::from_static(op),
         };
         round_trip(Message::ToEdge {
@@ -489,8 +516,16 @@ mod tests {
             ops: ops.iter().map(|op| Bytes::from_static(op)).collect(),
             count: ops.len() as u32,
         };
-        round_trip(Message::ToSubscriber { lane: 1, body: ToSubscriber::Ops(vec![run(&[b"a", b"bc"]), run(&[])]) });
-        round_trip(Message::ToOwner { lane: 1, body: ToOwner::Open { generation: Generation(4) } });
+        round_trip(Message::ToSubscriber {
+            lane: 1,
+            body: ToSubscriber::Ops(vec![run(&[b"a", b"bc"]), run(&[])]),
+        });
+        round_trip(Message::ToOwner {
+            lane: 1,
+            body: ToOwner::Open {
+                generation: Generation(4),
+            },
+        });
     }
 
     #[test]

@@ -200,13 +200,19 @@ impl From<Code> for u16 {
         if let Code::Other(number) = code {
             return number;
         }
-        CODES.iter().find(|(known, _)| *known == code).map_or(0, |(_, number)| *number)
+        CODES
+            .iter()
+            .find(|(known, _)| *known == code)
+            .map_or(0, |(_, number)| *number)
     }
 }
 
 impl From<u16> for Code {
     fn from(number: u16) -> Code {
-        CODES.iter().find(|(_, known)| *known == number).map_or(Code::Other(number), |(code, _)| *code)
+        CODES
+            .iter()
+            .find(|(_, known)| *known == number)
+            .map_or(Code::Other(number), |(code, _)| *code)
     }
 }
 
@@ -510,7 +516,9 @@ impl ClientFrame {
                 frame(out, kind::SEND, &header, &send.control, &send.body);
             }
             ClientFrame::Ack(coords) => frame(out, kind::ACK, &[], coords, &[]),
-            ClientFrame::SetStatus { status, text } => frame(out, kind::SET_STATUS, &[], &(status, text), &[]),
+            ClientFrame::SetStatus { status, text } => {
+                frame(out, kind::SET_STATUS, &[], &(status, text), &[])
+            }
             ClientFrame::Watch(users) => frame(out, kind::WATCH, &[], users, &[]),
             ClientFrame::Unwatch(users) => frame(out, kind::UNWATCH, &[], users, &[]),
             ClientFrame::Ping(nonce) => frame(out, kind::PING, &nonce.to_be_bytes(), &(), &[]),
@@ -556,7 +564,11 @@ impl ClientFrame {
             kind::WATCH | kind::UNWATCH => {
                 let users: Vec<UserId> = Parts::split(kind, payload, 0)?.only_control()?;
                 limit("list of users", users.len(), MAX_WATCH_BATCH)?;
-                if kind == kind::WATCH { ClientFrame::Watch(users) } else { ClientFrame::Unwatch(users) }
+                if kind == kind::WATCH {
+                    ClientFrame::Watch(users)
+                } else {
+                    ClientFrame::Unwatch(users)
+                }
             }
             kind::PING => {
                 let parts = Parts::split(kind, payload, 8)?;
@@ -634,9 +646,16 @@ impl ServerFrame {
                 let accepted = Accepted {
                     id: MessageId(parts.header[..16].try_into().expect("16 bytes")),
                     session_seq: parts.number(16),
-                    at: Coord { origin: Origin(parts.number(24)), seq: parts.number(32) },
+                    at: Coord {
+                        origin: Origin(parts.number(24)),
+                        seq: parts.number(32),
+                    },
                     duplicate: parts.header[40] != 0,
-                    durability: if parts.header[41] == 0 { Durability::Region } else { Durability::Geo },
+                    durability: if parts.header[41] == 0 {
+                        Durability::Region
+                    } else {
+                        Durability::Geo
+                    },
                 };
                 parts.only_control::<()>()?;
                 ServerFrame::Accepted(accepted)
@@ -646,15 +665,30 @@ impl ServerFrame {
                 let id = MessageId(parts.header[..16].try_into().expect("16 bytes"));
                 let session_seq = parts.number(16);
                 let (code, detail, server_ms) = parts.only_control()?;
-                ServerFrame::Rejected(Rejected { id, session_seq, code, detail, server_ms })
+                ServerFrame::Rejected(Rejected {
+                    id,
+                    session_seq,
+                    code,
+                    detail,
+                    server_ms,
+                })
             }
             kind::DELIVER => {
                 if payload.len() < 16 {
-                    return Err(WireError::Short { kind, len: payload.len() });
+                    return Err(WireError::Short {
+                        kind,
+                        len: payload.len(),
+                    });
                 }
                 let number = |at: usize| u64::from_be_bytes(payload[at..at + 8].try_into().expect("8 bytes"));
-                let at = Coord { origin: Origin(number(0)), seq: number(8) };
-                ServerFrame::Deliver { at, op: LoggedOp::from_bytes(payload.slice(16..))? }
+                let at = Coord {
+                    origin: Origin(number(0)),
+                    seq: number(8),
+                };
+                ServerFrame::Deliver {
+                    at,
+                    op: LoggedOp::from_bytes(payload.slice(16..))?,
+                }
             }
             kind::HOLE => ServerFrame::Hole(Parts::split(kind, payload, 0)?.only_control()?),
             kind::PRESENCE => ServerFrame::Presence(Parts::split(kind, payload, 0)?.only_control()?),
@@ -686,8 +720,13 @@ struct Parts {
 
 impl Parts {
     fn split(kind: u8, payload: Bytes, header_len: usize) -> Result<Parts, WireError> {
-        let short = WireError::Short { kind, len: payload.len() };
-        let Some(length) = payload.get(header_len..header_len + 4) else { return Err(short) };
+        let short = WireError::Short {
+            kind,
+            len: payload.len(),
+        };
+        let Some(length) = payload.get(header_len..header_len + 4) else {
+            return Err(short);
+        };
         let control_len = u32::from_be_bytes(length.try_into().expect("4 bytes")) as usize;
         limit("control part", control_len, MAX_CLIENT_CONTROL)?;
         let control_at = header_len + 4;
@@ -707,20 +746,29 @@ impl Parts {
     }
 
     fn control<T: DeserializeOwned>(&self) -> Result<T, WireError> {
-        rmp_serde::from_slice(&self.control)
-            .map_err(|e| WireError::Malformed { kind: self.kind, reason: e.to_string() })
+        rmp_serde::from_slice(&self.control).map_err(|e| WireError::Malformed {
+            kind: self.kind,
+            reason: e.to_string(),
+        })
     }
 
     fn only_control<T: DeserializeOwned>(&self) -> Result<T, WireError> {
         if !self.body.is_empty() {
-            return Err(WireError::Trailing { kind: self.kind, len: self.body.len() });
+            return Err(WireError::Trailing {
+                kind: self.kind,
+                len: self.body.len(),
+            });
         }
         self.control()
     }
 }
 
 fn limit(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
-    if len > max { Err(WireError::TooLong { what, len, max }) } else { Ok(()) }
+    if len > max {
+        Err(WireError::TooLong { what, len, max })
+    } else {
+        Ok(())
+    }
 }
 
 fn frame<T: Serialize>(out: &mut BytesMut, kind: u8, header: &[u8], control: &T, body: &[u8]) {
@@ -749,7 +797,10 @@ mod tests {
         let mut out = BytesMut::new();
         frame.encode(&mut out);
         let bytes = out.freeze();
-        assert_eq!(u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize, bytes.len() - 4);
+        assert_eq!(
+            u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize,
+            bytes.len() - 4
+        );
         assert_eq!(bytes[4], WIRE_VERSION);
         ClientFrame::decode(bytes[5], bytes.slice(6..))
     }
@@ -759,7 +810,12 @@ mod tests {
         ClientFrame::Send(Send {
             id: MessageId::v7(1, [2; 10]),
             session_seq: 3,
-            control: SendControl { to, kind: 4, ttl_ms: 5, trace },
+            control: SendControl {
+                to,
+                kind: 4,
+                ttl_ms: 5,
+                trace,
+            },
             body,
         })
     }
@@ -768,8 +824,14 @@ mod tests {
     fn a_send_holds_its_limits() {
         let frame = send(Bytes::from(vec![1; MAX_BODY]), vec![0; MAX_TRACE]);
         assert_eq!(client(&frame), Ok(frame));
-        assert!(matches!(client(&send(Bytes::from(vec![1; MAX_BODY + 1]), vec![])), Err(WireError::TooLong { .. })));
-        assert!(matches!(client(&send(Bytes::new(), vec![0; MAX_TRACE + 1])), Err(WireError::TooLong { .. })));
+        assert!(matches!(
+            client(&send(Bytes::from(vec![1; MAX_BODY + 1]), vec![])),
+            Err(WireError::TooLong { .. })
+        ));
+        assert!(matches!(
+            client(&send(Bytes::new(), vec![0; MAX_TRACE + 1])),
+            Err(WireError::TooLong { .. })
+        ));
     }
 
     #[test]
