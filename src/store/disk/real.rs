@@ -1,0 +1,289 @@
+//! A folder of the file system.
+
+use super::{Disk, DiskFile};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// The lock file: held with `flock` for as long as the [`RealDisk`] lives, contains the process id of its holder.
+const LOCK_FILE: &str = "lock";
+
+/// More than any process id in decimal digits: what is read of a lock file.
+const MAX_PID_DIGITS: u64 = 20;
+
+/// A folder of the file system, locked: at most one `RealDisk` of a folder exists at a time, in all processes.
+#[derive(Debug)]
+pub struct RealDisk {
+    folder: PathBuf,
+    /// The kernel drops the lock with this handle, also when the process is killed.
+    _lock: File,
+}
+
+/// A file of a [`RealDisk`].
+#[derive(Debug)]
+pub struct RealFile {
+    file: File,
+    path: PathBuf,
+}
+
+/// The folder is in use. Found inside the [`io::Error`] of kind `ResourceBusy` that [`RealDisk::open`] returns.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the folder {} is in use by {}: stop that process, or use another folder",
+    folder.display(),
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+)]
+pub struct Locked {
+    /// The folder that is locked.
+    pub folder: PathBuf,
+    /// The process that holds it, if it wrote its id.
+    pub pid: Option<u32>,
+}
+
+impl RealDisk {
+    /// Opens an existing folder and locks it. `NotFound` if there is no such folder, `ResourceBusy` with [`Locked`]
+    /// inside if another `RealDisk` has it open.
+    pub fn open(folder: impl Into<PathBuf>) -> io::Result<Self> {
+        let folder = folder.into();
+        let path = folder.join(LOCK_FILE);
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|e| context(e, "open the lock file", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let pid = holder(&mut lock);
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    Locked { folder, pid },
+                ));
+            }
+            Err(TryLockError::Error(e)) => return Err(context(e, "lock", &path)),
+        }
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(|e| context(e, "write the process id into", &path))?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// Creates the folder, with parents, where it does not exist, makes that durable, and opens it.
+    pub fn create(folder: impl Into<PathBuf>) -> io::Result<Self> {
+        let folder = folder.into();
+        fs::create_dir_all(&folder).map_err(|e| context(e, "create the folder", &folder))?;
+        for parent in folder.ancestors().skip(1).take(2) {
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
+            sync_directory(parent)?;
+        }
+        Self::open(folder)
+    }
+
+    /// The folder, as it was given.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Disk for RealDisk {
+    type File = RealFile;
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let listing = |e| context(e, "list the folder", &self.folder);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(listing)? {
+            let entry = entry.map_err(listing)?;
+            if !entry.file_type().map_err(listing)?.is_file() {
+                continue;
+            }
+            // A name that is not UTF-8 is not one of ours.
+            if let Ok(name) = entry.file_name().into_string()
+                && name != LOCK_FILE
+            {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<RealFile> {
+        let path = self.folder.join(name);
+        let file = OpenOptions::new()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|e| context(e, "create", &path))?;
+        Ok(RealFile { file, path })
+    }
+
+    fn open(&self, name: &str) -> io::Result<RealFile> {
+        let path = self.folder.join(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|e| context(e, "open", &path))?;
+        Ok(RealFile { file, path })
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let path = self.folder.join(name);
+        fs::remove_file(&path).map_err(|e| context(e, "remove", &path))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let path = self.folder.join(from);
+        fs::rename(&path, self.folder.join(to)).map_err(|e| context(e, &format!("rename to {to}"), &path))
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        sync_directory(&self.folder)
+    }
+
+    fn location(&self) -> String {
+        self.folder.display().to_string()
+    }
+}
+
+impl DiskFile for RealFile {
+    fn length(&self) -> io::Result<u64> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|e| context(e, "read the length of", &self.path))?;
+        Ok(metadata.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(|e| context(e, "read", &self.path))
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|e| context(e, "write", &self.path))
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        allocate(&self.file, length).map_err(|e| context(e, "allocate space for", &self.path))
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.file
+            .set_len(length)
+            .map_err(|e| context(e, "set the length of", &self.path))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data().map_err(|e| context(e, "sync", &self.path))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn allocate(file: &File, length: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, length) {
+        Ok(()) => Ok(()),
+        // A file system without it: the space is not reserved, and a write may meet a full disk.
+        Err(rustix::io::Errno::OPNOTSUPP) => grow(file, length),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allocate(file: &File, length: u64) -> io::Result<()> {
+    grow(file, length)
+}
+
+fn grow(file: &File, length: u64) -> io::Result<()> {
+    if file.metadata()?.len() < length {
+        file.set_len(length)
+    } else {
+        Ok(())
+    }
+}
+
+fn sync_directory(folder: &Path) -> io::Result<()> {
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(|e| context(e, "sync the folder", folder))
+}
+
+/// Who wrote the lock file. `None` if it cannot be told: the holder may be about to write it.
+fn holder(lock: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    lock.take(MAX_PID_DIGITS).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The same kind of error, with what was tried and where in its text.
+fn context(error: io::Error, tried: &str, path: &Path) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("cannot {tried} {}: {error}", path.display()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_opener_is_refused_and_told_who_holds_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = RealDisk::create(temp.path().join("a/b")).unwrap();
+        let error = RealDisk::open(temp.path().join("a/b")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        let locked = error.get_ref().and_then(|e| e.downcast_ref::<Locked>()).unwrap();
+        assert_eq!(locked.pid, Some(std::process::id()));
+        assert!(error.to_string().contains("a/b"), "{error}");
+        drop(disk);
+        RealDisk::open(temp.path().join("a/b")).unwrap();
+    }
+
+    #[test]
+    fn a_missing_folder_is_not_created_by_open() {
+        let temp = tempfile::tempdir().unwrap();
+        let error = RealDisk::open(temp.path().join("absent")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().contains("absent"), "{error}");
+    }
+
+    #[test]
+    fn files_are_made_read_renamed_and_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(temp.path()).unwrap();
+        let file = disk.create("one").unwrap();
+        file.allocate(10_000).unwrap();
+        file.write_at(b"abc", 5_000).unwrap();
+        file.sync_data().unwrap();
+        assert_eq!(file.length().unwrap(), 10_000);
+        disk.rename("one", "two").unwrap();
+        disk.sync_folder().unwrap();
+        assert_eq!(disk.list().unwrap(), ["two"]);
+        let again = disk.open("two").unwrap();
+        let mut bytes = [9; 5];
+        again.read_at(&mut bytes, 4_999).unwrap();
+        assert_eq!(&bytes, b"\0abc\0");
+        assert_eq!(
+            again.read_at(&mut bytes, 9_999).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(
+            disk.create("two").unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        disk.remove("two").unwrap();
+        assert_eq!(disk.open("two").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
