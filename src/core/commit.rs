@@ -46,6 +46,8 @@ pub enum StoreOp {
         envelope: Box<Envelope>,
         /// Its body.
         body: Bytes,
+        /// It was judged before: answer only if it is a duplicate (R21).
+        known_only: bool,
     },
     /// A device consumed; clamped to what is applied here (R14, R17).
     Cursor {
@@ -218,6 +220,9 @@ pub enum Refusal {
         /// Their bytes.
         bytes: u64,
     },
+    /// It was judged before and refused: it stays so (R21).
+    #[error("this message was refused before; send it again under a new session sequence")]
+    AlreadyJudged,
     /// The user has as many devices as allowed.
     #[error("the user has {limit} devices already")]
     TooManyDevices {
@@ -379,7 +384,7 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             work.record(Decision::Epoch { shard: *shard, epoch });
             Outcome::Bumped { epoch }
         }
-        StoreOp::Append { envelope, body, .. } => work.append(envelope, body),
+        StoreOp::Append { envelope, body, known_only, .. } => work.append(envelope, body, *known_only),
         StoreOp::Cursor {
             user, device, cursor, ..
         } => work.cursor(user, device, cursor),
@@ -422,7 +427,7 @@ impl Work<'_> {
         self.decisions.push(decision);
     }
 
-    fn append(&mut self, envelope: &Envelope, body: &Bytes) -> Outcome {
+    fn append(&mut self, envelope: &Envelope, body: &Bytes, known_only: bool) -> Outcome {
         let shard = self.row();
         let digest = op::digest(envelope.kind, body);
         if let Some(known) = shard.dedup.get(&dedup_key(envelope)) {
@@ -430,6 +435,9 @@ impl Work<'_> {
                 Some(coords) => Outcome::Duplicate(coords.iter().copied().collect()),
                 None => Outcome::Refused(Refusal::IdReused),
             };
+        }
+        if known_only {
+            return Outcome::Refused(Refusal::AlreadyJudged);
         }
         let server_ms = self.now_ms.max(shard.row.hlc.ms);
         let refusal = match envelope.id.unix_ms() {

@@ -310,6 +310,21 @@ impl LoggedOp {
         Ok(envelope)
     }
 
+    /// The recipient of a message, read without decoding the rest: the first field of the envelope.
+    pub fn recipient(&self) -> Option<&str> {
+        if self.kind() != kind::APPEND {
+            return None;
+        }
+        let control = self.control();
+        // MessagePack: a short array, then a string of up to 31 or up to 255 bytes.
+        let (len, at) = match *control.get(1)? {
+            short @ 0xa0..=0xbf => (usize::from(short & 0x1f), 2),
+            0xd9 => (usize::from(*control.get(2)?), 3),
+            _ => return None,
+        };
+        std::str::from_utf8(control.get(at..at + len)?).ok()
+    }
+
     /// The running hash after this operation, from the one before it: xxh3-64 seeded with it (R3).
     pub fn running_hash(&self, before: u64) -> u64 {
         xxh3_64_with_seed(&self.0, before)
@@ -420,6 +435,15 @@ mod tests {
             let again = LoggedOp::from_bytes(encoded.bytes().clone()).unwrap();
             assert_eq!(again.hlc(), hlc);
             assert_eq!(again.decode(), Ok(op));
+        }
+    }
+
+    #[test]
+    fn the_recipient_is_read_without_decoding() {
+        for to in ["b".to_owned(), "b".repeat(31), "b".repeat(32), "b".repeat(255)] {
+            let envelope = Envelope { to: UserId::new(&to).unwrap(), ..envelope() };
+            let op = LoggedOp::encode(&Op::Append(envelope, Bytes::new()), Hlc::default());
+            assert_eq!(op.recipient(), Some(to.as_str()));
         }
     }
 
