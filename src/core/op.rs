@@ -441,7 +441,10 @@ mod tests {
     #[test]
     fn the_recipient_is_read_without_decoding() {
         for to in ["b".to_owned(), "b".repeat(31), "b".repeat(32), "b".repeat(255)] {
-            let envelope = Envelope { to: UserId::new(&to).unwrap(), ..envelope() };
+            let envelope = Envelope {
+                to: UserId::new(&to).unwrap(),
+                ..envelope()
+            };
             let op = LoggedOp::encode(&Op::Append(envelope, Bytes::new()), Hlc::default());
             assert_eq!(op.recipient(), Some(to.as_str()));
         }
