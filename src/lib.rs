@@ -2,4 +2,5 @@
 
 pub mod core;
 pub mod net;
+pub mod server;
 pub mod store;

@@ -1,0 +1,352 @@
+use std::fs;
+
+use super::*;
+
+const GOOD: &str = r#"
+[node]
+name = "us-east-edge-1"
+region = "us-east"
+data = "state"
+
+[tls.peer]
+ca = "ca.pem"
+cert = "/etc/iris/node.pem"
+key = "node.key"
+
+[tls.client]
+cert = "client.pem"
+key = "client.key"
+
+[[auth.jwt.keys]]
+algorithm = "EdDSA"
+public_key = "token.pub"
+
+[limits]
+max_body = "32KiB"
+"#;
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("iris.toml"), text).expect("write");
+        Self(folder)
+    }
+
+    fn load(&self, env: &[(&str, &str)]) -> Result<Loaded, String> {
+        let env = env
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        let options = LoadOptions {
+            file: Some(self.0.path().join("iris.toml")),
+            env,
+            flags: vec![],
+        };
+        self.load_with(options)
+    }
+
+    fn load_with(&self, options: LoadOptions) -> Result<Loaded, String> {
+        // Errors without the folder's random name.
+        let folder = format!("{}/", self.0.path().display());
+        NodeConfig::load(options).map_err(|error| error.to_string().replace(&folder, ""))
+    }
+}
+
+#[test]
+fn layers_override_each_other_and_each_value_knows_its_own() {
+    let files = Files::new(GOOD);
+    let options = LoadOptions {
+        file: Some(files.0.path().join("iris.toml")),
+        env: vec![
+            ("IRIS_LIMITS__WINDOW_MESSAGES".into(), "7".into()),
+            ("IRIS_LIMITS__INBOX_MESSAGES".into(), "70".into()),
+        ],
+        flags: vec![],
+    };
+    let loaded = files
+        .load_with(options.flag("--set", "limits.inbox_messages", "700"))
+        .expect("good");
+    let config = &loaded.config;
+    assert_eq!(config.limits.max_body, 32 * 1024);
+    assert_eq!(
+        (config.limits.window_messages, config.limits.inbox_messages),
+        (7, 700)
+    );
+    assert_eq!(config.limits.devices_per_user, Limits::default().devices_per_user);
+    assert_eq!(config.listen.peer.port(), 7111, "from the region's file");
+    assert_eq!(config.node.roles, [Role::Edge]);
+    assert_eq!(config.node.data, files.0.path().join("state"));
+    assert_eq!(config.tls.peer.ca, files.0.path().join("ca.pem"));
+    assert_eq!(config.tls.peer.cert, Path::new("/etc/iris/node.pem"));
+    let place = |key: &str| loaded.sources.get(key).map(Place::to_string).unwrap_or_default();
+    assert!(
+        place("limits.max_body").ends_with("iris.toml:21"),
+        "{}",
+        place("limits.max_body")
+    );
+    assert_eq!(
+        place("limits.window_messages"),
+        "environment IRIS_LIMITS__WINDOW_MESSAGES"
+    );
+    assert_eq!(place("limits.inbox_messages"), "flag --set");
+    assert_eq!(place("limits.devices_per_user"), "");
+    assert!(
+        place("listen.peer").starts_with("built-in/us-east.toml:"),
+        "{}",
+        place("listen.peer")
+    );
+    assert!(
+        place("auth.jwt.keys.0.public_key").ends_with("iris.toml:18"),
+        "{}",
+        place("auth.jwt.keys.0.public_key")
+    );
+}
+
+#[test]
+fn what_is_printed_loads_again() {
+    let files = Files::new(GOOD);
+    let first = files.load(&[]).expect("good");
+    fs::write(files.0.path().join("iris.toml"), first.config.to_toml()).expect("write");
+    let second = files.load(&[]).expect("as printed");
+    assert_eq!(second.config, first.config);
+}
+
+#[test]
+fn a_wrong_file_names_line_key_value_and_what_was_expected() {
+    let refused = |from: &str, to: &str, error: &str| {
+        assert!(GOOD.contains(from), "{from}");
+        let found = Files::new(&GOOD.replacen(from, to, 1)).load(&[]).expect_err(to);
+        assert!(
+            found.contains(error),
+            "for {to}:\n  found {found}\n  not   {error}"
+        );
+    };
+    refused(
+        "max_body",
+        "max_bodi",
+        "iris.toml:21: limits.max_bodi = \"32KiB\": there is no such key; expected one of: max_body,",
+    );
+    refused(
+        "\"32KiB\"",
+        "true",
+        "iris.toml:21: limits.max_body = true: invalid type: found bool true, expected a number of bytes",
+    );
+    refused(
+        "\"32KiB\"",
+        "\"32kb\"",
+        "iris.toml:21: limits.max_body = \"32kb\": invalid value",
+    );
+    refused(
+        "\"32KiB\"",
+        "-1",
+        "iris.toml:21: limits.max_body = -1: invalid value",
+    );
+    refused(
+        "\"32KiB\"",
+        "255",
+        "iris.toml:21: limits.max_body = 255: expected 256B to 8MiB",
+    );
+    refused(
+        "\"32KiB\"",
+        "1\nmax_body = 2",
+        "iris.toml:22: this is not TOML: duplicate key",
+    );
+    refused(
+        "[limits]",
+        "[limit]",
+        "iris.toml:20: limit: there is no such key; expected one of: cluster, node",
+    );
+    refused(
+        "\"us-east\"",
+        "\"mars\"",
+        "iris.toml:4: node.region = \"mars\": expected one of: ap-south, eu-west, us-east",
+    );
+    refused(
+        "\"us-east\"",
+        "\"eu-west\"",
+        "iris.toml:4: node.region = \"eu-west\": the node us-east-edge-1 belongs to the region us-east",
+    );
+    refused(
+        "name = \"us-east-edge-1\"",
+        "name = \"Edge 1\"",
+        "iris.toml:3: node.name = \"Edge 1\"",
+    );
+    refused(
+        "region = \"us-east\"",
+        "",
+        "node.region: it is missing; set it in the file, or as IRIS_NODE__REGION, or by --set node.region=VALUE",
+    );
+    refused(
+        "EdDSA",
+        "RS256",
+        "iris.toml:17: auth.jwt.keys.0.algorithm = \"RS256\"",
+    );
+    refused(
+        "public_key",
+        "publickey",
+        "iris.toml:18: auth.jwt.keys.0.publickey = \"token.pub\": there is no such key",
+    );
+    refused(
+        "[tls.client]\ncert = \"client.pem\"\nkey = \"client.key\"\n",
+        "",
+        "tls.client: an edge node needs",
+    );
+    refused(
+        "[[auth.jwt.keys]]\nalgorithm = \"EdDSA\"\npublic_key = \"token.pub\"\n",
+        "",
+        "auth.jwt.keys: an edge node needs",
+    );
+    refused(
+        "[limits]",
+        "[cluster]\nshard_count = 1000\n[limits]",
+        "iris.toml:21: cluster.shard_count = 1000: expected a power of two",
+    );
+    refused(
+        "[limits]",
+        "[log]\nlevel = \"loud\"\n[limits]",
+        "iris.toml:21: log.level = \"loud\": log filter \"loud\"",
+    );
+    refused(
+        "[limits]",
+        "[limits]\nmax_frame = \"32KiB\"",
+        "iris.toml:21: limits.max_frame = \"32KiB\": expected at least limits.max_body + 4096",
+    );
+    refused(
+        "[limits]",
+        "[timeouts]\nlink = \"1s\"\n[limits]",
+        "iris.toml:21: timeouts.link = \"1s\": expected more than intervals.link_ping",
+    );
+    refused(
+        "data = \"state\"",
+        "roles = [\"core\"]",
+        "node.roles = [\"core\"]: us-east-core-1 is the core node of us-east already",
+    );
+    refused(
+        "data = \"state\"",
+        "roles = [\"chief\"]",
+        "node.roles.0 = \"chief\": unknown variant",
+    );
+}
+
+#[test]
+fn a_wrong_variable_or_flag_is_named() {
+    let files = Files::new(GOOD);
+    let refused = |name: &str, value: &str, error: &str| {
+        let found = files.load(&[(name, value)]).expect_err(name);
+        assert!(
+            found.contains(error),
+            "for {name}={value}:\n  found {found}\n  not   {error}"
+        );
+    };
+    refused(
+        "IRIS_LIMITS__MAX_BODY",
+        "lots",
+        "environment IRIS_LIMITS__MAX_BODY: limits.max_body = \"lots\": invalid value",
+    );
+    refused(
+        "IRIS_LIMITS__MAX_BODY",
+        "1",
+        "environment IRIS_LIMITS__MAX_BODY: limits.max_body = 1: expected 256B to 8MiB",
+    );
+    refused(
+        "IRIS_LIMITZ__MAX_BODY",
+        "1",
+        "environment IRIS_LIMITZ__MAX_BODY: limitz: there is no such key",
+    );
+    refused(
+        "IRIS_LIMITS",
+        "1",
+        "environment IRIS_LIMITS: limits = 1: invalid type",
+    );
+    refused("IRIS_NODE__NAME", "1", "put the value in double quotes");
+    refused(
+        "IRIS_NODE__ROLES",
+        "edge",
+        "node.roles = \"edge\": invalid type: found string \"edge\", expected a sequence, such as [",
+    );
+    for ignored in ["IRIS_TEST_SEED", "IRIS_LOG", "IRIS_CONFIG", "IRISH"] {
+        assert!(files.load(&[(ignored, "x")]).is_ok(), "{ignored}");
+    }
+    let options = LoadOptions {
+        file: Some(files.0.path().join("iris.toml")),
+        ..LoadOptions::default()
+    };
+    let found = files
+        .load_with(options.flag("--set", "node.partitions", "65"))
+        .expect_err("too many");
+    assert_eq!(found, "flag --set: node.partitions = 65: expected 1 to 64");
+}
+
+#[test]
+fn all_wrong_values_are_reported_at_once() {
+    let files = Files::new(
+        &GOOD
+            .replace("\"32KiB\"", "1")
+            .replace("data = \"state\"", "partitions = 0"),
+    );
+    let error = files.load(&[]).expect_err("two");
+    assert_eq!(error.lines().count(), 2, "{error}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_an_error() {
+    let options = LoadOptions {
+        file: Some("/nonexistent/iris.toml".into()),
+        ..LoadOptions::default()
+    };
+    let error = NodeConfig::load(options).expect_err("missing").to_string();
+    assert!(
+        error.starts_with("cannot read /nonexistent/iris.toml: No such file"),
+        "{error}"
+    );
+    let files = Files::new(&format!("[regions]\nfolder = \"none\"\n{GOOD}"));
+    let error = files.load(&[]).expect_err("missing folder");
+    assert!(error.starts_with("cannot read none: No such file"), "{error}");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let with = |value: &str| {
+        let keys = format!("algorithm = \"HS256\"\nsecret = {value}");
+        Files::new(&GOOD.replace("algorithm = \"EdDSA\"\npublic_key = \"token.pub\"", &keys))
+    };
+    let loaded = with(&format!("\"{secret}\"")).load(&[]).expect("good");
+    let found = loaded.config.auth.jwt.keys[0].secret.as_ref().expect("a secret");
+    assert_eq!(found.expose(), secret);
+    for text in [
+        loaded.config.to_toml(),
+        format!("{:?}", loaded.config),
+        format!("{:?}", loaded.config.flat()),
+    ] {
+        assert!(!text.contains(secret) && text.contains("***"), "{text}");
+    }
+    for wrong in ["\"short-0123456789\"", "123456789012"] {
+        let error = with(wrong).load(&[]).expect_err("wrong");
+        assert!(
+            !error.contains("0123456789") && !error.contains("123456789012"),
+            "{error}"
+        );
+        assert!(error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn a_node_that_its_region_does_not_list_needs_addresses() {
+    let files = Files::new(&GOOD.replace("us-east-edge-1", "us-east-edge-9"));
+    let error = files.load(&[]).expect_err("no addresses");
+    assert!(error.contains("it is missing; set it"), "{error}");
+    assert!(
+        error.contains("the file of us-east has no node \"us-east-edge-9\" that would say"),
+        "{error}"
+    );
+    let env = [
+        ("IRIS_LISTEN__PEER", "127.0.0.1:0"),
+        ("IRIS_LISTEN__ADMIN_HTTP", "127.0.0.1:0"),
+        ("IRIS_LISTEN__CLIENT", "127.0.0.1:0"),
+        ("IRIS_NODE__ROLES", "[\"edge\"]"),
+    ];
+    assert!(files.load(&env).is_ok());
+}

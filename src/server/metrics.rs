@@ -1,0 +1,251 @@
+//! What a node counts, for Prometheus. Names are `iris_<area>_<what>_<unit>`; a counter's name gets `_total` when it is served.
+//!
+//! To add a metric, add a line to the table below: field, type, name, help. The driver updates the fields; labels are small
+//! closed sets, never users or devices.
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+/// The content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Why something was refused, ended or stopped: the name of an error's variant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// In snake case: `inbox_full`.
+    pub reason: &'static str,
+}
+
+/// The link to another region.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Link {
+    /// The other region's id.
+    pub region: String,
+}
+
+/// The link to another region, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LinkReason {
+    /// The other region's id.
+    pub region: String,
+    /// In snake case: `needs_snapshot`.
+    pub reason: &'static str,
+}
+
+/// A queue between tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Queue {
+    /// Its name: `store`, `inputs`.
+    pub queue: &'static str,
+}
+
+/// A supervised task.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Task {
+    /// Its name.
+    pub task: &'static str,
+}
+
+/// Makes a metric at zero, and the handle of it that the registry keeps.
+trait Make {
+    type Handle: Metric;
+    fn make() -> (Self, Self::Handle)
+    where
+        Self: Sized;
+}
+
+/// A histogram of durations in seconds: 25 us to 26 s, each bucket twice the one before.
+#[derive(Debug, Clone)]
+pub struct Seconds(Histogram);
+
+/// A histogram of counts: 1 to 32,768, each bucket twice the one before.
+#[derive(Debug, Clone)]
+pub struct Sizes(Histogram);
+
+/// Declares the metrics: names in [`names`], fields in [`Metrics`], and their registration.
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $constant:ident $name:literal, $help:literal;)*) => {
+        /// The names as they are registered.
+        pub mod names {
+            $(#[doc = $help] pub const $constant: &str = $name;)*
+            /// All of them but [`BUILD`].
+            pub const ALL: &[&str] = &[$($constant),*];
+            /// Version of the program, name and region of the node.
+            pub const BUILD: &str = "iris_build";
+        }
+
+        /// The metrics of one node. Updating one is an atomic addition, with labels a read lock before it.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $help] pub $field: $type,)*
+        }
+
+        impl Metrics {
+            /// All metrics at zero, for the node with this name in this region.
+            pub fn new(region: &str, node: &str) -> Self {
+                let mut registry = Registry::default();
+                let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned()), ("region", region.to_owned()), ("node", node.to_owned())];
+                registry.register(names::BUILD, "Version of the program, name and region of the node", Info::new(build));
+                $(
+                    let ($field, handle) = <$type as Make>::make();
+                    registry.register(names::$constant, $help, handle);
+                )*
+                Self { registry, $($field,)* }
+            }
+        }
+    };
+}
+
+metrics! {
+    connections: Gauge = EDGE_CONNECTIONS "iris_edge_connections", "Connections of clients";
+    connections_refused: Family<Reason, Counter> = EDGE_CONNECTIONS_REFUSED "iris_edge_connections_refused", "Connections of clients that were refused, by reason";
+    sessions: Gauge = EDGE_SESSIONS "iris_edge_sessions", "Sessions of clients";
+    sessions_ended: Family<Reason, Counter> = EDGE_SESSIONS_ENDED "iris_edge_sessions_ended", "Sessions of clients that ended, by reason";
+    frames_refused: Family<Reason, Counter> = EDGE_FRAMES_REFUSED "iris_edge_frames_refused", "Frames of clients that were refused, by reason";
+    deposits_accepted: Counter = DEPOSIT_ACCEPTED "iris_deposit_accepted", "Messages accepted: durable as configured";
+    deposits_duplicate: Counter = DEPOSIT_DUPLICATE "iris_deposit_duplicate", "Deposits of messages that were accepted before";
+    deposits_refused: Family<Reason, Counter> = DEPOSIT_REFUSED "iris_deposit_refused", "Deposits refused, by reason";
+    deposit_seconds: Seconds = DEPOSIT_SECONDS "iris_deposit_duration_seconds", "Time from a deposit's arrival at the edge to its answer";
+    delivered: Counter = DELIVERY_DELIVERED "iris_delivery_delivered", "Messages handed to sessions, each time they are";
+    acked: Counter = DELIVERY_ACKED "iris_delivery_acked", "Messages acknowledged by devices";
+    commits: Counter = STORE_COMMITS "iris_store_commits", "Group commits";
+    commit_operations: Sizes = STORE_COMMIT_OPERATIONS "iris_store_commit_operations", "Operations in a group commit";
+    commit_seconds: Seconds = STORE_COMMIT_SECONDS "iris_store_commit_duration_seconds", "Time of a group commit";
+    store_errors: Family<Reason, Counter> = STORE_ERRORS "iris_store_errors", "Errors of the store, by kind";
+    queue_depth: Family<Queue, Gauge> = QUEUE_DEPTH "iris_queue_depth", "Entries waiting in a queue";
+    queue_refused: Family<Queue, Counter> = QUEUE_REFUSED "iris_queue_refused", "Entries that a full queue did not take";
+    link_up: Family<Link, Gauge> = LINK_UP "iris_link_up", "Whether the link to another region has round trips (1) or not (0)";
+    link_applied: Family<Link, Counter> = LINK_APPLIED "iris_link_applied_operations", "Operations of other regions applied, by the region that sent them";
+    link_lag: Family<Link, Gauge> = LINK_LAG "iris_link_lag_operations", "Operations that another region has and this one does not, as last heard";
+    link_stopped: Family<LinkReason, Counter> = LINK_STOPPED "iris_link_stopped", "Links that stopped until someone acts, by reason";
+    presence_merges: Counter = PRESENCE_MERGES "iris_presence_merges", "Presence records merged";
+    presence_invalid: Counter = PRESENCE_INVALID "iris_presence_invalid_merges", "Presence records refused: equal version with another value";
+    presence_records: Gauge = PRESENCE_RECORDS "iris_presence_records", "Presence records held";
+    task_restarts: Family<Task, Counter> = TASK_RESTARTS "iris_task_restarts", "Restarts of a supervised task";
+}
+
+impl Metrics {
+    /// All metrics as OpenMetrics text, which Prometheus reads.
+    pub fn encode(&self) -> String {
+        let mut to = String::with_capacity(8 * 1024);
+        text::encode(&mut to, &self.registry).expect("writing to a string cannot fail");
+        to
+    }
+}
+
+impl Seconds {
+    /// Counts one duration.
+    pub fn observe(&self, duration: std::time::Duration) {
+        self.0.observe(duration.as_secs_f64());
+    }
+}
+
+impl Sizes {
+    /// Counts one batch with this many entries.
+    pub fn observe(&self, entries: usize) {
+        self.0.observe(entries as f64);
+    }
+}
+
+/// For a type that clones as a handle and starts at zero by default.
+macro_rules! make_by_default {
+    ([$($labels:tt)*] $type:ty) => {
+        impl $($labels)* Make for $type {
+            type Handle = Self;
+            fn make() -> (Self, Self) {
+                let made = Self::default();
+                (made.clone(), made)
+            }
+        }
+    };
+}
+
+make_by_default!([] Counter);
+make_by_default!([] Gauge);
+make_by_default!([<L: Labels>] Family<L, Counter>);
+make_by_default!([<L: Labels>] Family<L, Gauge>);
+
+/// A set of labels.
+trait Labels: EncodeLabelSet + Clone + Eq + std::hash::Hash + std::fmt::Debug + Send + Sync + 'static {}
+
+impl<T: EncodeLabelSet + Clone + Eq + std::hash::Hash + std::fmt::Debug + Send + Sync + 'static> Labels
+    for T
+{
+}
+
+impl Make for Seconds {
+    type Handle = Histogram;
+    fn make() -> (Self, Histogram) {
+        let made = Histogram::new(exponential_buckets(25e-6, 2.0, 21));
+        (Self(made.clone()), made)
+    }
+}
+
+impl Make for Sizes {
+    type Handle = Histogram;
+    fn make() -> (Self, Histogram) {
+        let made = Histogram::new(exponential_buckets(1.0, 2.0, 16));
+        (Self(made.clone()), made)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_served_under_its_name() {
+        let metrics = Metrics::new("us-east", "us-east-core-1");
+        metrics.deposits_accepted.inc_by(3);
+        metrics
+            .deposits_refused
+            .get_or_create(&Reason { reason: "inbox_full" })
+            .inc();
+        metrics
+            .link_lag
+            .get_or_create(&Link {
+                region: "eu-west".to_owned(),
+            })
+            .set(7);
+        metrics.commit_operations.observe(100);
+        metrics
+            .commit_seconds
+            .observe(std::time::Duration::from_millis(2));
+        let text = metrics.encode();
+        for line in [
+            "iris_deposit_accepted_total 3",
+            "iris_deposit_refused_total{reason=\"inbox_full\"} 1",
+            "iris_link_lag_operations{region=\"eu-west\"} 7",
+            "iris_store_commit_operations_bucket{le=\"64.0\"} 0",
+            "iris_store_commit_operations_bucket{le=\"128.0\"} 1",
+            "iris_store_commit_duration_seconds_count 1",
+            "# TYPE iris_edge_connections gauge",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        }
+        assert!(
+            text.contains("region=\"us-east\",node=\"us-east-core-1\""),
+            "{text}"
+        );
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn names_follow_the_rule() {
+        for name in names::ALL {
+            assert!(
+                name.starts_with("iris_")
+                    && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'),
+                "{name}"
+            );
+        }
+        let unique: std::collections::BTreeSet<_> = names::ALL.iter().collect();
+        assert_eq!(unique.len(), names::ALL.len(), "a name is used twice");
+    }
+}
