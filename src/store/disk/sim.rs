@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What a crash does with writes and folder changes that were not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashMode {
-    /// The process dies, the machine lives: nothing is lost.
+    /// The process dies, the machine lives: nothing is lost, and nothing became durable by it.
     KeepAll,
     /// The power fails: everything that was not synced is lost.
     LoseAll,
@@ -363,16 +363,14 @@ enum FolderChange {
 
 impl State {
     fn crash(&mut self, mode: CrashMode) {
-        let unsynced = std::mem::take(&mut self.unsynced);
-        match mode {
-            CrashMode::KeepAll => self.durable_names = self.names.clone(),
-            CrashMode::LoseAll => {}
-            CrashMode::Random => {
-                for change in unsynced {
-                    if self.coin() {
-                        self.apply(change);
-                    }
-                }
+        self.boot += 1;
+        (self.power, self.fail_sync, self.fail_write) = (None, None, None);
+        if mode == CrashMode::KeepAll {
+            return;
+        }
+        for change in std::mem::take(&mut self.unsynced) {
+            if mode == CrashMode::Random && self.coin() {
+                self.apply(change);
             }
         }
         self.names = self.durable_names.clone();
@@ -381,25 +379,19 @@ impl State {
             self.crash_file(id, mode);
         }
         self.forget_removed();
-        self.boot += 1;
-        (self.power, self.fail_sync, self.fail_write) = (None, None, None);
     }
 
     fn crash_file(&mut self, id: u64, mode: CrashMode) {
         let Some(mut content) = self.files.remove(&id) else {
             return;
         };
-        match mode {
-            CrashMode::KeepAll => content.durable.clone_from(&content.live),
-            CrashMode::LoseAll => {}
-            CrashMode::Random => {
-                if content.live.len() != content.durable.len() && self.coin() {
-                    content.durable.resize(content.live.len(), 0);
-                }
-                for index in std::mem::take(&mut content.dirty) {
-                    if self.coin() {
-                        content.persist(index, self.sector);
-                    }
+        if mode == CrashMode::Random {
+            if content.live.len() != content.durable.len() && self.coin() {
+                content.durable.resize(content.live.len(), 0);
+            }
+            for index in std::mem::take(&mut content.dirty) {
+                if self.coin() {
+                    content.persist(index, self.sector);
                 }
             }
         }
@@ -568,11 +560,13 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_loses_nothing() {
+    fn a_killed_process_loses_nothing_until_the_power_fails() {
         let disk = SimDisk::new(1);
         disk.create("a").unwrap().write_at(b"first", 0).unwrap();
         disk.crash(CrashMode::KeepAll);
         assert_eq!(bytes(&disk, "a"), b"first");
+        disk.crash(CrashMode::LoseAll);
+        assert!(disk.list().unwrap().is_empty());
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //! A crash leaves at most one unsynced record, the last one in the last segment. So a place where no record reads is
 //! the end if nothing good follows: no valid record in the rest of the file, no further segment. If something good
 //! follows, acknowledged commits are lost, and that is refused. Files are changed only after all checks passed.
+//!
+//! What no journal can notice by itself: a disk that shows whole records at the very end as zeros again, or that lost
+//! the newest segments altogether. The index's commit number finds some of it ([`JournalError::Behind`]), the new
+//! origin at each start keeps the rest from doing harm (R1, R3).
 
 use super::format::{self, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader};
 use super::{

@@ -4,6 +4,8 @@ mod damage;
 use super::*;
 use crate::store::disk::{CrashMode, RealDisk, SimDisk};
 use proptest::prelude::*;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 fn identity() -> Identity {
     Identity {
@@ -392,4 +394,77 @@ fn real_files_survive_a_writer_that_is_gone_and_refuse_a_second_one() {
         4 * 64 * 1024,
         "what was being prepared is removed"
     );
+}
+
+/// Names the folder to the process that [`a_killed_process_leaves_all_that_it_acknowledged`] starts.
+const CHILD_FOLDER: &str = "IRIS_TEST_JOURNAL_FOLDER";
+
+#[test]
+fn a_killed_process_leaves_all_that_it_acknowledged() {
+    let temp = tempfile::tempdir().unwrap();
+    let options = Options {
+        segment_bytes: 64 * 1024,
+        ..Options::default()
+    };
+    let mut acknowledged = 0u64;
+    for round in 1..=5 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "store::journal::tests::append_until_killed",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(CHILD_FOLDER, temp.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let commits = lines
+            .map_while(Result::ok)
+            .filter_map(|line| line.strip_prefix("commit ")?.parse().ok());
+        acknowledged = commits.take(7 * round).last().unwrap();
+        assert!(
+            RealDisk::open(temp.path())
+                .unwrap_err()
+                .to_string()
+                .contains(&child.id().to_string())
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (journal, _, replayed) =
+            open_from(RealDisk::open(temp.path()).unwrap(), options.clone(), 1).unwrap();
+        assert!(journal.next_commit() > acknowledged);
+        assert!(
+            replayed
+                .iter()
+                .all(|(commit, _, bytes)| *bytes == payload(*commit, 3000))
+        );
+    }
+    assert!(acknowledged >= 7 * 15);
+}
+
+/// Goes on with the journal in the folder that the environment names, and prints what is durable.
+#[test]
+#[ignore = "the part of another test that runs in a process of its own"]
+fn append_until_killed() {
+    let Ok(folder) = std::env::var(CHILD_FOLDER) else {
+        return;
+    };
+    let options = Options {
+        segment_bytes: 64 * 1024,
+        ..Options::default()
+    };
+    let disk = RealDisk::open(folder).unwrap();
+    let mut journal = if Journal::exists(&disk).unwrap() {
+        open_from(disk, options, 1).unwrap().0
+    } else {
+        Journal::create(disk, identity(), options, 1).unwrap()
+    };
+    // Bounded, so that it ends where nobody kills it.
+    for _ in 0..100_000 {
+        let bytes = payload(journal.next_commit(), 3000);
+        println!("commit {}", journal.append(0, &[&bytes]).unwrap().commit);
+        journal.prepare_next(16 * 1024).unwrap();
+    }
 }

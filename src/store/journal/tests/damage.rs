@@ -232,6 +232,42 @@ fn a_missing_or_exchanged_segment_is_refused() {
 }
 
 #[test]
+fn an_exchanged_record_breaks_the_chain() {
+    let (disk, other) = (SimDisk::new(1), SimDisk::new(2));
+    let (mut journal, mut others) = (create(&disk), create(&other));
+    for commit in 1..=2 {
+        journal.append(0, &[&payload(commit, 100)]).unwrap();
+        others.append(0, &[&payload(commit + 1, 100)]).unwrap();
+    }
+    let mut record = [0; 512];
+    other
+        .open(&segment_name(1))
+        .unwrap()
+        .read_at(&mut record, 1024)
+        .unwrap();
+    disk.open(&segment_name(1))
+        .unwrap()
+        .write_at(&record, 1024)
+        .unwrap();
+    let error = reopen(&disk).unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            JournalError::Corrupt {
+                commit: 2,
+                offset: 1024,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("does not continue the chain"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_record_within_a_payload_is_not_taken_for_one() {
     let disk = SimDisk::new(1);
     let mut journal = create(&disk);
