@@ -91,7 +91,7 @@ impl Default for ClientLimits {
 }
 
 impl ClientLimits {
-    fn check(&self) -> Result<(), ListenError> {
+    pub(crate) fn check(&self) -> Result<(), ListenError> {
         let bad = |field, value: u128, expected: String| {
             Err(ListenError::Limit {
                 field,

@@ -26,7 +26,11 @@ pub use model::{
 };
 pub use ranges::{Intervals, Limits, StoreConfig, Timeouts};
 pub use source::{MAX_FILE_BYTES, TomlText};
-pub use units::{HexId, setting};
+pub use units::{ClusterId, Seed, setting};
+
+use crate::core::limits::CoreLimits;
+use crate::core::state::StoreLimits;
+use crate::net::client::ClientLimits;
 
 use super::regions::{Engine, NAME_EXPECTED, ONE_CORE, RegionFile, RegionNode, Regions, Role, is_name};
 use super::token::{self, Algorithm};
@@ -34,9 +38,6 @@ use layers::Layers;
 
 /// Keys of a token verifier: each unnamed one costs a signature check for every bad token.
 pub const MAX_JWT_KEYS: usize = 16;
-
-/// Bytes of a frame beyond the body that the wire may need: header, ids, names, trace context.
-pub const FRAME_OVERHEAD_BYTES: u64 = 4 * units::KIB;
 
 /// From where a configuration is read, beside the defaults.
 #[derive(Debug, Clone, Default)]
@@ -189,6 +190,21 @@ impl NodeConfig {
         }
     }
 
+    /// Limits and intervals of the core's machines.
+    pub fn core_limits(&self) -> CoreLimits {
+        self.limits.core_limits(&self.intervals, &self.timeouts)
+    }
+
+    /// Limits of the store's commits.
+    pub fn store_limits(&self) -> StoreLimits {
+        self.limits.store_limits()
+    }
+
+    /// Limits of the connections of clients.
+    pub fn client_limits(&self) -> ClientLimits {
+        self.limits.client_limits(&self.timeouts)
+    }
+
     /// As TOML text that [`NodeConfig::load`] reads again, except for secrets, which become `***`.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("every field is a table, text, number or list of them")
@@ -245,15 +261,6 @@ impl NodeConfig {
         self.store.check(wrong);
         self.intervals.check(wrong);
         self.timeouts.check(wrong);
-        let smallest_frame = self.limits.max_body.saturating_add(FRAME_OVERHEAD_BYTES);
-        if self.limits.max_frame < smallest_frame {
-            wrong(
-                "limits.max_frame",
-                format!(
-                    "expected at least limits.max_body + {FRAME_OVERHEAD_BYTES}, which is {smallest_frame}"
-                ),
-            );
-        }
         if self.limits.inbox_bytes < self.limits.max_body {
             wrong(
                 "limits.inbox_bytes",
@@ -268,6 +275,9 @@ impl NodeConfig {
                 "timeouts.link",
                 "expected more than intervals.link_ping, or every link is always lost".to_owned(),
             );
+        }
+        if let Err(error) = self.client_limits().check() {
+            wrong("limits", error.to_string());
         }
         if let Err(error) = super::log::parse_filter(&self.log.level) {
             wrong("log.level", error.to_string());

@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{ConfigError, Problem, TomlText};
+use crate::core::ids::NodeName;
 
-/// Characters of the name of a region or node: `[a-z0-9-]{1,32}`.
-pub const MAX_NAME_CHARS: usize = 32;
+use super::config::{ConfigError, Problem, TomlText};
 
 /// Regions of one cluster. Each link between two of them costs a connection and a share of every commit's shipping.
 pub const MAX_REGIONS: usize = 64;
@@ -297,10 +296,7 @@ impl fmt::Display for Role {
 
 /// Whether `name` may be the name of a region or node: `[a-z0-9-]{1,32}`.
 pub fn is_name(name: &str) -> bool {
-    (1..=MAX_NAME_CHARS).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    NodeName::new(name).is_ok()
 }
 
 /// What a name must look like, for errors.
@@ -459,6 +455,7 @@ fn check_across(regions: &[(RegionFile, TomlText)]) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::ids::MAX_NAME_LEN;
 
     const ONE: &str = r#"
 id = "north"
@@ -608,7 +605,7 @@ admin_http = "127.0.0.1:7002"
             let text = ONE.replace("60.0", latitude).replace("10.0", longitude);
             assert!(read(&text).is_ok(), "{latitude} {longitude}");
         }
-        let name = "n".repeat(MAX_NAME_CHARS);
+        let name = "n".repeat(MAX_NAME_LEN);
         assert!(is_name(&name) && !is_name(&format!("{name}n")) && !is_name(""));
     }
 

@@ -21,6 +21,9 @@ use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
+use crate::core::ids::{IdError, UserId};
+use crate::core::wire::MAX_TOKEN;
+
 pub use keys::{KeyError, KeyFiles};
 
 /// The audience of tokens for Iris.
@@ -33,10 +36,7 @@ pub const MAX_LIFE: Duration = Duration::from_secs(86_400);
 pub const MAX_LEEWAY: Duration = Duration::from_secs(300);
 
 /// Bytes of a token. Checked before anything is decoded; a usual one has 300.
-pub const MAX_TOKEN_BYTES: usize = 4_096;
-
-/// Bytes of a user id.
-pub const MAX_USER_BYTES: usize = 255;
+pub const MAX_TOKEN_BYTES: usize = MAX_TOKEN;
 
 /// Bytes of an HS256 secret at least: as many as the hash has (RFC 7518, 3.2).
 pub const MIN_SECRET_BYTES: usize = 32;
@@ -101,7 +101,7 @@ pub enum TokenError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     /// The user, from `sub`.
-    pub user: String,
+    pub user: UserId,
     /// `iat`, seconds since 1970.
     pub issued_at: u64,
     /// `exp`, seconds since 1970. A session lasts no longer.
@@ -253,10 +253,8 @@ impl Verifier {
             (Some(expected), Some(found)) if expected == found => {}
             (Some(_), Some(_)) => return Err(TokenError::WrongIssuer),
         }
-        let user = claims.sub.ok_or(TokenError::MissingClaim("sub"))?;
-        if !is_user(&user) {
-            return Err(TokenError::BadSubject);
-        }
+        let sub = claims.sub.ok_or(TokenError::MissingClaim("sub"))?;
+        let user = UserId::new(&sub).map_err(|_| TokenError::BadSubject)?;
         Ok(Verified {
             user,
             issued_at,
@@ -353,9 +351,7 @@ impl Signer {
 
     /// A token for `user`, valid from `now_unix_secs` for `life`, with a random `jti`.
     pub fn mint(&self, user: &str, now_unix_secs: u64, life: Duration) -> Result<String, MintError> {
-        if !is_user(user) {
-            return Err(MintError::User(user.escape_debug().take(64).collect()));
-        }
+        UserId::new(user)?;
         if life < Duration::from_secs(1) || life > MAX_LIFE {
             return Err(MintError::Life(life.as_secs()));
         }
@@ -384,8 +380,8 @@ impl Signer {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
     /// The user id cannot be one.
-    #[error("{0:?} is no user id: expected 1 to 255 bytes of UTF-8 without control characters")]
-    User(String),
+    #[error(transparent)]
+    User(#[from] IdError),
     /// The life is out of range.
     #[error("a life of {0} s, expected 1 s to 24 h")]
     Life(u64),
@@ -395,11 +391,6 @@ pub enum MintError {
     /// The key does not sign.
     #[error("the key does not sign: {0}")]
     Sign(String),
-}
-
-/// Whether `user` can be a user id: 1 to 255 bytes, no control characters.
-fn is_user(user: &str) -> bool {
-    (1..=MAX_USER_BYTES).contains(&user.len()) && !user.chars().any(char::is_control)
 }
 
 fn malformed(kind: &ErrorKind) -> TokenError {

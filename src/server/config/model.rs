@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::ranges::{Intervals, Limits, StoreConfig, Timeouts};
-use super::units::HexId;
+use super::units::{ClusterId, Seed};
+use crate::core::ids::DEFAULT_SHARDS;
 use crate::server::regions::Role;
 use crate::server::token::Algorithm;
 
@@ -56,12 +57,12 @@ pub struct ClusterConfig {
     pub name: String,
     /// The cluster's id. Where it is not set it is chosen when the cluster is begun (`--new-cluster`) and kept in the store.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<HexId>,
+    pub id: Option<ClusterId>,
     /// Shards of users and rooms, fixed for the life of the cluster: a power of two, 1 to 65,536.
     pub shard_count: u32,
     /// The seed of the hash that places users on shards. Where it is not set it is chosen as the id is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hash_seed: Option<HexId>,
+    pub hash_seed: Option<Seed>,
 }
 
 /// Who this node is.
@@ -265,7 +266,7 @@ impl Default for ClusterConfig {
         Self {
             name: "iris".to_owned(),
             id: None,
-            shard_count: 1_024,
+            shard_count: DEFAULT_SHARDS,
             hash_seed: None,
         }
     }

@@ -5,7 +5,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::limits::{CoreLimits, ms};
+use crate::core::op::MAX_BODY;
+use crate::core::state::StoreLimits;
+use crate::core::wire::MAX_CLIENT_FRAME;
+use crate::net::client::ClientLimits;
+
 use super::units::{GIB, KIB, MIB, Setting};
+
+/// Bytes of a delivered message beyond its body: ids, names, trace context, and what the outbox counts for a frame.
+const DELIVERY_OVERHEAD_BYTES: u64 = KIB;
 
 /// Declares a section: `field: type = default, in smallest => largest;`. `u64` is a size in bytes, `u32` a count.
 macro_rules! section {
@@ -35,34 +44,42 @@ macro_rules! section {
 }
 
 section! {
-    /// What one user, session, device or connection may take. The answer beyond each limit is typed and names it.
+    /// What one user, session, device, connection or queue may take. The answer beyond each limit is typed and names it.
     Limits at "limits" {
         /// Bytes of one message's body. Larger is refused before it is read into memory.
-        max_body: u64 = 64 * KIB, in 256 => 8 * MIB;
-        /// Bytes of one frame from a client, its body and the control part around it. At least `max_body` + 4 KiB.
-        max_frame: u64 = 80 * KIB, in 5 * KIB => 9 * MIB;
+        max_body: u64 = core().max_body.into(), in 256 => MAX_BODY as u64;
         /// Messages in one user's inbox that some device has not consumed. Beyond it senders get `InboxFull`.
-        inbox_messages: u32 = 100_000, in 1 => 100_000_000;
+        inbox_messages: u32 = number(StoreLimits::default().inbox_messages), in 1 => 100_000_000;
         /// Bytes of those messages.
-        inbox_bytes: u64 = 256 * MIB, in KIB => 1024 * GIB;
-        /// Messages delivered to one device and not yet acknowledged. A slow device costs this much memory and no more.
-        window_messages: u32 = 256, in 1 => 65_536;
-        /// Bytes of those messages. One message is always let through, so that a small window cannot block.
-        window_bytes: u64 = MIB, in KIB => 256 * MIB;
-        /// Sends of one session that wait for their answer. Further ones are refused, retryable.
-        sends_in_flight: u32 = 1_024, in 1 => 65_536;
-        /// Users whose presence one session watches.
-        watches_per_session: u32 = 1_000, in 0 => 100_000;
+        inbox_bytes: u64 = StoreLimits::default().inbox_bytes, in KIB => 1024 * GIB;
         /// Devices of one user. Each holds back the removal of messages until it consumed them.
-        devices_per_user: u32 = 32, in 1 => 1_024;
+        devices_per_user: u32 = number(StoreLimits::default().devices as u64), in 1 => 1_024;
+        /// Messages delivered to one device and not yet acknowledged. A slow device costs this much memory and no more.
+        window_messages: u32 = number(core().window_messages as u64), in 1 => 65_536;
+        /// Bytes of those messages. One message is always let through, so that a small window cannot block.
+        window_bytes: u64 = core().window_bytes as u64, in KIB => 256 * MIB;
+        /// Sends of one session that wait for their answer. Further ones are refused, retryable.
+        sends_in_flight: u32 = core().sends_in_flight, in 1 => 65_536;
+        /// Users whose presence one session watches.
+        watches_per_session: u32 = number(core().watches as u64), in 0 => 100_000;
         /// Messages a second that one user may send, on average.
-        user_messages_per_second: u32 = 2_000, in 1 => 10_000_000;
+        user_messages_per_second: u32 = core().sends_per_second, in 1 => 10_000_000;
         /// Messages that one user may send at once, before the average counts.
-        user_burst: u32 = 4_000, in 1 => 10_000_000;
+        user_burst: u32 = core().send_burst, in 1 => 10_000_000;
         /// Connections of clients to one node.
-        connections: u32 = 100_000, in 1 => 10_000_000;
-        /// Handshakes under way on one node at a time; further ones must prove their address first (QUIC retry).
-        handshakes: u32 = 1_024, in 1 => 1_000_000;
+        connections: u32 = number(ClientLimits::default().max_connections as u64), in 1 => 10_000_000;
+        /// Handshakes under way on one node at a time: each costs 300 us and can be had for one packet.
+        handshakes: u32 = number(ClientLimits::default().max_handshakes as u64), in 1 => 1_000_000;
+        /// Handshakes under way from which on an address must first prove that it is real (QUIC retry).
+        handshakes_before_retry: u32 = number(ClientLimits::default().retry_above as u64), in 0 => 1_000_000;
+        /// Bytes of unanswered messages that one edge partition holds. Beyond it senders get `Overloaded`.
+        edge_bytes: u64 = core().edge_bytes as u64, in MIB => 256 * GIB;
+        /// Deposits in flight from one edge partition to one owner. The rest waits at the edge.
+        lane_deposits: u32 = number(core().lane_deposits as u64), in 1 => 1_000_000;
+        /// Deposits that one owner partition holds for commits. Beyond it they are refused, retryable.
+        owner_deposits: u32 = number(core().owner_deposits as u64), in 1 => 10_000_000;
+        /// Bytes of operations in flight on the link to another region.
+        link_bytes: u64 = core().link_bytes, in 64 * KIB => GIB;
     }
 }
 
@@ -70,7 +87,7 @@ section! {
     /// Sizes of a core node's store and of the queue before it.
     StoreConfig at "store" {
         /// Bytes of one journal segment; it is preallocated, and deleted as a whole once all in it is in the tables.
-        segment_bytes: u64 = 64 * MIB, in MIB => 4 * GIB;
+        segment_bytes: u64 = 64 * MIB, in MIB => GIB;
         /// Bytes of messages and indexes kept in memory. What exceeds it is read from disk again.
         memory_bytes: u64 = 256 * MIB, in MIB => 1024 * GIB;
         /// Bytes that the tables (fjall) use for their cache of blocks.
@@ -94,15 +111,15 @@ section! {
     /// How often something happens by itself.
     Intervals at "intervals" {
         /// Between two `Confirm` operations of a shard (R8).
-        confirm: Duration = SECOND, in Duration::from_millis(10) => MINUTE;
+        confirm: Duration = ms(core().confirm_ms), in Duration::from_millis(10) => MINUTE;
         /// Between two flushes of the acknowledged positions of devices (R14).
-        cursor_flush: Duration = SECOND, in Duration::from_millis(10) => MINUTE;
+        cursor_flush: Duration = ms(core().cursor_ms), in Duration::from_millis(10) => MINUTE;
         /// Over which presence changes for one link are batched.
-        presence_batch: Duration = Duration::from_millis(50), in Duration::ZERO => Duration::from_secs(10);
-        /// Between two checks that this node still owns its shards.
-        epoch_check: Duration = SECOND, in Duration::from_millis(10) => MINUTE;
-        /// Between two round trips that measure a link to another region.
-        link_ping: Duration = SECOND, in Duration::from_millis(10) => MINUTE;
+        presence_batch: Duration = ms(core().presence_ms), in Duration::from_millis(1) => Duration::from_secs(10);
+        /// Between a retryable refusal of a deposit and its next attempt.
+        retry: Duration = ms(core().retry_ms), in Duration::from_millis(1) => MINUTE;
+        /// Between two round trips that measure a link to another region, or the way to an owner.
+        link_ping: Duration = ms(core().ping_ms), in Duration::from_millis(10) => MINUTE;
         /// Between two rounds of gossip within the region.
         gossip: Duration = Duration::from_millis(200), in Duration::from_millis(10) => MINUTE;
     }
@@ -111,25 +128,96 @@ section! {
 section! {
     /// How long something may take. Each remote call has a deadline.
     Timeouts at "timeouts" {
-        /// Of a client's connection without any traffic.
-        idle: Duration = Duration::from_secs(300), in SECOND => DAY;
-        /// From the first packet of a client to its accepted `Hello`.
-        handshake: Duration = Duration::from_secs(10), in Duration::from_millis(100) => MINUTE;
-        /// In which a session whose connection broke may be resumed before it counts as ended.
-        resume_grace: Duration = Duration::from_secs(3), in Duration::ZERO => HOUR;
-        /// Of a deposit, from the edge's side; then it is sent again or answered `Unknown`.
-        deposit: Duration = Duration::from_secs(10), in Duration::from_millis(10) => HOUR;
+        /// Of a client's connection without any traffic; whole seconds.
+        idle: Duration = Duration::from_secs(core().idle_seconds.into()), in SECOND => DAY;
+        /// From the first packet of a client to a finished handshake, and from there to its `Hello`.
+        handshake: Duration = ClientLimits::default().handshake_timeout, in Duration::from_millis(100) => MINUTE;
+        /// Of a session's admission by the owner of its user.
+        attach: Duration = ms(core().attach_timeout_ms), in Duration::from_millis(10) => HOUR;
+        /// In which an edge that was lost for a moment may name a session again before it counts as ended.
+        resume_grace: Duration = ms(core().session_grace_ms), in Duration::from_millis(1) => HOUR;
+        /// Of a deposit, from the edge's side; then it is answered `Unknown`.
+        deposit: Duration = ms(core().deposit_timeout_ms), in Duration::from_millis(10) => HOUR;
         /// Of connecting to another node.
         connect: Duration = Duration::from_secs(5), in Duration::from_millis(10) => MINUTE;
-        /// Of any other call to another node.
-        call: Duration = Duration::from_secs(5), in Duration::from_millis(10) => HOUR;
         /// Without a round trip, after which another region counts as unreachable.
-        link: Duration = Duration::from_secs(5), in Duration::from_millis(100) => HOUR;
+        link: Duration = ms(core().link_timeout_ms), in Duration::from_millis(100) => HOUR;
         /// Of a client that is probed because another region claims its session.
-        probe: Duration = Duration::from_secs(2), in Duration::from_millis(10) => MINUTE;
+        probe: Duration = ms(core().probe_ms), in Duration::from_millis(10) => MINUTE;
         /// Of a drain: after it what is still under way is cut off.
         drain: Duration = Duration::from_secs(30), in Duration::ZERO => HOUR;
     }
+}
+
+impl Limits {
+    /// For the machines of the core; the rest of what they need is in intervals and timeouts.
+    pub(super) fn core_limits(&self, intervals: &Intervals, timeouts: &Timeouts) -> CoreLimits {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        CoreLimits {
+            max_body: u32::try_from(self.max_body).unwrap_or(u32::MAX),
+            sends_in_flight: self.sends_in_flight,
+            edge_bytes: size(self.edge_bytes),
+            lane_deposits: self.lane_deposits as usize,
+            owner_deposits: self.owner_deposits as usize,
+            window_messages: self.window_messages as usize,
+            window_bytes: size(self.window_bytes),
+            watches: self.watches_per_session as usize,
+            sends_per_second: self.user_messages_per_second,
+            send_burst: self.user_burst,
+            link_bytes: self.link_bytes,
+            deposit_timeout_ms: millis(timeouts.deposit),
+            retry_ms: millis(intervals.retry),
+            attach_timeout_ms: millis(timeouts.attach),
+            cursor_ms: millis(intervals.cursor_flush),
+            confirm_ms: millis(intervals.confirm),
+            presence_ms: millis(intervals.presence_batch),
+            ping_ms: millis(intervals.link_ping),
+            link_timeout_ms: millis(timeouts.link),
+            session_grace_ms: millis(timeouts.resume_grace),
+            probe_ms: millis(timeouts.probe),
+            idle_seconds: u32::try_from(timeouts.idle.as_secs()).unwrap_or(u32::MAX),
+            ..core()
+        }
+    }
+
+    /// For the commits of a store.
+    pub(super) fn store_limits(&self) -> StoreLimits {
+        StoreLimits {
+            inbox_messages: self.inbox_messages.into(),
+            inbox_bytes: self.inbox_bytes,
+            devices: self.devices_per_user as usize,
+        }
+    }
+
+    /// For the connections of clients.
+    pub(super) fn client_limits(&self, timeouts: &Timeouts) -> ClientLimits {
+        let frame = self.max_body + (MAX_CLIENT_FRAME - MAX_BODY) as u64;
+        // A device's whole window may wait in the outbox of a client that reads slowly, and some answers with it.
+        let window = self.window_bytes + u64::from(self.window_messages) * DELIVERY_OVERHEAD_BYTES + 2 * frame;
+        let defaults = ClientLimits::default();
+        ClientLimits {
+            queue_bytes: defaults.queue_bytes.max(size(window)),
+            max_connections: self.connections as usize,
+            max_handshakes: self.handshakes as usize,
+            retry_above: self.handshakes_before_retry as usize,
+            handshake_timeout: timeouts.handshake,
+            idle_timeout: timeouts.idle,
+            max_frame: u32::try_from(frame).unwrap_or(u32::MAX),
+            ..defaults
+        }
+    }
+}
+
+fn core() -> CoreLimits {
+    CoreLimits::default()
+}
+
+fn number(default: u64) -> u32 {
+    u32::try_from(default).unwrap_or(u32::MAX)
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -154,6 +242,22 @@ mod tests {
         StoreConfig::default().check(&mut wrong);
         Intervals::default().check(&mut wrong);
         Timeouts::default().check(&mut wrong);
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_machines() {
+        let (limits, intervals, timeouts) = (Limits::default(), Intervals::default(), Timeouts::default());
+        assert_eq!(limits.core_limits(&intervals, &timeouts), CoreLimits::default());
+        assert_eq!(limits.store_limits(), StoreLimits::default());
+        assert!(limits.client_limits(&timeouts).check().is_ok());
+        let largest = Limits {
+            max_body: MAX_BODY as u64,
+            ..limits
+        };
+        assert_eq!(
+            largest.client_limits(&timeouts).max_frame as usize,
+            MAX_CLIENT_FRAME
+        );
     }
 
     #[test]

@@ -141,35 +141,46 @@ impl<T: Setting> Visitor<'_> for SettingVisitor<T> {
     }
 }
 
-/// A 64-bit id, written as 1 to 16 hexadecimal digits in quotes (TOML has no unsigned 64-bit integers).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HexId(pub u64);
+/// Declares an id that is written as hexadecimal digits in quotes: TOML has no unsigned integers of its width.
+macro_rules! hex_id {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $digits:literal, $expected:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub $inner);
 
-impl fmt::Display for HexId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl Serialize for HexId {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for HexId {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        let digits = (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        match u64::from_str_radix(&text, 16) {
-            Ok(id) if digits => Ok(HexId(id)),
-            _ => Err(D::Error::invalid_value(
-                Unexpected::Str(&text),
-                &"1 to 16 hexadecimal digits in quotes, such as \"00c0ffee\"",
-            )),
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:0width$x}", self.0, width = $digits)
+            }
         }
-    }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(from)?;
+                let digits = (1..=$digits).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+                match <$inner>::from_str_radix(&text, 16) {
+                    Ok(id) if digits => Ok($name(id)),
+                    _ => Err(D::Error::invalid_value(Unexpected::Str(&text), &$expected)),
+                }
+            }
+        }
+    };
 }
+
+hex_id!(
+    /// A cluster's id.
+    ClusterId(u128), 32, "1 to 32 hexadecimal digits in quotes, such as \"00c0ffee\""
+);
+hex_id!(
+    /// A seed.
+    Seed(u64), 16, "1 to 16 hexadecimal digits in quotes, such as \"00c0ffee\""
+);
 
 fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;

@@ -206,7 +206,7 @@ fn audience_and_issuer_must_match() {
         };
         verifier
             .verify(&signer.sign(&claims).expect("signed"), NOW)
-            .map(|verified| verified.user)
+            .map(|verified| verified.user.to_string())
     };
     assert_eq!(by(Some("us")), Ok("alice".to_owned()));
     assert_eq!(by(Some("them")), Err(TokenError::WrongIssuer));
@@ -223,7 +223,7 @@ fn a_subject_is_a_user_id() {
             },
             NOW,
         )
-        .map(|verified| verified.user)
+        .map(|verified| verified.user.to_string())
     };
     assert!(named("ü".repeat(127) + "x").is_ok(), "255 bytes");
     for bad in ["", "a\nb", "a\0", "\u{7f}", "a\u{85}b", &"ü".repeat(128)] {
@@ -398,7 +398,8 @@ fn key_files_are_made_once_and_private() {
             .expect("public")
             .verify(&token, NOW)
             .expect("good")
-            .user,
+            .user
+            .as_str(),
         "bob"
     );
     std::fs::write(&files.private, "nonsense").expect("write");
