@@ -193,7 +193,8 @@ impl Limits {
     pub(super) fn client_limits(&self, timeouts: &Timeouts) -> ClientLimits {
         let frame = self.max_body + (MAX_CLIENT_FRAME - MAX_BODY) as u64;
         // A device's whole window may wait in the outbox of a client that reads slowly, and some answers with it.
-        let window = self.window_bytes + u64::from(self.window_messages) * DELIVERY_OVERHEAD_BYTES + 2 * frame;
+        let window =
+            self.window_bytes + u64::from(self.window_messages) * DELIVERY_OVERHEAD_BYTES + 2 * frame;
         let defaults = ClientLimits::default();
         ClientLimits {
             queue_bytes: defaults.queue_bytes.max(size(window)),
