@@ -20,6 +20,7 @@ pub mod msg;
 pub mod op;
 pub mod placement;
 pub mod state;
+pub mod storage;
 pub mod time;
 pub mod vector;
 pub mod wire;

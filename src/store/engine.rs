@@ -3,14 +3,12 @@
 //! One thread (or, in the simulator, one machine) calls [`Engine::commit`] with all that queued up since the last call;
 //! when it returns, the decisions are durable. Reads see everything committed and nothing else.
 
-use crate::core::commit::{Outcome, StoreOp};
-use crate::core::ids::{Coord, Origin, Seq, ShardId, UserId};
-use crate::core::op::{LogEntry, LoggedOp};
-use crate::core::state::{Logged, ShardRow, StoreIdentity, UserRow};
-use crate::core::vector::Vector;
+use crate::core::commit::StoreOp;
+use crate::core::state::StoreIdentity;
 
-/// Most inbox entries or log operations that one page holds.
-pub const MAX_PAGE_ITEMS: usize = 1024;
+pub use crate::core::storage::{
+    Committed, InboxEntry, InboxPage, LogPage, MAX_PAGE_ITEMS, Read, ReadReply, StoreError,
+};
 
 /// A store of one region: commits and reads.
 pub trait Engine: Send {
@@ -46,118 +44,4 @@ pub trait Engine: Send {
     fn close(&mut self) -> Result<(), StoreError> {
         Ok(())
     }
-}
-
-/// The answer to a commit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Committed {
-    /// One for each operation, in order.
-    pub outcomes: Vec<Outcome>,
-    /// Every operation that was logged, own and applied ones, in order: the feed of delivery and shipping.
-    pub logged: Vec<Logged>,
-}
-
-/// A question to the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
-    /// The head of a shard.
-    Shard(ShardId),
-    /// A user's row.
-    User(ShardId, UserId),
-    /// A user's messages above a position, in delivery order: each origin in sequence order, between origins the one
-    /// whose next message has the lowest hybrid time.
-    Inbox {
-        /// The shard.
-        shard: ShardId,
-        /// The user.
-        user: UserId,
-        /// Above this, for each origin.
-        after: Vector,
-        /// At most so many, at most [`MAX_PAGE_ITEMS`].
-        max_items: usize,
-        /// At most so many bytes, but at least one message.
-        max_bytes: usize,
-    },
-    /// A run of a log.
-    Log {
-        /// The shard.
-        shard: ShardId,
-        /// Whose log.
-        origin: Origin,
-        /// Above this.
-        after: Seq,
-        /// At most so many, at most [`MAX_PAGE_ITEMS`].
-        max_items: usize,
-        /// At most so many bytes, but at least one operation.
-        max_bytes: usize,
-    },
-}
-
-/// The answer to a [`Read`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReadReply {
-    /// The head; the default row where the shard is new.
-    Shard(Box<ShardRow>),
-    /// The user's row; the default where the user is not known.
-    User(Box<UserRow>),
-    /// A page of messages.
-    Inbox(InboxPage),
-    /// A run of a log.
-    Log(LogPage),
-}
-
-/// A page of an inbox.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct InboxPage {
-    /// The messages in delivery order.
-    pub entries: Vec<InboxEntry>,
-    /// Whether nothing is left beyond them.
-    pub end: bool,
-}
-
-/// A message as it waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InboxEntry {
-    /// Its coordinates.
-    pub at: Coord,
-    /// Other coordinates of the same message (R15).
-    pub siblings: Vec<Coord>,
-    /// The operation: envelope and body.
-    pub op: LoggedOp,
-}
-
-/// A run of a log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LogPage {
-    /// Operations from `after + 1` on; empty where there are none yet.
-    Run {
-        /// Running hash at `after`.
-        before: u64,
-        /// The operations.
-        entries: Vec<LogEntry>,
-        /// Whether nothing is left beyond them.
-        end: bool,
-    },
-    /// What was asked for was trimmed: a snapshot is needed.
-    Trimmed {
-        /// The log begins above this.
-        floor: Seq,
-    },
-}
-
-/// Why a store did not do what it was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// Nothing was changed; the same call may succeed later.
-    #[error("store busy: {0}")]
-    Retryable(String),
-    /// No room; nothing was changed.
-    #[error("store full: {0}")]
-    Full(String),
-    /// What is stored is damaged: names the place and the way out.
-    #[error("store damaged: {0}")]
-    Corrupt(String),
-    /// The store stopped: what was not acknowledged may or may not be durable.
-    #[error("store stopped: {0}")]
-    Fatal(String),
 }
