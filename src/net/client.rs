@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use quinn::{ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig};
+use quinn::{ConnectionError, Endpoint, Incoming, ServerConfig, TransportConfig};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -36,7 +36,7 @@ pub use super::outbox::TrySendError;
 use super::{
     CloseCode, CloseReason, EventSink,
     certs::{CertError, Identity},
-    endpoint::{WrapSocket, bind_udp, endpoint},
+    endpoint::{WrapSocket, bind_udp, endpoint, stable_config},
     frame::{Frame, FrameError},
     outbox::CHUNK_COST,
     tls::{self, CLIENT_ALPN},
@@ -363,22 +363,17 @@ impl ClientListener {
             counters: Counters::default(),
             stop: watch::Sender::new(false),
         });
-        // The same configuration, and so the same key for stateless resets, on all sockets: a client whose address
-        // changed and now reaches another of them is told at once that its connection is unknown there.
-        let endpoint_config = EndpointConfig::default();
         let mut addr = config.addr;
         let mut endpoints = Vec::with_capacity(count);
         let mut accepting = JoinSet::new();
         for _ in 0..count {
             let socket = bind_udp(addr, count > 1).map_err(bind_failed)?;
             addr = socket.local_addr().map_err(bind_failed)?;
-            let endpoint = endpoint(
-                socket,
-                endpoint_config.clone(),
-                Some(server.clone()),
-                config.wrap_socket.as_ref(),
-            )
-            .map_err(bind_failed)?;
+            // All sockets of the address share the key: a client whose address changed, and whose packets now reach
+            // another of them, is told at once that its connection is unknown there.
+            let quic = stable_config(&config.identity, addr);
+            let endpoint = endpoint(socket, quic, Some(server.clone()), config.wrap_socket.as_ref())
+                .map_err(bind_failed)?;
             accepting.spawn(accept_loop(endpoint.clone(), shared.clone(), sink.clone()));
             endpoints.push(endpoint);
         }

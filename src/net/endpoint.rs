@@ -1,14 +1,27 @@
 //! Sockets and quinn endpoints: the one place where they are made, so that a socket of another kind (one that
 //! delays, loses or cuts) can be put underneath.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use quinn::{
+    AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Runtime, ServerConfig,
+    TokioRuntime,
+};
+use ring::{
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::certs::Identity;
 
 /// Asked from the kernel for each direction of a UDP socket. The default (about 200 KB) holds only some hundred
 /// packets, a few milliseconds of load; the kernel cuts this to its own maximum without an error.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// Stateless resets are at most one in this time: enough for thousands of clients of a restarted node, and still
+/// no use for amplification (a reset is smaller than the packet that caused it).
+const MIN_RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Puts another socket in the place of the kernel's, for fault injection.
 pub type WrapSocket = Arc<dyn Fn(Arc<dyn AsyncUdpSocket>) -> Arc<dyn AsyncUdpSocket> + Send + Sync>;
@@ -33,6 +46,20 @@ pub fn bind_udp(addr: SocketAddr, share: bool) -> io::Result<std::net::UdpSocket
     Ok(socket.into())
 }
 
+/// A configuration whose stateless resets (RFC 9000, 10.3) survive a restart: their key is derived from the private
+/// key and the address, so that those who were connected to an earlier process at this address learn at once that
+/// their connection is gone, rather than after their idle timeout.
+pub fn stable_config(identity: &Identity, addr: SocketAddr) -> EndpointConfig {
+    let private = identity.key();
+    let parent = hmac::Key::new(hmac::HMAC_SHA256, private.secret_der());
+    let derived = hmac::sign(&parent, format!("iris stateless reset {addr}").as_bytes());
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref())));
+    config
+        .min_reset_interval(MIN_RESET_INTERVAL)
+        .cid_generator(|| Box::new(RandomIds(SystemRandom::new())));
+    config
+}
+
 /// Makes an endpoint on a bound socket. Must be called inside a tokio runtime.
 ///
 /// # Errors
@@ -50,4 +77,26 @@ pub fn endpoint(
         None => socket,
     };
     Endpoint::new_with_abstract_socket(config, server, socket, runtime)
+}
+
+/// Random connection ids, any of which is answered by a reset when it is unknown. quinn's own generator signs its
+/// ids with a key of the process and ignores packets of an earlier one.
+struct RandomIds(SystemRandom);
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut bytes = [0; 8];
+        self.0
+            .fill(&mut bytes)
+            .expect("the system's random generator does not fail once it has started");
+        ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }

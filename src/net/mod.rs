@@ -3,9 +3,12 @@
 //! ```text
 //! certs     the cluster's CA, certificates and keys from files
 //! tls       rustls configurations          endpoint  sockets and quinn endpoints
+//! gate      a socket that can be cut, for fault injection
 //! frame     length-delimited frames over any byte stream
 //! client    the side that serves clients (ALPN iris/1): listener, a reader and a writer per connection
 //! connect   the side that clients use to connect
+//! peer      connections between nodes (ALPN iris-peer/1): dialling, hellos, classes of frames
+//! gossip    membership of one region (chitchat) over peer connections
 //! ```
 //!
 //! Everything that was queued has a limit, every wait for the other side a deadline, and a fault of one
@@ -16,7 +19,10 @@ pub mod client;
 pub mod connect;
 pub mod endpoint;
 pub mod frame;
+pub mod gate;
+pub mod gossip;
 mod outbox;
+pub mod peer;
 pub mod tls;
 
 use std::future::Future;
