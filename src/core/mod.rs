@@ -9,6 +9,8 @@
 //! | [`op`] | the logged operations and their encoding |
 //! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
 //! | [`state`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+//! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
+//! | [`presence`] | who is online: registers that every region writes and all converge on |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -19,6 +21,7 @@ pub mod members;
 pub mod msg;
 pub mod op;
 pub mod placement;
+pub mod presence;
 pub mod state;
 pub mod storage;
 pub mod time;
