@@ -1,5 +1,6 @@
 //! Iris.
 
+pub mod cli;
 pub mod core;
 pub mod net;
 pub mod server;

@@ -1,2 +1,7 @@
 //! The `iris` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    iris::cli::run()
+}

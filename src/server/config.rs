@@ -26,7 +26,7 @@ pub use model::{
 };
 pub use ranges::{Intervals, Limits, StoreConfig, Timeouts};
 pub use source::{MAX_FILE_BYTES, TomlText};
-pub use units::{ClusterId, Seed, setting};
+pub use units::{ClusterId, Seed, Setting};
 
 use crate::core::limits::CoreLimits;
 use crate::core::state::StoreLimits;

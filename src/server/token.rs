@@ -136,6 +136,27 @@ pub struct Claims {
     pub jti: Option<String>,
 }
 
+impl Claims {
+    /// For `user`, valid from `now_unix_secs` for `life`, to the audience [`AUDIENCE`], with a random `jti`.
+    pub fn new(user: &str, now_unix_secs: u64, life: Duration) -> Result<Self, MintError> {
+        UserId::new(user)?;
+        if life < Duration::from_secs(1) || life > MAX_LIFE {
+            return Err(MintError::Life(life.as_secs()));
+        }
+        let mut id = [0u8; 16];
+        SystemRandom::new().fill(&mut id).map_err(|_| MintError::Random)?;
+        Ok(Self {
+            sub: Some(user.to_owned()),
+            aud: Some(Audience::One(AUDIENCE.to_owned())),
+            exp: Some(now_unix_secs.saturating_add(life.as_secs())),
+            iat: Some(now_unix_secs),
+            nbf: None,
+            iss: None,
+            jti: Some(format!("{:032x}", u128::from_be_bytes(id))),
+        })
+    }
+}
+
 /// `aud`: one text, or a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -349,23 +370,9 @@ impl Signer {
         Ok(signer)
     }
 
-    /// A token for `user`, valid from `now_unix_secs` for `life`, with a random `jti`.
+    /// A token for `user`, valid from `now_unix_secs` for `life`, as [`Claims::new`] makes it.
     pub fn mint(&self, user: &str, now_unix_secs: u64, life: Duration) -> Result<String, MintError> {
-        UserId::new(user)?;
-        if life < Duration::from_secs(1) || life > MAX_LIFE {
-            return Err(MintError::Life(life.as_secs()));
-        }
-        let mut id = [0u8; 16];
-        SystemRandom::new().fill(&mut id).map_err(|_| MintError::Random)?;
-        self.sign(&Claims {
-            sub: Some(user.to_owned()),
-            aud: Some(Audience::One(AUDIENCE.to_owned())),
-            exp: Some(now_unix_secs.saturating_add(life.as_secs())),
-            iat: Some(now_unix_secs),
-            nbf: None,
-            iss: None,
-            jti: Some(format!("{:032x}", u128::from_be_bytes(id))),
-        })
+        self.sign(&Claims::new(user, now_unix_secs, life)?)
     }
 
     /// A token with these claims, whatever they are.

@@ -1,0 +1,63 @@
+//! Arguments that several commands share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::server::config::{LoadOptions, Loaded, NodeConfig, Setting as _};
+
+/// The folder of `iris dev`.
+#[derive(Debug, Args)]
+pub struct DataArg {
+    /// The data folder of `iris dev`: stores, certificates and keys.
+    #[arg(long, value_name = "DIR", default_value = "data", env = "IRIS_DATA")]
+    pub data: PathBuf,
+}
+
+/// The configuration of a node.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The node's configuration file.
+    #[arg(long = "config", value_name = "FILE", env = "IRIS_CONFIG")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    set: SetArg,
+}
+
+/// Settings above file and environment.
+#[derive(Debug, Args)]
+pub struct SetArg {
+    /// A setting above file and environment, such as limits.max_body=32KiB; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+impl ConfigArgs {
+    /// Loads and checks it.
+    pub fn load(&self) -> anyhow::Result<Loaded> {
+        load(self.file.clone(), &self.set)
+    }
+}
+
+/// Loads and checks the configuration in `file`, the environment and `set`.
+pub fn load(file: Option<PathBuf>, set: &SetArg) -> anyhow::Result<Loaded> {
+    let mut options = LoadOptions::from_process(file);
+    for (key, value) in &set.set {
+        options = options.flag("--set", key, value);
+    }
+    NodeConfig::load(options).context("the configuration cannot be used")
+}
+
+/// For `value_parser`: a duration such as `90s` or `1h`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    Duration::from_text(text).ok_or_else(|| format!("expected {}", Duration::EXPECTED))
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as limits.max_body=32KiB".to_owned()),
+    }
+}

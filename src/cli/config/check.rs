@@ -1,0 +1,53 @@
+//! `iris config check`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::cli::{args, output};
+use crate::server::regions::Regions;
+
+/// Check a node's configuration file, or a folder of region files.
+///
+/// The IRIS_ variables of the environment count, as they do when the node starts. Files that the configuration names and that
+/// are not on this machine are warned of.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  iris config check node.toml
+  iris config check regions/
+  IRIS_LIMITS__MAX_BODY=32KiB iris config check node.toml")]
+pub struct Check {
+    /// The file of a node, or the folder with the files of all regions.
+    file: PathBuf,
+    #[command(flatten)]
+    set: args::SetArg,
+}
+
+impl Check {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if self.file.is_dir() {
+            let regions = Regions::load_folder(&self.file).context("the region files cannot be used")?;
+            let ids: Vec<&str> = regions.ids().collect();
+            output::print(&format!("{} is good: {}\n", self.file.display(), ids.join(", ")))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut loaded = args::load(Some(self.file.clone()), &self.set)?;
+        for (key, path) in loaded.config.paths() {
+            // The node makes its data folder itself.
+            if key != "node.data" && !path.exists() {
+                eprintln!("warning: {key} = {}: not on this machine", path.display());
+            }
+        }
+        let node = &loaded.config.node;
+        let roles: Vec<String> = node.roles.iter().map(ToString::to_string).collect();
+        let (file, roles) = (self.file.display(), roles.join(" and "));
+        output::print(&format!(
+            "{file} is good: the {roles} node {} of {}\n",
+            node.name, node.region
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

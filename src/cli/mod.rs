@@ -1,0 +1,76 @@
+//! The command line: noun, then verb, one file for each verb.
+//!
+//! Data goes to stdout and talk to stderr. Exit codes: 0 done, 1 failed (the causes on stderr, outermost first), 2 wrong usage.
+//!
+//! To add a verb: write `src/cli/<noun>/<verb>.rs` with a struct that derives [`clap::Args`] and has
+//! `fn run(self) -> anyhow::Result<ExitCode>`; give it `#[command(after_help = ..)]` with examples; add it to the enum of its
+//! noun (or to [`Command`]) and to the `match` beside that. Arguments that several verbs share are in [`args`], output in
+//! [`output`]. `anyhow` stays within this module: what others call returns typed errors.
+
+pub mod args;
+pub mod config;
+pub mod output;
+pub mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Multi-region presence and messaging.
+#[derive(Debug, Parser)]
+#[command(name = "iris", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  iris config check node.toml        is this node's configuration good?
+  iris token --user alice            a token for alice, signed with the key of ./data";
+
+/// What `iris` can do.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Config(config::Config),
+    Token(token::Token),
+}
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    // clap prints help to stdout and exits 0, or says what is wrong with the usage and exits 2.
+    let done = match Cli::parse().command {
+        Command::Config(noun) => noun.run(),
+        Command::Token(verb) => verb.run(),
+    };
+    done.unwrap_or_else(|error| output::report(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn commands_are_consistent_and_each_has_examples() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                check(sub);
+            }
+            let name = command.get_name();
+            let examples = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                examples.starts_with("Examples:\n  iris"),
+                "{name} has no examples"
+            );
+            assert!(command.get_about().is_some(), "{name} has no description");
+        }
+        let command = Cli::command();
+        command.clone().debug_assert();
+        check(&command);
+    }
+}

@@ -1,0 +1,336 @@
+//! The `iris` binary as its users run it: exit codes, what goes to stdout and what to stderr.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use iris::server::config::JwtKey;
+use iris::server::token::{KeyFiles, TokenError, Verifier, VerifyingKey};
+use tempfile::TempDir;
+
+const NODE: &str = r#"
+[node]
+name = "us-east-edge-1"
+region = "us-east"
+
+[tls.peer]
+ca = "ca.pem"
+cert = "node.pem"
+key = "node.key"
+
+[tls.client]
+cert = "client.pem"
+key = "client.key"
+
+[[auth.jwt.keys]]
+algorithm = "HS256"
+secret = "0123456789abcdef0123456789abcdef"
+
+[limits]
+max_body = "32KiB"
+"#;
+
+/// `iris` in `folder` without any of our variables.
+fn iris(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iris"));
+    command.current_dir(folder).args(args);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("IRIS_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+struct Done {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn done(command: &mut Command) -> Done {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().expect("iris runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Done {
+        code: status.code().expect("not killed"),
+        stdout: text(stdout),
+        stderr: text(stderr),
+    }
+}
+
+fn with_node(text: &str) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("node.toml"), text).expect("write");
+    folder
+}
+
+/// `iris config check` of the good file with `from` replaced by `to` fails with `error`, on stderr alone.
+fn check_refuses(from: &str, to: &str, error: &str) {
+    assert!(NODE.contains(from), "{from}");
+    let folder = with_node(&NODE.replacen(from, to, 1));
+    let done = done(&mut iris(folder.path(), &["config", "check", "node.toml"]));
+    assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{}", done.stderr);
+    assert!(
+        done.stderr.contains(error),
+        "for {to}:\n  found {}\n  not   {error}",
+        done.stderr
+    );
+    assert!(
+        !done.stderr.contains("0123456789abcdef"),
+        "a secret is shown: {}",
+        done.stderr
+    );
+}
+
+#[test]
+fn a_good_configuration_is_called_good() {
+    let folder = with_node(NODE);
+    let found = done(&mut iris(folder.path(), &["config", "check", "node.toml"]));
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    assert_eq!(
+        found.stdout,
+        "node.toml is good: the edge node us-east-edge-1 of us-east\n"
+    );
+    assert!(
+        found
+            .stderr
+            .contains("warning: tls.peer.ca = ca.pem: not on this machine"),
+        "{}",
+        found.stderr
+    );
+    let regions = done(&mut iris(
+        Path::new(env!("CARGO_MANIFEST_DIR")),
+        &["config", "check", "regions"],
+    ));
+    assert_eq!(
+        (regions.code, regions.stdout.as_str()),
+        (0, "regions is good: ap-south, eu-west, us-east\n")
+    );
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_its_place() {
+    check_refuses(
+        "max_body",
+        "max_bodi",
+        "node.toml:20: limits.max_bodi = \"32KiB\": there is no such key; expected one of: max_body",
+    );
+    check_refuses(
+        "\"32KiB\"",
+        "[1]",
+        "node.toml:20: limits.max_body = [1]: invalid type: found sequence, expected a number of bytes",
+    );
+    check_refuses(
+        "\"32KiB\"",
+        "\"2MiB\"",
+        "node.toml:20: limits.max_body = \"2MiB\": expected 256B to 1MiB",
+    );
+    check_refuses("[limits]", "[limits", "node.toml:19: this is not TOML");
+    check_refuses(
+        "\"0123456789abcdef0123456789abcdef\"",
+        "\"0123456789abcdef\"",
+        "node.toml:17: auth.jwt.keys.0.secret = ***: expected at least 32 bytes",
+    );
+    check_refuses(
+        "secret = \"",
+        "secret = 1 # \"",
+        "node.toml:17: auth.jwt.keys.0.secret = ***: wrong type",
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for args in [
+        ["config", "check", "none.toml"].as_slice(),
+        &["config", "print", "--config", "none.toml"],
+    ] {
+        let found = done(&mut iris(folder.path(), args));
+        assert_eq!((found.code, found.stdout.as_str()), (1, ""));
+        assert!(
+            found.stderr.contains("cannot read none.toml: No such file"),
+            "{}",
+            found.stderr
+        );
+    }
+}
+
+#[test]
+fn variables_and_flags_override_the_file_and_are_named() {
+    let folder = with_node(NODE);
+    let mut command = iris(
+        folder.path(),
+        &[
+            "config",
+            "print",
+            "--config",
+            "node.toml",
+            "--set",
+            "limits.user_burst=9",
+        ],
+    );
+    let found = done(
+        command
+            .env("IRIS_LIMITS__WINDOW_MESSAGES", "7")
+            .env("IRIS_TEST_X", "y"),
+    );
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    for line in [
+        "max_body = \"32KiB\"  # node.toml:20",
+        "window_messages = 7  # environment IRIS_LIMITS__WINDOW_MESSAGES",
+        "user_burst = 9  # flag --set",
+        "devices_per_user = 32",
+        "peer = \"127.0.0.1:7111\"  # built-in/us-east.toml:30",
+        "secret = \"***\"  # node.toml:17",
+    ] {
+        assert!(
+            found.stdout.lines().any(|found| found == line),
+            "no {line} in\n{}",
+            found.stdout
+        );
+    }
+    assert!(
+        toml::from_str::<toml::Table>(&found.stdout).is_ok(),
+        "{}",
+        found.stdout
+    );
+
+    let mut command = iris(folder.path(), &["config", "check", "node.toml"]);
+    let found = done(command.env("IRIS_LIMITS__WINDOW_MESSAGES", "0"));
+    assert_eq!(found.code, 1);
+    assert!(
+        found.stderr.contains(
+            "environment IRIS_LIMITS__WINDOW_MESSAGES: limits.window_messages = 0: expected 1 to 65536"
+        ),
+        "{}",
+        found.stderr
+    );
+}
+
+#[test]
+fn the_configuration_prints_as_json_without_secrets() {
+    let folder = with_node(NODE);
+    let found = done(&mut iris(
+        folder.path(),
+        &["config", "print", "--config", "node.toml", "--output", "json"],
+    ));
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    assert!(!found.stdout.contains("0123456789abcdef"));
+    let value: serde_json::Value = serde_json::from_str(&found.stdout).expect("JSON");
+    assert_eq!(value["config"]["limits"]["max_body"], "32KiB");
+    assert_eq!(value["config"]["auth"]["jwt"]["keys"][0]["secret"], "***");
+    assert_eq!(value["sources"]["limits.max_body"], "node.toml:20");
+}
+
+#[test]
+fn a_token_is_minted_with_the_key_of_the_data_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let found = done(&mut iris(folder.path(), &["token", "--user", "alice"]));
+    assert_eq!((found.code, found.stdout.as_str()), (1, ""));
+    assert!(
+        found.stderr.contains("start `iris dev` once") && found.stderr.contains("data/keys/token.key"),
+        "{}",
+        found.stderr
+    );
+
+    let files = KeyFiles::in_data(&folder.path().join("data"));
+    files.create_or_keep().expect("made");
+    let found = done(&mut iris(
+        folder.path(),
+        &["token", "--user", "alice", "--ttl", "90s"],
+    ));
+    assert_eq!((found.code, found.stderr.as_str()), (0, ""));
+    let verifier = Verifier::new(vec![
+        VerifyingKey::from_config(&JwtKey::ed25519(files.public)).expect("public"),
+    ]);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
+    let verified = verifier.verify(found.stdout.trim_end(), now).expect("good");
+    assert_eq!(
+        (verified.user.as_str(), verified.expires_at - verified.issued_at),
+        ("alice", 90)
+    );
+    assert!(matches!(
+        verifier.verify(found.stdout.trim_end(), now + 86_400),
+        Err(TokenError::Expired { .. })
+    ));
+}
+
+#[test]
+fn a_token_is_minted_with_a_given_secret() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("secret"), "0123456789abcdef0123456789abcdef\n").expect("write");
+    let found = done(&mut iris(
+        folder.path(),
+        &["token", "--user", "bob", "--key", "secret", "--issuer", "us"],
+    ));
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let key = VerifyingKey::from_secret(None, b"0123456789abcdef0123456789abcdef").expect("secret");
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
+    assert_eq!(
+        Verifier::new(vec![key])
+            .verify(found.stdout.trim_end(), now)
+            .expect("good")
+            .user
+            .as_str(),
+        "bob"
+    );
+}
+
+#[test]
+fn wrong_usage_and_wrong_values_have_their_exit_codes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    KeyFiles::in_data(&folder.path().join("data"))
+        .create_or_keep()
+        .expect("made");
+    for (args, code, error) in [
+        (["token", "--user", "a\nb"].as_slice(), 1, "user id"),
+        (&["token", "--user", "a", "--ttl", "25h"], 1, "1 s to 24 h"),
+        (
+            &["token", "--user", "a", "--ttl", "soon"],
+            2,
+            "expected a duration such as",
+        ),
+        (&["token"], 2, "--user"),
+        (&["config", "check"], 2, "<FILE>"),
+        (&["config", "print", "--set", "x"], 2, "expected KEY=VALUE"),
+        (&["nonsense"], 2, "unrecognized subcommand"),
+        (&["config", "print"], 1, "node: it is missing; set it in the file"),
+    ] {
+        let found = done(&mut iris(folder.path(), args));
+        assert_eq!(
+            (found.code, found.stdout.as_str()),
+            (code, ""),
+            "{args:?}: {}",
+            found.stderr
+        );
+        assert!(
+            found.stderr.contains(error),
+            "{args:?}:\n  found {}\n  not   {error}",
+            found.stderr
+        );
+    }
+    for args in [
+        ["--help"].as_slice(),
+        &["config", "check", "--help"],
+        &["config", "print", "--help"],
+        &["token", "--help"],
+    ] {
+        let found = done(&mut iris(folder.path(), args));
+        assert!(
+            found.code == 0 && found.stdout.contains("Examples:\n  iris"),
+            "{args:?}: {}",
+            found.stdout
+        );
+    }
+}
