@@ -4,7 +4,7 @@
 //!
 //! To add a verb: write `src/cli/<noun>/<verb>.rs` with a struct that derives [`clap::Args`] and has
 //! `fn run(self) -> anyhow::Result<ExitCode>`; give it `#[command(after_help = ..)]` with examples; add it to the enum of its
-//! noun (or to [`Command`]) and to the `match` beside that. Arguments that several verbs share are in [`args`], output in
+//! noun (or to `Command` here) and to the `match` beside that. Arguments that several verbs share are in [`args`], output in
 //! [`output`]. `anyhow` stays within this module: what others call returns typed errors.
 
 pub mod args;

@@ -1,6 +1,6 @@
 //! The configuration of a node: defaults < its entry in the region's file < its file < `IRIS_` environment < flags.
 //!
-//! [`NodeConfig::load`] merges the layers with figment ([`layers`](self)), checks every value, and knows for each where it
+//! [`NodeConfig::load`] merges the layers with figment, checks every value, and knows for each where it
 //! came from. Unknown keys are refused. An error names file and line (or variable, or flag), key, value and what was expected.
 
 mod error;
