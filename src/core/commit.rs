@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
-use super::state::{Decision, DedupKey, Logged, Next, ShardState, State};
+use super::state::{Decision, DedupKey, Logged, Next, ShardState, State, UserState};
 use super::vector::Vector;
 
 /// An id whose time is older than this is refused: its dedup record may be gone (R16).
@@ -289,7 +289,7 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
         match op {
             StoreOp::Append { envelope, .. } => {
                 out.push(Need::User(shard, envelope.to.clone()));
-                out.push(Need::Dedup(shard, dedup_key(envelope)));
+                out.push(Need::Dedup(shard, DedupKey::of(envelope)));
             }
             StoreOp::Cursor { user, .. } | StoreOp::Register { user, .. } | StoreOp::Remove { user, .. } => {
                 out.push(Need::User(shard, user.clone()));
@@ -299,7 +299,7 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     match op.decode() {
                         Ok(Op::Append(envelope, _)) => {
                             out.push(Need::User(shard, envelope.to.clone()));
-                            out.push(Need::Dedup(shard, dedup_key(&envelope)));
+                            out.push(Need::Dedup(shard, DedupKey::of(&envelope)));
                         }
                         Ok(Op::Cursor { user, .. } | Op::Device { user, .. }) => {
                             out.push(Need::User(shard, user));
@@ -314,7 +314,14 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     out.extend(logs.map(|(origin, log)| Need::Log(shard, *origin, log.floor)));
                 }
             }
-            StoreOp::Bump { .. } | StoreOp::Confirm { .. } | StoreOp::DropDedup { .. } => {}
+            StoreOp::DropDedup { .. } => {
+                if let Some(known) = state.shards.get(&shard) {
+                    let stable = known.row.stable_vector(&state.identity.holders);
+                    let logs = known.row.logs.keys();
+                    out.extend(logs.map(|origin| Need::Log(shard, *origin, stable.of(*origin))));
+                }
+            }
+            StoreOp::Bump { .. } | StoreOp::Confirm { .. } => {}
         }
     }
     out
@@ -323,32 +330,44 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
 /// The rows that operations need, second round: what the rows of the first named.
 pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
     let mut out = Vec::new();
-    for op in ops {
+    for (index, op) in ops.iter().enumerate() {
         let Some(shard) = state.shards.get(&op.shard()) else {
             continue;
         };
         let id = op.shard();
-        let mut inbox = |user: &UserId| {
-            if let Some(known) = shard.users.get(user) {
-                let origins = shard.row.logs.keys();
-                out.extend(origins.map(|o| Need::Inbox(id, user.clone(), *o, known.row.consumed.of(*o))));
-            }
-        };
         match op {
-            StoreOp::Cursor { user, .. } | StoreOp::Remove { user, .. } | StoreOp::Register { user, .. } => {
-                inbox(user);
+            StoreOp::Cursor { user, device, .. } | StoreOp::Register { user, device, .. } => {
+                inbox_needs(id, shard, user, Some(device), &mut out);
             }
-            StoreOp::ApplyRemote { ops, .. } => {
-                for op in ops {
-                    if let Ok(Op::Cursor { user, .. } | Op::Device { user, .. }) = op.decode() {
-                        inbox(&user);
+            StoreOp::Remove { user, .. } => inbox_needs(id, shard, user, None, &mut out),
+            StoreOp::ApplyRemote {
+                origin, first, ops, ..
+            } => {
+                for (op, seq) in ops.iter().zip(*first..) {
+                    match op.decode() {
+                        Ok(Op::Cursor { user, device, .. } | Op::Device { user, device, .. }) => {
+                            inbox_needs(id, shard, &user, Some(&device), &mut out);
+                        }
+                        Ok(Op::Append(envelope, _)) => {
+                            let at = Coord { origin: *origin, seq };
+                            if may_consume(shard, &envelope, at) {
+                                inbox_needs(id, shard, &envelope.to, None, &mut out);
+                            }
+                        }
+                        _ => {}
                     }
                 }
             }
             StoreOp::Trim { .. } => {
+                // An earlier operation of the batch can make more stable than is now.
+                let moves = ops[..index].iter().any(|earlier| {
+                    earlier.shard() == id
+                        && matches!(earlier, StoreOp::Confirm { .. } | StoreOp::ApplyRemote { .. })
+                });
                 for (origin, log) in &shard.row.logs {
                     let stable = shard.row.stable(*origin, &state.identity.holders);
-                    for (_, _, op) in trimmable(shard, *origin, log.floor, stable) {
+                    let to = if moves { Seq::MAX } else { stable };
+                    for (_, _, op) in trimmable(shard, *origin, log.floor, to) {
                         if let Ok(envelope) = op.envelope() {
                             out.push(Need::User(id, envelope.to));
                         }
@@ -359,6 +378,36 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
         }
     }
     out
+}
+
+/// The entries that may become consumed; with a device that does not count yet, from the first one kept (R17).
+fn inbox_needs(
+    id: ShardId,
+    shard: &ShardState,
+    user: &UserId,
+    device: Option<&DeviceId>,
+    out: &mut Vec<Need>,
+) {
+    let Some(UserState { row, inbox }) = shard.users.get(user) else {
+        return;
+    };
+    let counts = device.is_none_or(|device| row.devices.get(device).is_some_and(|known| !known.expired));
+    let from = if counts { &row.consumed } else { &row.trimmed };
+    out.extend(
+        inbox
+            .keys()
+            .map(|origin| Need::Inbox(id, user.clone(), *origin, from.of(*origin))),
+    );
+}
+
+/// Whether a message from another log could be consumed as it arrives, or make an earlier one so (R15).
+fn may_consume(shard: &ShardState, envelope: &Envelope, at: Coord) -> bool {
+    let Some(user) = shard.users.get(&envelope.to) else {
+        return false;
+    };
+    let mut devices = user.row.devices.values();
+    devices.any(|device| device.cursor.covers(at))
+        || (!user.row.devices.is_empty() && shard.dedup.contains_key(&DedupKey::of(envelope)))
 }
 
 /// Decides one operation, applies its decisions to the state and adds them to `decisions`.
@@ -435,10 +484,12 @@ impl Work<'_> {
     fn append(&mut self, envelope: &Envelope, body: &Bytes, known_only: bool) -> Outcome {
         let shard = self.row();
         let digest = op::digest(envelope.kind, body);
-        if let Some(known) = shard.dedup.get(&dedup_key(envelope)) {
-            return match known.bodies.get(&digest) {
-                Some(coords) => Outcome::Duplicate(coords.iter().copied().collect()),
-                None => Outcome::Refused(Refusal::IdReused),
+        if let Some(known) = shard.dedup.get(&DedupKey::of(envelope)) {
+            let coords: Vec<Coord> = known.coords(digest).collect();
+            return if coords.is_empty() {
+                Outcome::Refused(Refusal::IdReused)
+            } else {
+                Outcome::Duplicate(coords)
             };
         }
         if known_only {
@@ -599,6 +650,7 @@ impl Work<'_> {
             Op::Append(envelope, body) => self.siblings(envelope, body),
             _ => Vec::new(),
         };
+        let sibling = !siblings.is_empty();
         let row = &self.row().row;
         let before = row.logs.get(&origin).map_or(0, |log| log.hash);
         let hlc = row.hlc.observe(op.hlc(), self.now_ms);
@@ -616,23 +668,31 @@ impl Work<'_> {
             hlc,
             siblings,
         }));
-        // A cursor can run ahead of the entries it covers, so an entry may be consumed as it arrives.
-        match decoded {
-            Op::Append(Envelope { to: user, .. }, _) | Op::Cursor { user, .. } | Op::Device { user, .. } => {
-                self.consume(&user);
-                self.remove(&user);
+        let user = match decoded {
+            // A cursor can run ahead of the entries it covers, so an entry may be consumed as it arrives; and with a
+            // sibling, what a cursor covers here may be an earlier one.
+            Op::Append(envelope, _) => {
+                let known = self.row().users.get(&envelope.to);
+                let consumed = known.is_some_and(|user| user.row.all_consumed(Coord { origin, seq }));
+                (consumed || sibling).then_some(envelope.to)
             }
-            Op::Start { .. } | Op::Confirm { .. } => {}
+            Op::Cursor { user, .. } | Op::Device { user, .. } => Some(user),
+            Op::Start { .. } | Op::Confirm { .. } => None,
+        };
+        if let Some(user) = user {
+            if self.consume(&user) {
+                self.state.unfinished.insert((self.shard, user.clone()));
+            }
+            self.remove(&user);
         }
         Ok(())
     }
 
     fn siblings(&self, envelope: &Envelope, body: &Bytes) -> Vec<Coord> {
-        let known = self.row().dedup.get(&dedup_key(envelope));
-        let coords = known.and_then(|row| row.bodies.get(&op::digest(envelope.kind, body)));
-        coords
-            .map(|coords| coords.iter().copied().collect())
-            .unwrap_or_default()
+        let known = self.row().dedup.get(&DedupKey::of(envelope));
+        known.map_or_else(Vec::new, |row| {
+            row.coords(op::digest(envelope.kind, body)).collect()
+        })
     }
 
     fn trim(&mut self) -> Outcome {
@@ -654,7 +714,11 @@ impl Work<'_> {
                     users.push(envelope.to);
                 }
             }
-            let Some((to, hash)) = last else { continue };
+            let Some((to, hash)) = last else {
+                let series = self.row().logs.get(&origin);
+                more |= floor < stable && series.is_some_and(|log| log.next(floor) == Next::NotLoaded);
+                continue;
+            };
             more |= to < stable;
             self.record(Decision::Trimmed {
                 shard: self.shard,
@@ -671,15 +735,20 @@ impl Work<'_> {
         Outcome::Done { more }
     }
 
+    /// What is dropped was accepted before its ids left the window, so all of it is stable if nothing unstable was
+    /// logged before then (the last confirmations are never stable, and need not be).
     fn drop_dedup(&mut self, day: u32) -> Outcome {
-        let end_ms = (u64::from(day) + 1) * DAY_MS;
+        let left_window = ((u64::from(day) + 1) * DAY_MS).saturating_add(ID_WINDOW_MS);
+        let old = self.now_ms > left_window.saturating_add(TIME_MARGIN_MS);
         let shard = self.row();
-        let unstable = shard
-            .row
-            .logs
-            .iter()
-            .any(|(origin, log)| log.seq > shard.row.stable(*origin, &self.state.identity.holders));
-        let old = self.now_ms > end_ms.saturating_add(ID_WINDOW_MS + TIME_MARGIN_MS);
+        let unstable = shard.row.logs.keys().any(|origin| {
+            let stable = shard.row.stable(*origin, &self.state.identity.holders);
+            match shard.logs.get(origin).map(|log| log.next(stable)) {
+                Some(Next::Item(_, (_, op))) => op.hlc().ms <= left_window,
+                Some(Next::NotLoaded) => true,
+                Some(Next::End) | None => false,
+            }
+        });
         if old && !unstable {
             self.record(Decision::DedupDropped {
                 shard: self.shard,
@@ -719,9 +788,9 @@ impl Work<'_> {
                             bytes += op.len() as u64;
                         }
                     }
-                    // A page that ended is work for another call only if this one got somewhere.
+                    // Its page ended: another call begins with a new one.
                     Next::NotLoaded => {
-                        more |= to > from;
+                        more = true;
                         break;
                     }
                     Next::Item(..) | Next::End => break,
@@ -742,7 +811,8 @@ impl Work<'_> {
         more
     }
 
-    /// Removes what is both consumed and stable (R10).
+    /// Removes what is consumed and stable (R10), once it was trimmed from the log: an entry of the log always finds
+    /// its message in the inbox, so a body is stored once. What is trimmed was stable (R9).
     fn remove(&mut self, user: &UserId) {
         let shard = self.row();
         let Some(known) = shard.users.get(user) else {
@@ -753,16 +823,10 @@ impl Work<'_> {
             .consumed
             .iter()
             .map(|(origin, seq)| {
-                (
-                    origin,
-                    seq.min(shard.row.stable(origin, &self.state.identity.holders)),
-                )
+                let floor = shard.row.logs.get(&origin).map_or(0, |log| log.floor);
+                (origin, seq.min(floor))
             })
-            .filter(|(origin, to)| {
-                let trimmed = known.row.trimmed.of(*origin);
-                let next = known.inbox.get(origin).map(|series| series.next(trimmed));
-                *to > trimmed && !matches!(next, Some(Next::Item(seq, _)) if seq > *to)
-            })
+            .filter(|(origin, to)| *to > known.row.trimmed.of(*origin))
             .collect();
         for (origin, to) in removable {
             self.record(Decision::Removed {
@@ -820,14 +884,6 @@ impl Work<'_> {
             siblings: Vec::new(),
         }));
         coord
-    }
-}
-
-fn dedup_key(envelope: &Envelope) -> DedupKey {
-    DedupKey {
-        id: envelope.id,
-        recipient: envelope.to.clone(),
-        sender: envelope.from.clone(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
-use super::op::{self, DeviceChange, LogEntry, LoggedOp, Op};
+use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
 use super::time::Hlc;
 use super::vector::Vector;
 
@@ -146,7 +146,7 @@ pub struct UserRow {
     pub devices: BTreeMap<DeviceId, DeviceRow>,
     /// Per origin the highest sequence removed from the inbox.
     pub trimmed: Vector,
-    /// Per origin the sequence to which every device consumed; goes back when a device registers.
+    /// Per origin the sequence to which every device consumed; goes back when a device registers or returns.
     pub consumed: Vector,
     /// The furthest that `consumed` ever was: to here `unread` has been counted down.
     pub counted: Vector,
@@ -195,17 +195,44 @@ pub struct DedupKey {
 }
 
 impl DedupKey {
+    /// The key of a message.
+    pub fn of(envelope: &Envelope) -> Self {
+        Self {
+            id: envelope.id,
+            recipient: envelope.to.clone(),
+            sender: envelope.from.clone(),
+        }
+    }
+
     /// The UTC day of the id's time, counted from 1970; ids without a time stand in day 0.
     pub fn day(&self) -> u32 {
         (self.id.unix_ms().unwrap_or(0) / 86_400_000) as u32
     }
 }
 
-/// The coordinates under which one id was accepted, by digest of the body (R15, R16).
+/// The coordinates under which one id was accepted, with the digest of the body (R15, R16).
+///
+/// A flat list, because nearly every row has exactly one entry and there is a row for each message of seven days.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DedupRow {
-    /// Usually one digest and one coordinate.
-    pub bodies: BTreeMap<u128, BTreeSet<Coord>>,
+    /// In the order in which they were logged here, so the original comes first.
+    pub bodies: Vec<(u128, Coord)>,
+}
+
+impl DedupRow {
+    /// The coordinates of the messages with this digest, the original first.
+    pub fn coords(&self, digest: u128) -> impl Iterator<Item = Coord> + '_ {
+        let same = self.bodies.iter().filter(move |(body, _)| *body == digest);
+        same.map(|(_, at)| *at)
+    }
+
+    /// Adds a coordinate, unless it is known.
+    pub fn insert(&mut self, digest: u128, at: Coord) {
+        if !self.bodies.contains(&(digest, at)) {
+            self.bodies.reserve_exact(1);
+            self.bodies.push((digest, at));
+        }
+    }
 }
 
 /// A sequence of items of which the older part may lie in the engine only.
@@ -324,6 +351,9 @@ pub struct State {
     pub identity: StoreIdentity,
     /// The shards.
     pub shards: BTreeMap<ShardId, ShardState>,
+    /// Users of whom a bounded step left entries to mark, where no outcome says so: the engine gives each a
+    /// [`Remove`](super::commit::StoreOp::Remove) and takes them out.
+    pub unfinished: BTreeSet<(ShardId, UserId)>,
 }
 
 /// One durable step. Applying it needs no judgement.
@@ -433,6 +463,7 @@ impl State {
         Self {
             identity,
             shards: BTreeMap::new(),
+            unfinished: BTreeSet::new(),
         }
     }
 
@@ -541,18 +572,8 @@ impl ShardState {
                         .extend(siblings.iter().copied());
                 }
                 let digest = op::digest(envelope.kind, &body);
-                let key = DedupKey {
-                    id: envelope.id,
-                    recipient: envelope.to,
-                    sender: envelope.from,
-                };
-                self.dedup
-                    .entry(key)
-                    .or_default()
-                    .bodies
-                    .entry(digest)
-                    .or_default()
-                    .insert(at);
+                let key = DedupKey::of(&envelope);
+                self.dedup.entry(key).or_default().insert(digest, at);
             }
             Ok(Op::Cursor { user, device, cursor }) => {
                 let user = self.users.entry(user).or_default();
@@ -563,11 +584,15 @@ impl ShardState {
                 match change {
                     DeviceChange::Register { epoch, cursor } => {
                         let row = user.device(device);
+                        let returns = row.expired && epoch > row.epoch;
                         if epoch > row.epoch {
                             row.epoch = epoch;
                             row.expired = false;
                         }
                         row.cursor.merge(&cursor);
+                        if returns {
+                            user.row.consumed = user.row.trimmed.clone();
+                        }
                     }
                     DeviceChange::Expire { epoch } => {
                         let row = user.device(device);
@@ -575,7 +600,11 @@ impl ShardState {
                     }
                     DeviceChange::Veto { epoch } => {
                         let row = user.device(device);
-                        row.expired &= epoch != row.epoch;
+                        let returns = row.expired && epoch == row.epoch;
+                        row.expired &= !returns;
+                        if returns {
+                            user.row.consumed = user.row.trimmed.clone();
+                        }
                     }
                 }
             }

@@ -3,9 +3,19 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`engine`] | the interface that a shard's owner calls |
+//! | [`opening`] | what a store keeps about itself, and why it refuses to open |
+//! | [`memory`] | the engine over an ordered map in memory: tests, simulator |
+//! | [`keys`], [`paging`] | rows as bytes; pages of inboxes and logs, for every engine |
 //! | [`journal`] | one durable record per group commit, in segments of our own |
 //! | [`disk`] | the files under the journal, real and simulated |
 
 pub mod disk;
 pub mod engine;
 pub mod journal;
+pub mod keys;
+pub mod memory;
+pub mod opening;
+pub mod paging;
+
+#[cfg(test)]
+mod conformance;

@@ -1,0 +1,27 @@
+//! What every engine must do, whatever it keeps its rows in.
+//!
+//! [`cases`] are told one by one; [`run`] runs all of them against an engine. `random` drives engines with the same
+//! random operations and compares every outcome and read, and `model` is a naive reference written from the rules.
+
+mod cases;
+pub(crate) mod kit;
+
+use super::engine::Engine;
+use crate::core::state::StoreIdentity;
+
+/// Makes engines of one kind.
+pub(crate) trait Harness {
+    /// A store in a new place, forgetting any other.
+    fn create(&mut self, identity: StoreIdentity) -> Box<dyn Engine>;
+
+    /// Ends the engine as a crash does, and opens its store again.
+    fn reopen(&mut self, engine: Box<dyn Engine>, identity: StoreIdentity) -> Box<dyn Engine>;
+}
+
+/// Runs every case.
+pub(crate) fn run(harness: &mut dyn Harness) {
+    for (name, case) in cases::ALL {
+        println!("{name}");
+        case(harness);
+    }
+}

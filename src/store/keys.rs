@@ -1,0 +1,319 @@
+//! Rows as bytes: the layout of keys and the encoding of values.
+//!
+//! | key | value |
+//! |---|---|
+//! | `m` | who the store is ([`StoredIdentity`](super::opening::StoredIdentity)) |
+//! | `s` shard | [`ShardRow`]: head, what is applied, what holders confirmed |
+//! | `u` shard user | [`UserRow`]: devices, cursors, what was removed, siblings |
+//! | `l` shard origin seq | running hash, then the operation, or for a message only its recipient |
+//! | `i` shard user origin seq | the operation of a message |
+//! | `d` shard day id recipient sender | [`DedupRow`]: digests and coordinates |
+//!
+//! Integers are big-endian, so that the order of keys is numeric; ids of variable length have their length (one byte)
+//! before them. Each value begins with a format version. The bytes of a message are stored once: its log entry names
+//! the recipient, which with shard, origin and sequence is the key of the inbox entry; that entry is removed only after
+//! the log entry was trimmed (see `Work::remove` in [`core::commit`](crate::core::commit)).
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::core::ids::{MessageId, Origin, Seq, ShardId, UserId};
+use crate::core::op::LoggedOp;
+use crate::core::state::{DedupKey, DedupRow, ShardRow, UserRow};
+
+/// Format version of every value.
+pub const VALUE_VERSION: u8 = 1;
+
+/// Why stored bytes are not what their key says. The store is damaged, or a newer build wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// Written by a build that this one does not know.
+    #[error(
+        "{what} has format version {found}; this build knows {VALUE_VERSION}: use the build that wrote it"
+    )]
+    Version {
+        /// Which row.
+        what: &'static str,
+        /// The version found.
+        found: u8,
+    },
+    /// The bytes do not decode.
+    #[error("{what} does not decode: {reason}")]
+    Malformed {
+        /// Which row.
+        what: &'static str,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A key that no layout has.
+    #[error("{0} key does not decode")]
+    Key(&'static str),
+}
+
+/// The key of the store's identity.
+pub fn meta() -> Vec<u8> {
+    vec![b'm']
+}
+
+/// The key of a shard's row.
+pub fn shard(shard: ShardId) -> Vec<u8> {
+    Writer::new(b's', 4).shard(shard).0
+}
+
+/// The key of a user's row.
+pub fn user(shard: ShardId, user: &UserId) -> Vec<u8> {
+    Writer::new(b'u', 5 + user.as_str().len())
+        .shard(shard)
+        .text(user)
+        .0
+}
+
+/// The key of a log entry.
+pub fn log(shard: ShardId, origin: Origin, seq: Seq) -> Vec<u8> {
+    Writer::new(b'l', 20).shard(shard).number(origin.0).number(seq).0
+}
+
+/// The key of a message in an inbox.
+pub fn inbox(shard: ShardId, user: &UserId, origin: Origin, seq: Seq) -> Vec<u8> {
+    let writer = Writer::new(b'i', 21 + user.as_str().len());
+    writer.shard(shard).text(user).number(origin.0).number(seq).0
+}
+
+/// The key of a dedup record; records of one day stand together, in the order of their ids, so of time.
+pub fn dedup(shard: ShardId, key: &DedupKey) -> Vec<u8> {
+    let len = 26 + key.recipient.as_str().len() + key.sender.as_str().len();
+    let mut writer = Writer::new(b'd', len).shard(shard).day(key.day());
+    writer.0.extend_from_slice(&key.id.0);
+    writer.text(&key.recipient).text(&key.sender).0
+}
+
+/// The keys of a shard's dedup records of one UTC day: from the first (inclusive) to the second (exclusive).
+pub fn dedup_day(shard: ShardId, day: u32) -> (Vec<u8>, Vec<u8>) {
+    let from = Writer::new(b'd', 8).shard(shard).day(day).0;
+    let to = successor(from.clone());
+    (from, to)
+}
+
+/// The sequence at the end of a key of a log or inbox entry.
+///
+/// # Errors
+/// [`RowError::Key`].
+pub fn seq_of(key: &[u8]) -> Result<Seq, RowError> {
+    let tail = key.last_chunk::<8>().ok_or(RowError::Key("log or inbox"))?;
+    Ok(u64::from_be_bytes(*tail))
+}
+
+/// The origin before the sequence of a key of a log or inbox entry.
+///
+/// # Errors
+/// [`RowError::Key`].
+pub fn origin_of(key: &[u8]) -> Result<Origin, RowError> {
+    let tail = key.last_chunk::<16>().and_then(|tail| tail.first_chunk::<8>());
+    Ok(Origin(u64::from_be_bytes(
+        *tail.ok_or(RowError::Key("log or inbox"))?,
+    )))
+}
+
+/// The shard of any key but the identity's.
+///
+/// # Errors
+/// [`RowError::Key`].
+pub fn shard_of(key: &[u8]) -> Result<ShardId, RowError> {
+    let at = key.get(1..5).and_then(|at| at.try_into().ok());
+    Ok(ShardId(u32::from_be_bytes(at.ok_or(RowError::Key("shard"))?)))
+}
+
+/// What a dedup key names.
+///
+/// # Errors
+/// [`RowError::Key`].
+pub fn dedup_of(key: &[u8]) -> Result<(ShardId, DedupKey), RowError> {
+    let bad = || RowError::Key("dedup");
+    let id = key.get(9..25).and_then(|id| id.try_into().ok()).ok_or_else(bad)?;
+    let mut rest = &key[25..];
+    let mut text = || {
+        let (len, after) = rest.split_first()?;
+        let (text, after) = after.split_at_checked(usize::from(*len))?;
+        rest = after;
+        UserId::new(std::str::from_utf8(text).ok()?).ok()
+    };
+    let recipient = text().ok_or_else(bad)?;
+    let sender = text().ok_or_else(bad)?;
+    let key_of = DedupKey {
+        id: MessageId(id),
+        recipient,
+        sender,
+    };
+    Ok((shard_of(key)?, key_of))
+}
+
+/// The first key after all that begin with `prefix`.
+pub fn successor(mut prefix: Vec<u8>) -> Vec<u8> {
+    while let Some(last) = prefix.pop() {
+        if last < u8::MAX {
+            prefix.push(last + 1);
+            break;
+        }
+    }
+    prefix
+}
+
+/// A value in MessagePack (array form) after its version.
+pub fn encode<T: Serialize>(row: &T) -> Vec<u8> {
+    let mut out = vec![VALUE_VERSION];
+    rmp_serde::encode::write(&mut out, row).expect("plain data in memory always encodes");
+    out
+}
+
+/// Decodes what [`encode`] made; `what` names the row in errors.
+///
+/// # Errors
+/// [`RowError`].
+pub fn decode<'de, T: Deserialize<'de>>(what: &'static str, value: &'de [u8]) -> Result<T, RowError> {
+    rmp_serde::from_slice(versioned(what, value)?).map_err(|e| RowError::Malformed {
+        what,
+        reason: e.to_string(),
+    })
+}
+
+/// The value of an inbox entry.
+pub fn encode_inbox(op: &LoggedOp) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + op.len());
+    out.push(VALUE_VERSION);
+    out.extend_from_slice(op.bytes());
+    out
+}
+
+/// Decodes the value of an inbox entry, without copying it.
+///
+/// # Errors
+/// [`RowError`].
+pub fn decode_inbox(value: &Bytes) -> Result<LoggedOp, RowError> {
+    versioned("inbox entry", value)?;
+    operation("inbox entry", value.slice(1..))
+}
+
+/// A log entry as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogValue {
+    /// The whole operation.
+    Inline(LoggedOp),
+    /// A message, to be found in the inbox of this user.
+    Inbox(UserId),
+}
+
+/// The value of a log entry: running hash after it, then the operation or, of a message, the recipient.
+pub fn encode_log(hash: u64, value: &LogValue) -> Vec<u8> {
+    let (tag, rest) = match value {
+        LogValue::Inline(op) => (0, &op.bytes()[..]),
+        LogValue::Inbox(user) => (1, user.as_str().as_bytes()),
+    };
+    let mut out = Vec::with_capacity(10 + rest.len());
+    out.push(VALUE_VERSION);
+    out.push(tag);
+    out.extend_from_slice(&hash.to_be_bytes());
+    out.extend_from_slice(rest);
+    out
+}
+
+/// Decodes the value of a log entry.
+///
+/// # Errors
+/// [`RowError`].
+pub fn decode_log(value: &Bytes) -> Result<(u64, LogValue), RowError> {
+    let what = "log entry";
+    let malformed = |reason: String| RowError::Malformed { what, reason };
+    let rest = versioned(what, value)?;
+    let (Some(tag), Some(hash)) = (rest.first(), rest.get(1..9)) else {
+        return Err(malformed(format!("{} bytes", value.len())));
+    };
+    let hash = u64::from_be_bytes(hash.try_into().expect("8 bytes"));
+    let value = match tag {
+        0 => LogValue::Inline(operation(what, value.slice(10..))?),
+        1 => {
+            let text = std::str::from_utf8(&rest[9..]).map_err(|e| malformed(e.to_string()))?;
+            LogValue::Inbox(UserId::new(text).map_err(|e| malformed(e.to_string()))?)
+        }
+        other => return Err(malformed(format!("tag {other}"))),
+    };
+    Ok((hash, value))
+}
+
+/// What the rows of a kind are called in errors.
+pub trait Row: Serialize + for<'de> Deserialize<'de> {
+    /// The name.
+    const WHAT: &'static str;
+}
+
+impl Row for ShardRow {
+    const WHAT: &'static str = "shard row";
+}
+
+impl Row for UserRow {
+    const WHAT: &'static str = "user row";
+}
+
+impl Row for DedupRow {
+    const WHAT: &'static str = "dedup row";
+}
+
+/// Decodes a row.
+///
+/// # Errors
+/// [`RowError`].
+pub fn decode_row<T: Row>(value: &[u8]) -> Result<T, RowError> {
+    decode(T::WHAT, value)
+}
+
+fn versioned<'a>(what: &'static str, value: &'a [u8]) -> Result<&'a [u8], RowError> {
+    match value.split_first() {
+        Some((&VALUE_VERSION, rest)) => Ok(rest),
+        Some((&found, _)) => Err(RowError::Version { what, found }),
+        None => Err(RowError::Malformed {
+            what,
+            reason: "empty".to_owned(),
+        }),
+    }
+}
+
+fn operation(what: &'static str, bytes: Bytes) -> Result<LoggedOp, RowError> {
+    LoggedOp::from_bytes(bytes).map_err(|e| RowError::Malformed {
+        what,
+        reason: e.to_string(),
+    })
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn new(tag: u8, len: usize) -> Self {
+        let mut out = Vec::with_capacity(1 + len);
+        out.push(tag);
+        Self(out)
+    }
+
+    fn shard(mut self, shard: ShardId) -> Self {
+        self.0.extend_from_slice(&shard.0.to_be_bytes());
+        self
+    }
+
+    fn day(mut self, day: u32) -> Self {
+        self.0.extend_from_slice(&day.to_be_bytes());
+        self
+    }
+
+    fn number(mut self, number: u64) -> Self {
+        self.0.extend_from_slice(&number.to_be_bytes());
+        self
+    }
+
+    fn text(mut self, user: &UserId) -> Self {
+        let text = user.as_str().as_bytes();
+        self.0.push(text.len() as u8); // at most 255 by UserId
+        self.0.extend_from_slice(text);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! From rows in bytes to the state that a commit judges.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::disk::Rows;
+use crate::core::commit::{CONSUME_STEP, Need, TRIM_STEP};
+use crate::core::ids::{Origin, Seq, ShardId, UserId};
+use crate::core::op::LoggedOp;
+use crate::core::state::{Series, ShardState, State, UserRow, UserState};
+use crate::store::engine::StoreError;
+use crate::store::keys::{self, LogValue, Row, RowError};
+use crate::store::paging::Window;
+
+/// A row, or the default where there is none.
+pub(super) fn row<T: Row + Default>(rows: &Rows, key: &[u8]) -> Result<T, StoreError> {
+    match rows.get(key) {
+        Some(value) => keys::decode_row(value).map_err(|e| damaged(&e)),
+        None => Ok(T::default()),
+    }
+}
+
+/// Loads the head of a shard, unless it is loaded. Its logs are then known, but none of their entries.
+pub(super) fn shard(state: &mut State, rows: &Rows, shard: ShardId) -> Result<(), StoreError> {
+    if state.shards.contains_key(&shard) {
+        return Ok(());
+    }
+    let mut loaded = ShardState {
+        row: row(rows, &keys::shard(shard))?,
+        ..ShardState::default()
+    };
+    for (origin, log) in &loaded.row.logs {
+        loaded.logs.insert(*origin, behind(log.seq));
+    }
+    state.shards.insert(shard, loaded);
+    Ok(())
+}
+
+/// Loads the rows that a commit needs; those that are loaded already stay as they are, pages are replaced.
+pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<(), StoreError> {
+    let mut logs: BTreeMap<(ShardId, Origin), Window> = BTreeMap::new();
+    let mut inboxes: BTreeMap<(ShardId, UserId, Origin), Window> = BTreeMap::new();
+    for need in needs {
+        match need {
+            Need::User(id, user) => load_user(state, rows, id, user)?,
+            Need::Dedup(id, key) => {
+                let dedup = &mut loaded(state, id).dedup;
+                if dedup.contains_key(&key) {
+                    continue;
+                }
+                if let Some(value) = rows.get(&keys::dedup(id, &key)) {
+                    let row = keys::decode_row(value).map_err(|e| damaged(&e))?;
+                    dedup.insert(key, row);
+                }
+            }
+            Need::Log(id, origin, after) => {
+                let window = logs.entry((id, origin));
+                window.or_insert(Window::at(after)).add(after);
+            }
+            Need::Inbox(id, user, origin, after) => {
+                let window = inboxes.entry((id, user, origin));
+                window.or_insert(Window::at(after)).add(after);
+            }
+        }
+    }
+    for ((id, origin), window) in logs {
+        if let Some(series) = loaded(state, id).logs.get_mut(&origin) {
+            let items = log(rows, id, origin, window.after);
+            series.page = Some(window.page(TRIM_STEP, series.behind, items)?);
+        }
+    }
+    for ((id, user, origin), window) in inboxes {
+        let known = loaded(state, id).users.get_mut(&user);
+        if let Some(series) = known.and_then(|known| known.inbox.get_mut(&origin)) {
+            let items = inbox(rows, id, &user, origin, window.after);
+            series.page = Some(window.page(CONSUME_STEP, series.behind, items)?);
+        }
+    }
+    Ok(())
+}
+
+/// The log entries above a sequence, in order.
+pub(super) fn log(
+    rows: &Rows,
+    shard: ShardId,
+    origin: Origin,
+    after: Seq,
+) -> impl Iterator<Item = Result<(Seq, (u64, LoggedOp)), StoreError>> {
+    let from = keys::log(shard, origin, after.saturating_add(1));
+    let to = keys::log(shard, origin, Seq::MAX);
+    rows.range(from..=to).map(move |(key, value)| {
+        let seq = keys::seq_of(key).map_err(|e| damaged(&e))?;
+        let (hash, value) = keys::decode_log(value).map_err(|e| damaged(&e))?;
+        let op = match value {
+            LogValue::Inline(op) => op,
+            LogValue::Inbox(user) => {
+                let value = rows.get(&keys::inbox(shard, &user, origin, seq)).ok_or_else(|| {
+                    StoreError::Corrupt(format!(
+                        "log entry {origin:?}:{seq} has no message in the inbox of {user}"
+                    ))
+                })?;
+                keys::decode_inbox(value).map_err(|e| damaged(&e))?
+            }
+        };
+        Ok((seq, (hash, op)))
+    })
+}
+
+/// The messages of a user and an origin above a sequence, in order.
+pub(super) fn inbox(
+    rows: &Rows,
+    shard: ShardId,
+    user: &UserId,
+    origin: Origin,
+    after: Seq,
+) -> impl Iterator<Item = Result<(Seq, LoggedOp), StoreError>> {
+    let from = keys::inbox(shard, user, origin, after.saturating_add(1));
+    let to = keys::inbox(shard, user, origin, Seq::MAX);
+    rows.range(from..=to).map(|(key, value): (&Vec<u8>, &Bytes)| {
+        let seq = keys::seq_of(key).map_err(|e| damaged(&e))?;
+        Ok((seq, keys::decode_inbox(value).map_err(|e| damaged(&e))?))
+    })
+}
+
+/// The origins of which a user has messages: one look for each.
+pub(super) fn inbox_origins(rows: &Rows, shard: ShardId, user: &UserId) -> Result<Vec<Origin>, StoreError> {
+    let mut out = Vec::new();
+    let mut from = keys::inbox(shard, user, Origin(0), 0);
+    let to = keys::inbox(shard, user, Origin(u64::MAX), Seq::MAX);
+    while let Some((key, _)) = rows.range(from..=to.clone()).next() {
+        let origin = keys::origin_of(key).map_err(|e| damaged(&e))?;
+        out.push(origin);
+        if origin.0 == u64::MAX {
+            break;
+        }
+        from = keys::inbox(shard, user, Origin(origin.0 + 1), 0);
+    }
+    Ok(out)
+}
+
+fn load_user(state: &mut State, rows: &Rows, id: ShardId, user: UserId) -> Result<(), StoreError> {
+    let shard = loaded(state, id);
+    if shard.users.contains_key(&user) {
+        return Ok(());
+    }
+    let Some(value) = rows.get(&keys::user(id, &user)) else {
+        return Ok(());
+    };
+    let row: UserRow = keys::decode_row(value).map_err(|e| damaged(&e))?;
+    let mut known = UserState {
+        row,
+        ..UserState::default()
+    };
+    for origin in inbox_origins(rows, id, &user)? {
+        let seq = shard.row.logs.get(&origin).map_or(0, |log| log.seq);
+        known.inbox.insert(origin, behind(seq));
+    }
+    shard.users.insert(user, known);
+    Ok(())
+}
+
+fn loaded(state: &mut State, id: ShardId) -> &mut ShardState {
+    state
+        .shards
+        .get_mut(&id)
+        .expect("the shards of a batch are loaded before their needs are asked for")
+}
+
+fn behind<T>(seq: Seq) -> Series<T> {
+    Series {
+        behind: seq,
+        ..Series::default()
+    }
+}
+
+fn damaged(error: &RowError) -> StoreError {
+    StoreError::Corrupt(error.to_string())
+}

@@ -1,0 +1,194 @@
+//! Answers to reads, from any engine: the merge of an inbox over its origins, and the limits of a page.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use super::engine::{InboxEntry, InboxPage, LogPage, MAX_PAGE_ITEMS, StoreError};
+use crate::core::ids::{Coord, Origin, Seq};
+use crate::core::op::{LogEntry, LoggedOp};
+use crate::core::state::{LogRow, Page, UserRow};
+use crate::core::vector::Vector;
+
+/// Counts what goes into a page: at most so many items and bytes, but at least one item.
+#[derive(Debug)]
+pub struct Room {
+    items: usize,
+    bytes: usize,
+    empty: bool,
+}
+
+impl Room {
+    /// A page of at most `max_items` (at least 1, at most [`MAX_PAGE_ITEMS`]) and `max_bytes`.
+    pub fn new(max_items: usize, max_bytes: usize) -> Self {
+        Self {
+            items: max_items.clamp(1, MAX_PAGE_ITEMS),
+            bytes: max_bytes,
+            empty: true,
+        }
+    }
+
+    /// Takes room for an item; says whether there was any.
+    pub fn take(&mut self, bytes: usize) -> bool {
+        if self.items == 0 || (!self.empty && bytes > self.bytes) {
+            return false;
+        }
+        self.items -= 1;
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.empty = false;
+        true
+    }
+
+    /// How many items still fit.
+    pub fn items(&self) -> usize {
+        self.items
+    }
+}
+
+/// Merges an inbox in delivery order: each origin in sequence order, between origins the one whose next message has
+/// the lowest hybrid time, then the lowest coordinates.
+///
+/// `next` gives the first message of an origin above a sequence.
+///
+/// # Errors
+/// Those of `next`.
+pub fn inbox_page(
+    row: &UserRow,
+    origins: impl IntoIterator<Item = Origin>,
+    after: &Vector,
+    mut room: Room,
+    mut next: impl FnMut(Origin, Seq) -> Result<Option<(Seq, LoggedOp)>, StoreError>,
+) -> Result<InboxPage, StoreError> {
+    let mut heads = BinaryHeap::new();
+    let mut ops = BTreeMap::new();
+    for origin in origins {
+        let from = after.of(origin).max(row.trimmed.of(origin));
+        if let Some((seq, op)) = next(origin, from)? {
+            heads.push(Reverse((op.hlc(), origin, seq)));
+            ops.insert(origin, op);
+        }
+    }
+    let mut page = InboxPage::default();
+    while let Some(Reverse((_, origin, seq))) = heads.pop() {
+        let op = ops.remove(&origin).expect("each head has its operation");
+        if !room.take(op.len()) {
+            return Ok(page);
+        }
+        let at = Coord { origin, seq };
+        let siblings = row.siblings.get(&at);
+        page.entries.push(InboxEntry {
+            at,
+            siblings: siblings
+                .map(|others| others.iter().copied().collect())
+                .unwrap_or_default(),
+            op,
+        });
+        if let Some((seq, op)) = next(origin, seq)? {
+            heads.push(Reverse((op.hlc(), origin, seq)));
+            ops.insert(origin, op);
+        }
+    }
+    page.end = true;
+    Ok(page)
+}
+
+/// Which part of a series a commit needs: what lies above `after`, and at least a step's worth above `above`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// The page begins here (exclusive).
+    pub after: Seq,
+    /// The last of the needs begins here.
+    pub above: Seq,
+}
+
+impl Window {
+    /// The window of one need.
+    pub fn at(after: Seq) -> Self {
+        Self { after, above: after }
+    }
+
+    /// Covers another need, too.
+    pub fn add(&mut self, after: Seq) {
+        self.after = self.after.min(after);
+        self.above = self.above.max(after);
+    }
+
+    /// Takes items in rising order until the window is full: `step` items above the last need, or four times as many
+    /// in all, so that needs far apart do not load what lies between (the page then ends before the last one, and the
+    /// operation says that more is to do). `behind` is where the series ends in the engine.
+    ///
+    /// # Errors
+    /// Those of the items.
+    pub fn page<T>(
+        self,
+        step: usize,
+        behind: Seq,
+        items: impl Iterator<Item = Result<(Seq, T), StoreError>>,
+    ) -> Result<Page<T>, StoreError> {
+        let mut page = Page {
+            after: self.after,
+            to: behind.max(self.after),
+            items: Vec::new(),
+        };
+        let mut above = 0;
+        for item in items {
+            let (seq, item) = item?;
+            page.items.push((seq, item));
+            above += usize::from(seq > self.above);
+            if above == step || page.items.len() == 4 * step {
+                page.to = seq;
+                break;
+            }
+        }
+        Ok(page)
+    }
+}
+
+/// A run of a log: `entry` gives the running hash and the operation of the first entry above a sequence.
+///
+/// # Errors
+/// Those of `entry`; [`StoreError::Corrupt`] where the log has a gap.
+pub fn log_page(
+    row: Option<&LogRow>,
+    after: Seq,
+    mut room: Room,
+    mut entry: impl FnMut(Seq) -> Result<Option<(Seq, u64, LoggedOp)>, StoreError>,
+) -> Result<LogPage, StoreError> {
+    let mut entries = Vec::new();
+    let Some(row) = row else {
+        return Ok(LogPage::Run {
+            before: 0,
+            entries,
+            end: true,
+        });
+    };
+    if after < row.floor {
+        return Ok(LogPage::Trimmed { floor: row.floor });
+    }
+    let mut expect = |after: Seq| match entry(after)? {
+        Some((seq, hash, op)) if seq == after + 1 => Ok((hash, op)),
+        other => Err(StoreError::Corrupt(format!(
+            "the log has {:?} after sequence {after}, expected {}",
+            other.map(|(seq, ..)| seq),
+            after + 1
+        ))),
+    };
+    let before = match after {
+        at if at == row.floor => row.floor_hash,
+        at if at >= row.seq => row.hash,
+        at => expect(at - 1)?.0,
+    };
+    let mut at = after;
+    while at < row.seq {
+        let (hash, op) = expect(at)?;
+        if !room.take(op.len()) {
+            break;
+        }
+        at += 1;
+        entries.push(LogEntry { seq: at, hash, op });
+    }
+    Ok(LogPage::Run {
+        before,
+        entries,
+        end: at >= row.seq,
+    })
+}
