@@ -101,8 +101,29 @@ fn duplicates(harness: &mut dyn Harness) {
         epoch: store.epoch,
         envelope: Box::new(envelope("bob", "dave", id(T0, 1))),
         body: Bytes::from_static(b"message 1"),
+        known_only: false,
     };
     assert!(matches!(store.one(from_dave), Outcome::Appended(_)));
+    // One that was judged before is only looked up (R21).
+    let again = |store: &Store, n| match store.append_op("bob", id(T0, n), &format!("message {n}")) {
+        StoreOp::Append {
+            shard,
+            epoch,
+            envelope,
+            body,
+            ..
+        } => StoreOp::Append {
+            shard,
+            epoch,
+            envelope,
+            body,
+            known_only: true,
+        },
+        other => other,
+    };
+    let (known, unknown) = (again(&store, 1), again(&store, 77));
+    assert_eq!(store.one(known), Outcome::Duplicate(vec![first]));
+    assert_eq!(store.one(unknown), Outcome::Refused(Refusal::AlreadyJudged));
     // Dedup comes before the window of the id, and holds after the message is gone (R16).
     store.register("bob", "phone", Vector::new());
     store.cursor("bob", "phone", vector(&[(10, 99)]));
