@@ -46,6 +46,9 @@ pub enum StoreOp {
         envelope: Box<Envelope>,
         /// Its body.
         body: Bytes,
+        /// The latest clock of another region that was seen, unix milliseconds: a clock of ours that was set back must not
+        /// accept an id that others forgot (R16).
+        seen_ms: u64,
         /// It was judged before: answer only if it is a duplicate (R21).
         known_only: bool,
     },
@@ -412,7 +415,7 @@ fn may_consume(shard: &ShardState, envelope: &Envelope, at: Coord) -> bool {
 
 /// Decides one operation, applies its decisions to the state and adds them to `decisions`.
 ///
-/// `now_ms` is the latest of the wall clock and the clocks of other regions; the shard's hybrid time is added here.
+/// `now_ms` is our wall clock, which the hybrid clock follows.
 pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<Decision>) -> Outcome {
     state.shards.entry(op.shard()).or_default();
     let mut work = Work {
@@ -433,12 +436,9 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             work.record(Decision::Epoch { shard: *shard, epoch });
             Outcome::Bumped { epoch }
         }
-        StoreOp::Append {
-            envelope,
-            body,
-            known_only,
-            ..
-        } => work.append(envelope, body, *known_only),
+        StoreOp::Append { envelope, body, seen_ms, known_only, .. } => {
+            work.append(envelope, body, *seen_ms, *known_only)
+        }
         StoreOp::Cursor {
             user, device, cursor, ..
         } => work.cursor(user, device, cursor),
@@ -481,7 +481,7 @@ impl Work<'_> {
         self.decisions.push(decision);
     }
 
-    fn append(&mut self, envelope: &Envelope, body: &Bytes, known_only: bool) -> Outcome {
+    fn append(&mut self, envelope: &Envelope, body: &Bytes, seen_ms: u64, known_only: bool) -> Outcome {
         let shard = self.row();
         let digest = op::digest(envelope.kind, body);
         if let Some(known) = shard.dedup.get(&DedupKey::of(envelope)) {
@@ -495,7 +495,7 @@ impl Work<'_> {
         if known_only {
             return Outcome::Refused(Refusal::AlreadyJudged);
         }
-        let server_ms = self.now_ms.max(shard.row.hlc.ms);
+        let server_ms = self.now_ms.max(shard.row.hlc.ms).max(seen_ms);
         let refusal = match envelope.id.unix_ms() {
             None => Some(Refusal::IdMalformed),
             Some(ms) if ms.saturating_add(ID_WINDOW_MS) < server_ms => Some(Refusal::IdTooOld { server_ms }),

@@ -10,6 +10,7 @@
 //! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
 //! | [`state`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
+//! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
 //! | [`presence`] | who is online: registers that every region writes and all converge on |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -20,6 +21,7 @@ pub mod limits;
 pub mod members;
 pub mod msg;
 pub mod op;
+pub mod owner;
 pub mod placement;
 pub mod presence;
 pub mod state;

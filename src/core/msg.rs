@@ -21,8 +21,8 @@ pub const MAX_PEER_MESSAGE: usize = 8 * 1024 * 1024;
 /// Most items in one message.
 pub const MAX_ITEMS: usize = 4096;
 
-/// A presence record in its encoded form.
-pub type RecordEntry = serde_bytes::ByteBuf;
+/// A presence record as it travels.
+pub type RecordEntry = super::presence::Entry;
 
 /// A message between partitions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,7 +17,7 @@ pub trait Engine: Send {
 
     /// Decides the operations in order, makes the decisions durable, and tells what became of each.
     ///
-    /// `now_ms` is the latest of the wall clock and the clocks of other regions, unix milliseconds.
+    /// `now_ms` is the wall clock, unix milliseconds.
     ///
     /// # Errors
     /// [`StoreError`]: nothing of the batch is then acknowledged. After `Fatal` or `Corrupt` every call fails.

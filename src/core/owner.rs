@@ -1,0 +1,634 @@
+//! The owner machine: the shards that this partition owns.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | this | taking shards over, lanes of edges, the periodic work of a shard |
+//! | [`deposits`] | judging deposits in order (R21), and answering them |
+//! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
+//! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
+//!
+//! A shard is taken over in three steps: a `Bump` of its epoch is committed, its head is read, and it is active. Deposits
+//! and attaches before that are refused retryably. Whatever is committed comes back through
+//! [`Owner::handle_committed`], own operations and applied ones alike; delivery reads only from there and from the store.
+
+mod delivery;
+mod deposits;
+mod sessions;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::commit::{Outcome, Refusal, StoreOp};
+use super::ids::{Addr, DeviceId, Epoch, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId};
+use super::limits::{CoreLimits, ms};
+use super::members::{Member, Members};
+use super::msg::{Answer, Delivery, ToEdge, ToOwner};
+use super::op::{Op, kind};
+use super::presence::Presence;
+use super::state::{Logged, ShardRow};
+use super::storage::{Read, ReadReply, StoreError};
+use super::time::{Mono, Now};
+use super::vector::Vector;
+use super::wire::{Code, PresenceEvent};
+use crate::core::commit;
+
+pub use delivery::DeliveryStats;
+pub use deposits::DepositStats;
+
+/// Deliveries for one edge go out in messages of about this many bytes: far below what a message may hold, large enough
+/// to be worth its overhead.
+const DELIVERY_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// What an owner is told once.
+#[derive(Debug, Clone)]
+pub struct OwnerConfig {
+    /// This partition.
+    pub me: Addr,
+    /// How users are spread.
+    pub sharding: Sharding,
+    /// The regions that keep every shard.
+    pub holders: BTreeSet<RegionId>,
+    /// Limits.
+    pub limits: CoreLimits,
+}
+
+/// What an owner wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnerOutput {
+    /// A message for an edge.
+    ToEdge {
+        /// The edge.
+        to: Addr,
+        /// Its lane.
+        lane: u64,
+        /// What.
+        body: ToEdge,
+    },
+    /// Operations for the store; what becomes of each comes back with its tag.
+    Commit(StoreOp, Tag),
+    /// A question to the store.
+    Read(Question),
+    /// The shard is active here, with these logs applied; `None`: it is no longer.
+    Owned(ShardId, Option<Vec<(Origin, RegionId, Seq)>>),
+    /// A presence record changed here.
+    PresenceChanged {
+        /// The shard.
+        shard: ShardId,
+        /// Whose.
+        user: UserId,
+        /// Of which device.
+        device: DeviceId,
+        /// Who told it; `None` where it was written here.
+        from: Option<Addr>,
+    },
+}
+
+/// What an operation was for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tag {
+    /// Taking a shard over.
+    Bump(ShardId),
+    /// A deposit.
+    Deposit(deposits::DepositTag),
+    /// Registering the device of a session.
+    Register(ShardId, SessionId),
+    /// Work whose outcome matters only if it is not done: cursors, removal.
+    Remove(ShardId, UserId),
+    /// Periodic work of a shard.
+    Upkeep(ShardId),
+}
+
+/// A question to the store and what it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// The head of a shard, to become active under this epoch.
+    Head(ShardId, Epoch),
+    /// The row of a user, for a session.
+    User(ShardId, SessionId, UserId),
+    /// Messages for a session.
+    Inbox {
+        /// The shard.
+        shard: ShardId,
+        /// The session.
+        session: SessionId,
+        /// Whose.
+        user: UserId,
+        /// Above this.
+        after: Vector,
+        /// At most so many.
+        max_items: usize,
+        /// At most so many bytes.
+        max_bytes: usize,
+    },
+}
+
+impl Question {
+    /// What to ask the store.
+    pub fn read(&self) -> Read {
+        match self {
+            Question::Head(shard, _) => Read::Shard(*shard),
+            Question::User(shard, _, user) => Read::User(*shard, user.clone()),
+            Question::Inbox { shard, user, after, max_items, max_bytes, .. } => Read::Inbox {
+                shard: *shard,
+                user: user.clone(),
+                after: after.clone(),
+                max_items: *max_items,
+                max_bytes: *max_bytes,
+            },
+        }
+    }
+}
+
+/// Counters of an owner.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnerStats {
+    /// Of deposits.
+    pub deposits: DepositStats,
+    /// Of deliveries.
+    pub delivery: DeliveryStats,
+    /// Shards taken over.
+    pub takeovers: u64,
+    /// Operations that another owner's epoch fenced.
+    pub fenced: u64,
+    /// Sessions that were superseded by a newer one of their device.
+    pub superseded: u64,
+}
+
+/// The owner machine.
+pub struct Owner {
+    config: OwnerConfig,
+    shards: BTreeMap<ShardId, Shard>,
+    wanted: BTreeSet<ShardId>,
+    /// Lanes by a number of our own, so that a message for a lane that died meanwhile finds nothing.
+    lanes: BTreeMap<LaneId, Lane>,
+    lane_of: BTreeMap<Addr, LaneId>,
+    next_lane: u64,
+    /// Lanes that broke on our side: their edges are told once they can be reached.
+    broken: BTreeMap<Addr, u64>,
+    senders: deposits::Senders,
+    /// Shards whose presence changed since the last tick.
+    touched: BTreeSet<ShardId>,
+    unreachable: BTreeMap<RegionId, u64>,
+    dead_edges: BTreeMap<NodeKey, (Generation, Mono)>,
+    members: BTreeMap<NodeKey, Generation>,
+    probes: BTreeMap<SessionId, sessions::Probe>,
+    /// The latest clock of another region.
+    seen_ms: u64,
+    upkeep_at: Mono,
+    flush_at: Mono,
+    presence_at: Mono,
+    retry_at: Option<Mono>,
+    out: VecDeque<OwnerOutput>,
+    stats: OwnerStats,
+}
+
+/// A lane of an edge, by our own number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LaneId(u64);
+
+struct Lane {
+    edge: Addr,
+    number: u64,
+    generation: Generation,
+    answers: Vec<Answer>,
+    deliveries: Vec<Delivery>,
+    presence: BTreeMap<UserId, PresenceEvent>,
+    sessions: BTreeSet<(ShardId, SessionId)>,
+    watches: BTreeSet<UserId>,
+    /// Shards of which the edge has attached its whole set.
+    synced: BTreeSet<ShardId>,
+}
+
+struct Shard {
+    /// `None` until the head was read.
+    epoch: Option<Epoch>,
+    applied: Vector,
+    stable: BTreeMap<RegionId, Vector>,
+    sessions: BTreeMap<SessionId, delivery::Attachment>,
+    users: BTreeMap<UserId, BTreeSet<SessionId>>,
+    watchers: BTreeMap<UserId, BTreeSet<LaneId>>,
+    /// Something was logged since the last upkeep.
+    dirty: bool,
+    /// Sessions whose cursor moved since it was last written.
+    moved: BTreeSet<SessionId>,
+    presence: Presence,
+    /// When to look for sessions that their edge does not have.
+    check_missing: Option<Mono>,
+}
+
+impl Shard {
+    fn new(region: &RegionId) -> Self {
+        Self {
+            epoch: None,
+            applied: Vector::new(),
+            stable: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            users: BTreeMap::new(),
+            watchers: BTreeMap::new(),
+            dirty: false,
+            moved: BTreeSet::new(),
+            presence: Presence::new(region.clone()),
+            check_missing: None,
+        }
+    }
+
+    fn stable(&self, holders: &BTreeSet<RegionId>) -> Vector {
+        let none = Vector::new();
+        let of = |holder: &RegionId| self.stable.get(holder).unwrap_or(&none);
+        let mut holders = holders.iter();
+        let Some(first) = holders.next() else { return Vector::new() };
+        holders.fold(of(first).clone(), |low, holder| low.min(of(holder)))
+    }
+}
+
+impl Owner {
+    /// An owner of nothing yet.
+    pub fn new(config: OwnerConfig, now: Now) -> Self {
+        Self {
+            shards: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            lanes: BTreeMap::new(),
+            lane_of: BTreeMap::new(),
+            next_lane: 1,
+            broken: BTreeMap::new(),
+            senders: deposits::Senders::default(),
+            touched: BTreeSet::new(),
+            unreachable: BTreeMap::new(),
+            dead_edges: BTreeMap::new(),
+            members: BTreeMap::new(),
+            probes: BTreeMap::new(),
+            seen_ms: 0,
+            upkeep_at: now.mono + ms(config.limits.confirm_ms),
+            flush_at: now.mono + ms(config.limits.cursor_ms),
+            presence_at: now.mono + ms(config.limits.presence_ms),
+            retry_at: None,
+            out: VecDeque::new(),
+            stats: OwnerStats::default(),
+            config,
+        }
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> &OwnerStats {
+        &self.stats
+    }
+
+    /// The presence records of a shard that this partition owns.
+    pub fn presence(&self, shard: ShardId) -> Option<&Presence> {
+        self.shards.get(&shard).map(|shard| &shard.presence)
+    }
+
+    /// Shards that are active here.
+    pub fn active_shards(&self) -> impl Iterator<Item = ShardId> + '_ {
+        self.shards.iter().filter(|(_, shard)| shard.epoch.is_some()).map(|(id, _)| *id)
+    }
+
+    /// The epoch of a shard that is active here.
+    pub fn epoch(&self, shard: ShardId) -> Option<Epoch> {
+        self.shards.get(&shard)?.epoch
+    }
+
+    /// Whether every shard that this partition should own is active.
+    pub fn all_active(&self) -> bool {
+        self.wanted.iter().all(|shard| self.epoch(*shard).is_some())
+    }
+
+    /// The latest clock of another region that was seen, unix milliseconds.
+    pub fn handle_clock(&mut self, seen_ms: u64) {
+        self.seen_ms = seen_ms;
+    }
+
+    /// The shards that placement gives to this partition.
+    pub fn handle_placement(&mut self, mine: BTreeSet<ShardId>, now: Now) {
+        let lost: Vec<ShardId> = self.shards.keys().copied().filter(|shard| !mine.contains(shard)).collect();
+        for shard in lost {
+            self.give_up(shard);
+        }
+        for shard in mine.difference(&self.wanted.clone()) {
+            self.take_over(*shard);
+        }
+        self.wanted = mine;
+        let _ = now;
+    }
+
+    /// The nodes of every region: an edge of this region that is gone takes its sessions with it after a grace.
+    pub fn handle_members(&mut self, members: &Members, now: Now) {
+        let region = &self.config.me.node.region;
+        let edges = members.regions.get(region).into_iter().flat_map(|nodes| nodes.values());
+        let there: BTreeMap<NodeKey, Generation> =
+            edges.map(|member: &Member| (member.key.clone(), member.generation)).collect();
+        let grace = now.mono + ms(self.config.limits.session_grace_ms);
+        for (node, generation) in &self.members {
+            if there.get(node) != Some(generation) {
+                self.dead_edges.insert(node.clone(), (*generation, grace));
+            }
+        }
+        self.dead_edges.retain(|node, (generation, _)| there.get(node) != Some(generation));
+        self.members = there;
+    }
+
+    /// The connection to a node came up, or broke: then what was on its lanes may be lost.
+    pub fn handle_reachable(&mut self, node: &NodeKey, up: bool, _now: Now) {
+        if up {
+            let told: Vec<Addr> = self.broken.keys().filter(|edge| edge.node == *node).cloned().collect();
+            for edge in told {
+                let lane = self.broken.remove(&edge).unwrap_or_default();
+                self.out.push_back(OwnerOutput::ToEdge { to: edge, lane, body: ToEdge::Reset });
+            }
+        } else {
+            let lanes: Vec<LaneId> =
+                self.lanes.iter().filter(|(_, lane)| lane.edge.node == *node).map(|(id, _)| *id).collect();
+            for id in lanes {
+                if let Some(lane) = self.close_lane(id) {
+                    self.broken.insert(lane.edge, lane.number);
+                }
+            }
+        }
+    }
+
+    /// A message from an edge.
+    pub fn handle_edge(&mut self, from: &Addr, number: u64, body: ToOwner, now: Now) {
+        if let ToOwner::Open { generation } = body {
+            return self.open_lane(from, number, generation);
+        }
+        let lane = match self.lane_of.get(from).map(|id| (*id, self.lanes[id].number)) {
+            Some((id, current)) if current == number => id,
+            Some((_, current)) if current > number => return,
+            _ => {
+                let to = from.clone();
+                return self.out.push_back(OwnerOutput::ToEdge { to, lane: number, body: ToEdge::Reset });
+            }
+        };
+        match body {
+            ToOwner::Open { .. } => {}
+            ToOwner::Attach(sessions) => {
+                sessions.into_iter().for_each(|attach| self.attach(lane, attach));
+            }
+            ToOwner::Synced(shards) => self.synced(lane, &shards, now),
+            ToOwner::Deposit(deposits) => {
+                deposits.into_iter().for_each(|deposit| self.deposit(lane, deposit, now));
+            }
+            ToOwner::Ack(acks) => acks.into_iter().for_each(|ack| self.ack(ack.shard, ack.session, ack.at)),
+            ToOwner::Detach(ended) => {
+                ended.into_iter().for_each(|detach| self.detach(detach.shard, detach.session, now));
+            }
+            ToOwner::SetStatus(changes) => changes.into_iter().for_each(|change| self.set_status(change, now)),
+            ToOwner::Watch(users) => users.into_iter().for_each(|user| self.watch(lane, user)),
+            ToOwner::Unwatch(users) => users.into_iter().for_each(|user| self.unwatch(lane, &user)),
+            ToOwner::Probed { session, alive, .. } => self.probed(session, alive, now),
+        }
+    }
+
+    /// What became of an operation; `Err` says whether it may be tried again, and why.
+    pub fn handle_outcome(&mut self, tag: Tag, outcome: Result<Outcome, String>, now: Now) {
+        if let Ok(Outcome::Refused(Refusal::Fenced { .. })) = outcome {
+            self.stats.fenced += 1;
+        }
+        match (tag, outcome) {
+            (Tag::Bump(shard), Ok(Outcome::Bumped { epoch })) => {
+                if self.shards.contains_key(&shard) {
+                    self.out.push_back(OwnerOutput::Read(Question::Head(shard, epoch)));
+                }
+            }
+            (Tag::Bump(_), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
+            (Tag::Deposit(tag), outcome) => self.deposited(tag, outcome, now),
+            (Tag::Register(shard, session), outcome) => self.registered(shard, session, outcome, now),
+            (Tag::Remove(shard, user), Ok(Outcome::Done { more: true })) => {
+                if let Some(epoch) = self.epoch(shard) {
+                    let op = StoreOp::Remove { shard, epoch, user: user.clone() };
+                    self.out.push_back(OwnerOutput::Commit(op, Tag::Remove(shard, user)));
+                }
+            }
+            (Tag::Upkeep(shard) | Tag::Remove(shard, _), Ok(Outcome::Refused(Refusal::Fenced { .. }))) => {
+                self.fenced(shard, now);
+            }
+            (Tag::Upkeep(shard), Ok(Outcome::Done { more: true }) | Err(_)) => {
+                if let Some(shard) = self.shards.get_mut(&shard) {
+                    shard.dirty = true;
+                }
+            }
+            (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
+        }
+    }
+
+    /// The answer to a question.
+    pub fn handle_answer(&mut self, question: Question, answer: Result<ReadReply, StoreError>, now: Now) {
+        match (question, answer) {
+            (Question::Head(shard, epoch), Ok(ReadReply::Shard(row))) => self.activate(shard, epoch, &row),
+            (Question::Head(..), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
+            (Question::User(shard, session, user), Ok(ReadReply::User(row))) => {
+                self.user_read(shard, session, &user, &row, now);
+            }
+            (Question::Inbox { shard, session, .. }, Ok(ReadReply::Inbox(page))) => {
+                self.inbox_read(shard, session, page);
+            }
+            (Question::User(shard, session, _) | Question::Inbox { shard, session, .. }, answer) => {
+                let why = match answer {
+                    Err(error) => error.to_string(),
+                    Ok(_) => "the store answered another question".to_owned(),
+                };
+                self.end_session(shard, session, Code::Unavailable, &why, now);
+            }
+        }
+    }
+
+    /// Operations that were committed, in order.
+    pub fn handle_committed(&mut self, logged: &[Logged]) {
+        for entry in logged {
+            let Some(shard) = self.shards.get_mut(&entry.shard) else { continue };
+            shard.dirty = true;
+            shard.applied.raise(entry.origin, entry.entry.seq);
+            match entry.entry.op.kind() {
+                kind::APPEND => self.appended(entry),
+                kind::CURSOR => {
+                    if let Ok(Op::Cursor { user, device, cursor }) = entry.entry.op.decode() {
+                        self.consumed_elsewhere(entry.shard, &user, &device, &cursor);
+                    }
+                }
+                kind::CONFIRM => {
+                    if let Ok(Op::Confirm { holder, applied, .. }) = entry.entry.op.decode() {
+                        shard.stable.insert(holder, applied);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        if self.retry_at.is_some_and(|at| at <= now.mono) {
+            self.retry_at = None;
+            let missing: Vec<ShardId> =
+                self.wanted.iter().copied().filter(|shard| self.epoch(*shard).is_none()).collect();
+            missing.into_iter().for_each(|shard| self.take_over(shard));
+        }
+        if self.flush_at <= now.mono {
+            self.flush_at = now.mono + ms(self.config.limits.cursor_ms);
+            self.flush_cursors();
+        }
+        if self.upkeep_at <= now.mono {
+            self.upkeep_at = now.mono + ms(self.config.limits.confirm_ms);
+            self.upkeep(now);
+        }
+        if self.presence_at <= now.mono {
+            self.presence_at = now.mono + ms(self.config.limits.presence_ms);
+            self.presence_tick(now);
+        }
+    }
+
+    /// When [`Owner::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Mono> {
+        let periodic = self.flush_at.min(self.upkeep_at).min(self.presence_at);
+        Some(self.retry_at.map_or(periodic, |at| at.min(periodic)))
+    }
+
+    /// What is to be done, grouped by lane.
+    pub fn poll_output(&mut self) -> Option<OwnerOutput> {
+        if let Some(output) = self.out.pop_front() {
+            return Some(output);
+        }
+        for lane in self.lanes.values_mut() {
+            let (to, number) = (lane.edge.clone(), lane.number);
+            let body = if !lane.answers.is_empty() {
+                ToEdge::Answers(take_some(&mut lane.answers))
+            } else if !lane.deliveries.is_empty() {
+                ToEdge::Deliver(take_deliveries(&mut lane.deliveries))
+            } else if !lane.presence.is_empty() {
+                ToEdge::Presence(std::mem::take(&mut lane.presence).into_values().collect())
+            } else {
+                continue;
+            };
+            return Some(OwnerOutput::ToEdge { to, lane: number, body });
+        }
+        None
+    }
+
+    fn take_over(&mut self, shard: ShardId) {
+        self.stats.takeovers += 1;
+        let region = &self.config.me.node.region;
+        self.shards.entry(shard).or_insert_with(|| Shard::new(region));
+        self.out.push_back(OwnerOutput::Commit(StoreOp::Bump { shard }, Tag::Bump(shard)));
+    }
+
+    fn activate(&mut self, id: ShardId, epoch: Epoch, row: &ShardRow) {
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        shard.epoch = Some(epoch);
+        shard.applied = row.applied();
+        shard.stable = row.confirmed.iter().map(|(holder, row)| (holder.clone(), row.applied.clone())).collect();
+        // What was pending when the owner before went away is taken up by the first upkeep.
+        shard.dirty = true;
+        let logs = row.logs.iter().map(|(origin, log)| (*origin, log.region.clone(), log.seq)).collect();
+        self.out.push_back(OwnerOutput::Owned(id, Some(logs)));
+    }
+
+    fn give_up(&mut self, id: ShardId) {
+        let Some(shard) = self.shards.remove(&id) else { return };
+        for lane in self.lanes.values_mut() {
+            lane.sessions.retain(|(of, _)| *of != id);
+            let (to, number) = (lane.edge.clone(), lane.number);
+            self.out.push_back(OwnerOutput::ToEdge { to, lane: number, body: ToEdge::NotOwner(vec![id]) });
+        }
+        if shard.epoch.is_some() {
+            self.out.push_back(OwnerOutput::Owned(id, None));
+        }
+    }
+
+    /// Another owner took the shard; if placement still gives it to us, we take it back with a higher epoch.
+    fn fenced(&mut self, shard: ShardId, now: Now) {
+        if self.epoch(shard).is_some() {
+            self.give_up(shard);
+            self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms));
+        }
+    }
+
+    fn open_lane(&mut self, edge: &Addr, number: u64, generation: Generation) {
+        if let Some(id) = self.lane_of.get(edge).copied() {
+            if self.lanes[&id].number >= number {
+                return;
+            }
+            self.close_lane(id);
+        }
+        self.broken.remove(edge);
+        let id = LaneId(self.next_lane);
+        self.next_lane += 1;
+        let lane = Lane {
+            edge: edge.clone(),
+            number,
+            generation,
+            answers: Vec::new(),
+            deliveries: Vec::new(),
+            presence: BTreeMap::new(),
+            sessions: BTreeSet::new(),
+            watches: BTreeSet::new(),
+            synced: BTreeSet::new(),
+        };
+        self.lanes.insert(id, lane);
+        self.lane_of.insert(edge.clone(), id);
+    }
+
+    /// Forgets a lane and its attachments; the sessions themselves end only if the edge does not attach them again.
+    fn close_lane(&mut self, id: LaneId) -> Option<Lane> {
+        let lane = self.lanes.remove(&id)?;
+        self.lane_of.remove(&lane.edge);
+        for (shard, session) in &lane.sessions {
+            self.drop_attachment(*shard, *session);
+        }
+        for user in &lane.watches {
+            let shard = self.config.sharding.of_user(user);
+            if let Some(shard) = self.shards.get_mut(&shard)
+                && let Some(watchers) = shard.watchers.get_mut(user)
+            {
+                watchers.remove(&id);
+                if watchers.is_empty() {
+                    shard.watchers.remove(user);
+                }
+            }
+        }
+        Some(lane)
+    }
+
+    fn upkeep(&mut self, now: Now) {
+        for (id, shard) in &mut self.shards {
+            let (Some(epoch), true) = (shard.epoch, std::mem::take(&mut shard.dirty)) else { continue };
+            let shard = *id;
+            self.out.push_back(OwnerOutput::Commit(StoreOp::Confirm { shard, epoch }, Tag::Upkeep(shard)));
+            self.out.push_back(OwnerOutput::Commit(StoreOp::Trim { shard, epoch }, Tag::Upkeep(shard)));
+        }
+        self.senders.forget_idle(now.mono);
+    }
+}
+
+/// At most what one message may hold, from the front.
+fn take_some<T>(items: &mut Vec<T>) -> Vec<T> {
+    if items.len() <= super::msg::MAX_ITEMS {
+        return std::mem::take(items);
+    }
+    let rest = items.split_off(super::msg::MAX_ITEMS);
+    std::mem::replace(items, rest)
+}
+
+/// At most what one message may hold, in items and in bytes, from the front.
+fn take_deliveries(items: &mut Vec<Delivery>) -> Vec<Delivery> {
+    let mut bytes = 0;
+    let fits = items.iter().take(super::msg::MAX_ITEMS).take_while(|delivery| {
+        bytes += delivery.op.len();
+        bytes <= DELIVERY_MESSAGE_BYTES
+    });
+    let count = fits.count().max(1);
+    let rest = items.split_off(count.min(items.len()));
+    std::mem::replace(items, rest)
+}
+
+/// How a refusal of a commit is told to a sender.
+fn refusal_code(refusal: &commit::Refusal) -> (Code, u64) {
+    match refusal {
+        Refusal::Fenced { .. } => (Code::Unavailable, 0),
+        Refusal::IdReused => (Code::IdReused, 0),
+        Refusal::IdTooOld { server_ms } => (Code::IdTooOld, *server_ms),
+        Refusal::IdInFuture { server_ms } => (Code::IdInFuture, *server_ms),
+        Refusal::IdMalformed => (Code::IdMalformed, 0),
+        Refusal::InboxFull { .. } => (Code::InboxFull, 0),
+        Refusal::AlreadyJudged => (Code::OutOfOrder, 0),
+        Refusal::TooManyDevices { .. } => (Code::TooManyDevices, 0),
+    }
+}

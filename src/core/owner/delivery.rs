@@ -1,0 +1,446 @@
+//! Delivery to attached sessions: one path for those who are online and those who come back.
+//!
+//! An attachment is *live* when it was given everything that is committed: then a new entry goes to it straight from the
+//! commit. When its window is full it falls *behind*, and what it misses costs nothing but its place in the store; when
+//! acknowledgements make room, a page is read from its position, until nothing is left and it is live again. An entry
+//! committed while a page is being read makes that reading go on.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{LaneId, Owner, OwnerOutput, Question, Tag, refusal_code};
+use crate::core::commit::{Outcome, Refusal, StoreOp};
+use crate::core::ids::{Coord, DeviceId, Origin, Seq, SessionId, ShardId, UserId};
+use crate::core::msg::{Attach, Delivery, ToEdge};
+use crate::core::op::LoggedOp;
+use crate::core::state::{Logged, UserRow};
+use crate::core::storage::InboxPage;
+use crate::core::time::Now;
+use crate::core::vector::Vector;
+use crate::core::wire::{Code, Hole, HoleReason};
+
+/// A page of the inbox holds at most so many messages, whatever the window.
+const PAGE_ITEMS: usize = 256;
+
+/// Counters of deliveries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeliveryStats {
+    /// Messages given to sessions.
+    pub given: u64,
+    /// Of those, straight from the commit.
+    pub live: u64,
+    /// Messages passed silently because another copy was consumed (R15).
+    pub passed: u64,
+    /// Messages that sessions acknowledged.
+    pub acked: u64,
+    /// Pages read for sessions.
+    pub pages: u64,
+    /// Holes told.
+    pub holes: u64,
+    /// Acknowledgements of what was never given, ignored.
+    pub bad_acks: u64,
+}
+
+/// A session as its owner sees it.
+pub(super) struct Attachment {
+    pub(super) lane: LaneId,
+    pub(super) attach: Attach,
+    /// What the device consumed, as far as known here: stored, claimed and acknowledged.
+    pub(super) cursor: Vector,
+    /// Given through here, or not to be given.
+    position: Vector,
+    /// Given through here before this attachment: acknowledgements for it may still come.
+    given_before: Vector,
+    flights: BTreeMap<Origin, VecDeque<Flight>>,
+    window_messages: usize,
+    window_bytes: usize,
+    mode: Mode,
+    /// The cursor as last handed to the store.
+    written: Vector,
+}
+
+struct Flight {
+    seq: Seq,
+    bytes: usize,
+    /// Nothing was sent for it: goes as soon as all before it went.
+    passed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// The registration is being committed, or the user's row read.
+    Registering,
+    /// A page is being read; whether something was committed since.
+    Reading { more: bool },
+    /// Given everything.
+    Live,
+    /// Something waits for room in the window.
+    Behind,
+}
+
+impl Attachment {
+    fn flight(&mut self, at: Coord, bytes: usize, passed: bool) {
+        self.position.raise(at.origin, at.seq);
+        self.flights.entry(at.origin).or_default().push_back(Flight { seq: at.seq, bytes, passed });
+        if !passed {
+            self.window_messages += 1;
+            self.window_bytes += bytes;
+        }
+    }
+
+    /// Moves the cursor over what was acknowledged and what was passed behind it.
+    fn settle(&mut self, origin: Origin, acked: Seq) -> u64 {
+        let mut settled = 0;
+        let Some(flights) = self.flights.get_mut(&origin) else {
+            self.cursor.raise(origin, acked);
+            return 0;
+        };
+        let mut to = acked;
+        while let Some(flight) = flights.front() {
+            let before_is_open = self.given_before.of(origin) > to.max(self.cursor.of(origin));
+            if flight.seq > acked && (!flight.passed || before_is_open) {
+                break;
+            }
+            to = to.max(flight.seq);
+            if !flight.passed {
+                self.window_messages -= 1;
+                self.window_bytes -= flight.bytes;
+                settled += 1;
+            }
+            flights.pop_front();
+        }
+        if flights.is_empty() {
+            self.flights.remove(&origin);
+        }
+        self.cursor.raise(origin, to);
+        settled
+    }
+}
+
+impl Owner {
+    pub(super) fn attach(&mut self, lane: LaneId, attach: Attach) {
+        let id = attach.shard;
+        let Some(epoch) = self.epoch(id) else {
+            return self.to_edge(lane, ToEdge::NotOwner(vec![id]));
+        };
+        let (session, user) = (attach.session, attach.user.clone());
+        let mut cursor = attach.claim.clone();
+        cursor.merge(&attach.acked);
+        let op = StoreOp::Register {
+            shard: id,
+            epoch,
+            user: user.clone(),
+            device: attach.device.clone(),
+            claim: cursor.clone(),
+        };
+        let mut position = cursor.clone();
+        position.merge(&attach.given);
+        let attachment = Attachment {
+            lane,
+            given_before: attach.given.clone(),
+            attach,
+            written: Vector::new(),
+            cursor,
+            position,
+            flights: BTreeMap::new(),
+            window_messages: 0,
+            window_bytes: 0,
+            mode: Mode::Registering,
+        };
+        self.drop_attachment(id, session);
+        if let Some(shard) = self.shards.get_mut(&id) {
+            shard.sessions.insert(session, attachment);
+            shard.users.entry(user).or_default().insert(session);
+        }
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.sessions.insert((id, session));
+        }
+        self.out.push_back(OwnerOutput::Commit(op, Tag::Register(id, session)));
+    }
+
+    pub(super) fn registered(
+        &mut self,
+        id: ShardId,
+        session: SessionId,
+        outcome: Result<Outcome, String>,
+        now: Now,
+    ) {
+        let Some(attachment) = self.shards.get(&id).and_then(|shard| shard.sessions.get(&session)) else {
+            return;
+        };
+        let lane = attachment.lane;
+        match outcome {
+            Ok(Outcome::Done { .. }) => {
+                let user = attachment.attach.user.clone();
+                self.out.push_back(OwnerOutput::Read(Question::User(id, session, user)));
+            }
+            Ok(Outcome::Refused(refusal)) if !matches!(refusal, Refusal::Fenced { .. }) => {
+                self.end_session(id, session, refusal_code(&refusal).0, &refusal.to_string(), now);
+            }
+            // The store could not: the edge attaches again.
+            _ => {
+                self.drop_attachment(id, session);
+                self.to_edge(lane, ToEdge::NotOwner(vec![id]));
+            }
+        }
+    }
+
+    pub(super) fn user_read(
+        &mut self,
+        id: ShardId,
+        session: SessionId,
+        user: &UserId,
+        row: &UserRow,
+        now: Now,
+    ) {
+        let Some(shard) = self.shards.get(&id) else { return };
+        let stable = shard.stable(&self.config.holders);
+        let Some(lane) = shard.sessions.get(&session).map(|attachment| attachment.lane) else { return };
+        let Some(connect_epoch) = self.admit(id, session, now) else { return };
+        self.to_edge(lane, ToEdge::Attached { session, connect_epoch, stable });
+        let Some(attachment) = self.attachment(id, session) else { return };
+        if let Some(device) = row.devices.get(&attachment.attach.device) {
+            attachment.cursor.merge(&device.cursor);
+            attachment.position.merge(&device.cursor);
+            attachment.written = device.cursor.clone();
+        }
+        let mut holes = Vec::new();
+        for (origin, trimmed) in row.trimmed.iter() {
+            let position = attachment.position.of(origin);
+            if trimmed > position {
+                attachment.flight(Coord { origin, seq: trimmed }, 0, false);
+                holes.push(Hole {
+                    origin,
+                    from: position + 1,
+                    to: trimmed,
+                    reason: HoleReason::BeforeRegistration,
+                    count: 0,
+                });
+            }
+        }
+        self.stats.delivery.holes += holes.len() as u64;
+        for hole in holes {
+            self.to_edge(lane, ToEdge::Hole { session, hole });
+        }
+        self.read_inbox(id, session, user.clone());
+    }
+
+    pub(super) fn inbox_read(&mut self, id: ShardId, session: SessionId, page: InboxPage) {
+        let Some(attachment) = self.attachment(id, session) else { return };
+        let Mode::Reading { more } = attachment.mode else { return };
+        attachment.mode = Mode::Live;
+        for entry in page.entries {
+            if !self.give(id, session, entry.at, &entry.siblings, &entry.op) {
+                break;
+            }
+        }
+        let Some(attachment) = self.attachment(id, session) else { return };
+        if attachment.mode == Mode::Live && (more || !page.end) {
+            let user = attachment.attach.user.clone();
+            self.read_inbox(id, session, user);
+        }
+    }
+
+    /// A message was committed: give it to those who are live.
+    pub(super) fn appended(&mut self, logged: &Logged) {
+        let Some(to) = logged.entry.op.recipient() else { return };
+        let id = logged.shard;
+        let Some(sessions) = self.shards.get(&id).and_then(|shard| shard.users.get(to)) else { return };
+        for session in sessions.iter().copied().collect::<Vec<_>>() {
+            let Some(attachment) = self.attachment(id, session) else { continue };
+            match &mut attachment.mode {
+                Mode::Reading { more } => *more = true,
+                Mode::Live => {
+                    if self.give(id, session, logged.coord(), &logged.siblings, &logged.entry.op) {
+                        self.stats.delivery.live += 1;
+                    }
+                }
+                // What is committed before the row and the inbox are read will be found there.
+                Mode::Registering | Mode::Behind => {}
+            }
+        }
+    }
+
+    pub(super) fn ack(&mut self, id: ShardId, session: SessionId, at: Coord) {
+        let Some(attachment) = self.attachment(id, session) else { return };
+        let seq = at.seq.min(attachment.position.of(at.origin));
+        if seq < at.seq {
+            self.stats.delivery.bad_acks += 1;
+        }
+        let Some(attachment) = self.attachment(id, session) else { return };
+        let settled = attachment.settle(at.origin, seq);
+        let user = attachment.attach.user.clone();
+        let behind = attachment.mode == Mode::Behind;
+        let (messages, bytes) = (attachment.window_messages, attachment.window_bytes);
+        self.stats.delivery.acked += settled;
+        if let Some(shard) = self.shards.get_mut(&id) {
+            shard.moved.insert(session);
+        }
+        // Half a window of room is worth a page.
+        let limits = &self.config.limits;
+        if behind && messages <= limits.window_messages / 2 && bytes <= limits.window_bytes / 2 {
+            self.read_inbox(id, session, user);
+        }
+    }
+
+    /// The same device consumed in another region.
+    pub(super) fn consumed_elsewhere(
+        &mut self,
+        id: ShardId,
+        user: &UserId,
+        device: &DeviceId,
+        cursor: &Vector,
+    ) {
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let Some(sessions) = shard.users.get(user) else { return };
+        for session in sessions {
+            let Some(attachment) = shard.sessions.get_mut(session) else { continue };
+            if attachment.attach.device == *device {
+                attachment.written.merge(cursor);
+                attachment.cursor.merge(cursor);
+            }
+        }
+    }
+
+    pub(super) fn flush_cursors(&mut self) {
+        for (id, shard) in &mut self.shards {
+            let Some(epoch) = shard.epoch else { continue };
+            for session in std::mem::take(&mut shard.moved) {
+                let Some(attachment) = shard.sessions.get_mut(&session) else { continue };
+                if attachment.written.includes(&attachment.cursor) {
+                    continue;
+                }
+                // What is beyond `applied` is clamped by the commit and comes again when that advanced (R17).
+                let logged = attachment.cursor.min(&shard.applied);
+                if !shard.applied.includes(&attachment.cursor) {
+                    shard.moved.insert(session);
+                }
+                if attachment.written.includes(&logged) {
+                    continue;
+                }
+                attachment.written.merge(&logged);
+                self.out.push_back(cursor_op(*id, epoch, attachment));
+            }
+        }
+    }
+
+    pub(super) fn detach(&mut self, id: ShardId, session: SessionId, now: Now) {
+        self.end_presence(id, session, now);
+        self.drop_attachment(id, session);
+    }
+
+    /// Ends a session from our side.
+    pub(super) fn end_session(
+        &mut self,
+        id: ShardId,
+        session: SessionId,
+        code: Code,
+        detail: &str,
+        now: Now,
+    ) {
+        let lane = self.shards.get(&id).and_then(|shard| shard.sessions.get(&session)).map(|a| a.lane);
+        self.end_presence(id, session, now);
+        self.drop_attachment(id, session);
+        if let Some(lane) = lane {
+            self.to_edge(lane, ToEdge::Ended { session, code, detail: detail.to_owned() });
+        }
+    }
+
+    /// Forgets an attachment; what it consumed is written first.
+    pub(super) fn drop_attachment(&mut self, id: ShardId, session: SessionId) {
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        shard.moved.remove(&session);
+        let Some(attachment) = shard.sessions.remove(&session) else { return };
+        if let Some(sessions) = shard.users.get_mut(&attachment.attach.user) {
+            sessions.remove(&session);
+            if sessions.is_empty() {
+                shard.users.remove(&attachment.attach.user);
+            }
+        }
+        if let Some(lane) = self.lanes.get_mut(&attachment.lane) {
+            lane.sessions.remove(&(id, session));
+        }
+        if let Some(epoch) = shard.epoch
+            && !attachment.written.includes(&attachment.cursor.min(&shard.applied))
+        {
+            self.out.push_back(cursor_op(id, epoch, &attachment));
+        }
+    }
+
+    pub(super) fn to_edge(&mut self, lane: LaneId, body: ToEdge) {
+        if let Some(lane) = self.lanes.get(&lane) {
+            self.out.push_back(OwnerOutput::ToEdge { to: lane.edge.clone(), lane: lane.number, body });
+        }
+    }
+
+    pub(super) fn attachment(&mut self, id: ShardId, session: SessionId) -> Option<&mut Attachment> {
+        self.shards.get_mut(&id)?.sessions.get_mut(&session)
+    }
+
+    fn read_inbox(&mut self, id: ShardId, session: SessionId, user: UserId) {
+        let (messages, bytes) = (self.config.limits.window_messages, self.config.limits.window_bytes);
+        let Some(attachment) = self.attachment(id, session) else { return };
+        attachment.mode = Mode::Reading { more: false };
+        let question = Question::Inbox {
+            shard: id,
+            session,
+            user,
+            after: attachment.position.clone(),
+            max_items: messages.saturating_sub(attachment.window_messages).clamp(1, PAGE_ITEMS),
+            max_bytes: bytes.saturating_sub(attachment.window_bytes).max(1),
+        };
+        self.stats.delivery.pages += 1;
+        self.out.push_back(OwnerOutput::Read(question));
+    }
+
+    /// Gives a message to a session; `false` where its window is full: it is behind then.
+    fn give(
+        &mut self,
+        id: ShardId,
+        session: SessionId,
+        at: Coord,
+        siblings: &[Coord],
+        op: &LoggedOp,
+    ) -> bool {
+        let limits = (self.config.limits.window_messages, self.config.limits.window_bytes);
+        let Some(shard) = self.shards.get_mut(&id) else { return false };
+        let Some(attachment) = shard.sessions.get_mut(&session) else { return false };
+        if attachment.position.covers(at) {
+            return true;
+        }
+        let consumed = attachment.cursor.covers(at)
+            || siblings.iter().any(|other| attachment.cursor.covers(*other));
+        if consumed {
+            attachment.flight(at, 0, true);
+            let acked = attachment.cursor.of(at.origin);
+            attachment.settle(at.origin, acked);
+            shard.moved.insert(session);
+            self.stats.delivery.passed += 1;
+            return true;
+        }
+        // One message always fits, however large.
+        let full = attachment.window_messages >= limits.0
+            || (attachment.window_messages > 0 && attachment.window_bytes + op.len() > limits.1);
+        if full {
+            attachment.mode = Mode::Behind;
+            return false;
+        }
+        attachment.flight(at, op.len(), false);
+        self.stats.delivery.given += 1;
+        if let Some(lane) = self.lanes.get_mut(&attachment.lane) {
+            lane.deliveries.push(Delivery { session, at, op: op.bytes().clone() });
+        }
+        true
+    }
+}
+
+fn cursor_op(id: ShardId, epoch: crate::core::ids::Epoch, attachment: &Attachment) -> OwnerOutput {
+    let user = attachment.attach.user.clone();
+    let op = StoreOp::Cursor {
+        shard: id,
+        epoch,
+        user: user.clone(),
+        device: attachment.attach.device.clone(),
+        cursor: attachment.cursor.clone(),
+    };
+    OwnerOutput::Commit(op, Tag::Remove(id, user))
+}

@@ -1,0 +1,175 @@
+//! Judging deposits: order within a session (R21), and the answers.
+//!
+//! For each session and shard the owner remembers the attempt, the highest session sequence that it handed to a commit,
+//! and from which sequence on it refuses since a retryable refusal. A sequence at or below the highest is answered only
+//! if it is a duplicate: accepting it now would put it behind a later one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{LaneId, Owner, OwnerOutput, Tag, refusal_code};
+use crate::core::commit::{Outcome, Refusal, StoreOp};
+use crate::core::ids::{MessageId, SessionId, ShardId};
+use crate::core::msg::{Answer, Deposit, Verdict};
+use crate::core::time::{Mono, Now};
+use crate::core::wire::{Code, Durability};
+
+/// A sender that sent nothing for so long is forgotten: its edge gave up on anything older long before.
+const SENDER_IDLE: Duration = Duration::from_secs(600);
+
+/// Counters of deposits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DepositStats {
+    /// Accepted for the first time.
+    pub accepted: u64,
+    /// Answered with the coordinates of an earlier acceptance.
+    pub duplicates: u64,
+    /// Refused for good.
+    pub refused: u64,
+    /// Refused, to be sent again.
+    pub retried: u64,
+    /// Handed to a commit and not yet answered.
+    pub pending: u64,
+}
+
+/// Finds the way back from a commit to the sender.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DepositTag {
+    lane: LaneId,
+    shard: ShardId,
+    session: SessionId,
+    session_seq: u64,
+    attempt: u32,
+    id: MessageId,
+}
+
+/// What is remembered of senders.
+#[derive(Default)]
+pub(super) struct Senders {
+    known: BTreeMap<(ShardId, SessionId), Sender>,
+}
+
+#[derive(Default)]
+struct Sender {
+    attempt: u32,
+    judged: u64,
+    refused_from: Option<u64>,
+    used: Mono,
+}
+
+impl Senders {
+    pub(super) fn forget_idle(&mut self, now: Mono) {
+        self.known.retain(|_, sender| now.since(sender.used) < SENDER_IDLE);
+    }
+
+    /// Refuses this sequence and all later ones of the attempt, and forgets that they were judged.
+    fn refuse_from(&mut self, shard: ShardId, session: SessionId, attempt: u32, session_seq: u64) {
+        let sender = self.known.entry((shard, session)).or_default();
+        if sender.attempt == attempt {
+            let from = sender.refused_from.map_or(session_seq, |from| from.min(session_seq));
+            sender.refused_from = Some(from);
+        }
+        sender.judged = sender.judged.min(session_seq.saturating_sub(1));
+    }
+}
+
+impl Owner {
+    pub(super) fn deposit(&mut self, lane: LaneId, deposit: Deposit, now: Now) {
+        let Deposit { shard, attempt, envelope, body } = deposit;
+        let tag = DepositTag {
+            lane,
+            shard,
+            session: envelope.session,
+            session_seq: envelope.session_seq,
+            attempt,
+            id: envelope.id,
+        };
+        let sender = self.senders.known.entry((shard, tag.session)).or_default();
+        sender.used = now.mono;
+        if attempt > sender.attempt {
+            sender.attempt = attempt;
+            sender.refused_from = None;
+        }
+        if attempt < sender.attempt || sender.refused_from.is_some_and(|from| tag.session_seq >= from) {
+            return self.answer_retry(&tag, Code::Blocked, "an earlier message was refused", now);
+        }
+        let epoch = self.shards.get(&shard).and_then(|shard| shard.epoch);
+        let full = self.stats.deposits.pending >= self.config.limits.owner_deposits as u64;
+        let (Some(epoch), false) = (epoch, full) else {
+            sender.refused_from = Some(tag.session_seq);
+            let (code, why) = match epoch {
+                None => (Code::Unavailable, "the shard is not active at this node"),
+                Some(_) => (Code::Overloaded, "too many messages wait to be stored"),
+            };
+            return self.answer_retry(&tag, code, why, now);
+        };
+        let known_only = tag.session_seq <= sender.judged;
+        sender.judged = sender.judged.max(tag.session_seq);
+        self.stats.deposits.pending += 1;
+        let seen_ms = self.seen_ms;
+        let op = StoreOp::Append { shard, epoch, envelope: Box::new(envelope), body, seen_ms, known_only };
+        self.out.push_back(OwnerOutput::Commit(op, Tag::Deposit(tag)));
+    }
+
+    pub(super) fn deposited(&mut self, tag: DepositTag, outcome: Result<Outcome, String>, now: Now) {
+        self.stats.deposits.pending = self.stats.deposits.pending.saturating_sub(1);
+        let durability = Durability::Region;
+        let verdict = match outcome {
+            Ok(Outcome::Appended(at)) => {
+                self.stats.deposits.accepted += 1;
+                Verdict::Accepted { at, duplicate: false, durability }
+            }
+            Ok(Outcome::Duplicate(coords)) if !coords.is_empty() => {
+                self.stats.deposits.duplicates += 1;
+                Verdict::Accepted { at: coords[0], duplicate: true, durability }
+            }
+            // The commit that it was judged by failed meanwhile: it was not judged after all.
+            Ok(Outcome::Refused(Refusal::AlreadyJudged)) if self.forgotten(&tag) => {
+                return self.refuse_retryably(&tag, Code::Blocked, "an earlier try failed", now);
+            }
+            Ok(Outcome::Refused(refusal)) => {
+                if let Refusal::Fenced { .. } = refusal {
+                    self.refuse_retryably(&tag, Code::Unavailable, "another node owns the shard", now);
+                    return self.fenced(tag.shard, now);
+                }
+                self.stats.deposits.refused += 1;
+                let (code, server_ms) = refusal_code(&refusal);
+                let server_ms = if server_ms == 0 { now.wall_ms } else { server_ms };
+                Verdict::Refused { code, detail: refusal.to_string(), server_ms }
+            }
+            Ok(other) => {
+                let why = format!("the store answered {other:?}");
+                return self.refuse_retryably(&tag, Code::Unavailable, &why, now);
+            }
+            Err(why) => return self.refuse_retryably(&tag, Code::Unavailable, &why, now),
+        };
+        self.answer(&tag, verdict);
+    }
+
+    fn forgotten(&self, tag: &DepositTag) -> bool {
+        let sender = self.senders.known.get(&(tag.shard, tag.session));
+        sender.is_none_or(|sender| sender.judged < tag.session_seq)
+    }
+
+    fn refuse_retryably(&mut self, tag: &DepositTag, code: Code, why: &str, now: Now) {
+        self.senders.refuse_from(tag.shard, tag.session, tag.attempt, tag.session_seq);
+        self.answer_retry(tag, code, why, now);
+    }
+
+    fn answer_retry(&mut self, tag: &DepositTag, code: Code, why: &str, now: Now) {
+        self.stats.deposits.retried += 1;
+        self.answer(tag, Verdict::Refused { code, detail: why.to_owned(), server_ms: now.wall_ms });
+    }
+
+    fn answer(&mut self, tag: &DepositTag, verdict: Verdict) {
+        let Some(lane) = self.lanes.get_mut(&tag.lane) else { return };
+        lane.answers.push(Answer {
+            session: tag.session,
+            shard: tag.shard,
+            session_seq: tag.session_seq,
+            attempt: tag.attempt,
+            id: tag.id,
+            verdict,
+        });
+    }
+}

@@ -1,0 +1,333 @@
+//! Presence of sessions: admission, ends, probes, and what watchers see.
+//!
+//! The records themselves and all judgement about them are in [`crate::core::presence`]; here is who calls it when. A
+//! session ends when its edge says so, when its edge's incarnation is gone for longer than the grace, or when its edge
+//! has attached its whole set without it. Ending is always judged by what is there now, never by an event alone, so a
+//! close that was lost together with an owner is made up for.
+
+use std::collections::BTreeSet;
+
+use super::{LaneId, Owner, OwnerOutput};
+use crate::core::ids::{Addr, DeviceId, Generation, NodeKey, RegionId, SessionId, ShardId, UserId};
+use crate::core::limits::ms;
+use crate::core::msg::{self, ToEdge};
+use crate::core::presence::{
+    AdmitError, Admission, Claim, Edge, Effect, Entry, MergeOutcome, StatusText, VisibleStatus,
+};
+use crate::core::time::{Mono, Now};
+use crate::core::wire::{Code, PresenceEvent, Status};
+
+/// A client that was asked whether it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Probe {
+    shard: ShardId,
+    user: UserId,
+    device: DeviceId,
+    until: Mono,
+}
+
+impl Owner {
+    /// A record of another region, or of this one before it lost its memory. `from` is who told it.
+    pub fn merge_presence(&mut self, id: ShardId, entry: Entry, from: &Addr, now: Now) {
+        let grace = now.mono + ms(self.config.limits.session_grace_ms);
+        let ours = entry.value().is_some_and(|live| live.region == self.config.me.node.region);
+        let (user, device) = (entry.user().clone(), entry.device().clone());
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let outcome = shard.presence.merge(entry);
+        if matches!(outcome, MergeOutcome::Newer | MergeOutcome::Invalid { replaced: true }) {
+            if ours {
+                shard.check_missing.get_or_insert(grace);
+            }
+            let from = Some(from.clone());
+            self.out.push_back(OwnerOutput::PresenceChanged { shard: id, user, device, from });
+        }
+        self.presence_touched(id, now);
+    }
+
+    /// A region went out of reach at a time in unix milliseconds, or came back.
+    pub fn handle_reach(&mut self, region: &RegionId, unreachable_since_ms: Option<u64>) {
+        let changed = match unreachable_since_ms {
+            Some(since) => self.unreachable.insert(region.clone(), since) != Some(since),
+            None => self.unreachable.remove(region).is_some(),
+        };
+        if changed {
+            let watched: Vec<(ShardId, UserId)> = self
+                .shards
+                .iter()
+                .flat_map(|(id, shard)| shard.watchers.keys().map(|user| (*id, user.clone())))
+                .collect();
+            watched.into_iter().for_each(|(shard, user)| self.tell_watchers(shard, &user));
+        }
+    }
+
+    /// The regions out of reach, each since a time in unix milliseconds.
+    pub fn unreachable(&self) -> &std::collections::BTreeMap<RegionId, u64> {
+        &self.unreachable
+    }
+
+    /// Writes the session's record; `None` where it may not stand: it was ended then.
+    pub(super) fn admit(&mut self, id: ShardId, session: SessionId, now: Now) -> Option<u64> {
+        let shard = self.shards.get_mut(&id)?;
+        let attachment = shard.sessions.get(&session)?;
+        let lane = self.lanes.get(&attachment.lane)?;
+        let attach = &attachment.attach;
+        let admission = Admission {
+            user: attach.user.clone(),
+            device: attach.device.clone(),
+            session,
+            edge: Edge { node: lane.edge.node.clone(), generation: lane.generation },
+            since_ms: attach.since_ms,
+            counter: attach.counter,
+            status: attach.status,
+            // The edge checked it; a text that does not pass is not worth a session.
+            text: StatusText::new(&attach.text).unwrap_or_default(),
+            claim: if attach.welcomed {
+                Claim::Resume { connect_epoch: attach.connect_epoch }
+            } else {
+                Claim::New { remembered: attach.connect_epoch }
+            },
+        };
+        let admitted = shard.presence.admit(admission);
+        self.presence_touched(id, now);
+        match admitted {
+            Ok(connect_epoch) => Some(connect_epoch),
+            Err(error) => {
+                let code = match error {
+                    AdmitError::Devices { .. } => Code::TooManyDevices,
+                    AdmitError::Superseded { .. } => Code::Superseded,
+                };
+                self.end_session(id, session, code, &error.to_string(), now);
+                None
+            }
+        }
+    }
+
+    pub(super) fn end_presence(&mut self, id: ShardId, session: SessionId, now: Now) {
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let Some(attachment) = shard.sessions.get(&session) else { return };
+        let (user, device) = (attachment.attach.user.clone(), attachment.attach.device.clone());
+        shard.presence.end(&user, &device, session);
+        self.probes.remove(&session);
+        self.presence_touched(id, now);
+    }
+
+    pub(super) fn set_status(&mut self, change: msg::SetStatus, now: Now) {
+        let id = change.shard;
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let Some(attachment) = shard.sessions.get_mut(&change.session) else { return };
+        let attach = &mut attachment.attach;
+        if change.counter > attach.counter {
+            (attach.counter, attach.status, attach.text) =
+                (change.counter, change.status, change.text.clone());
+        }
+        let (user, device) = (attach.user.clone(), attach.device.clone());
+        let shown = (change.status, StatusText::new(&change.text).unwrap_or_default());
+        shard.presence.set_status(&user, &device, change.session, change.counter, shown);
+        self.presence_touched(id, now);
+    }
+
+    pub(super) fn synced(&mut self, lane: LaneId, shards: &[ShardId], now: Now) {
+        let grace = now.mono + ms(self.config.limits.session_grace_ms);
+        let Some(lane) = self.lanes.get_mut(&lane) else { return };
+        lane.synced.extend(shards.iter().copied());
+        for id in shards {
+            if let Some(shard) = self.shards.get_mut(id) {
+                shard.check_missing.get_or_insert(grace);
+            }
+        }
+    }
+
+    pub(super) fn watch(&mut self, lane: LaneId, user: UserId) {
+        let id = self.config.sharding.of_user(&user);
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return self.to_edge(lane, ToEdge::NotOwner(vec![id]));
+        };
+        shard.watchers.entry(user.clone()).or_default().insert(lane);
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.watches.insert(user.clone());
+        }
+        let event = self.seen(id, &user);
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.presence.insert(user, event);
+        }
+    }
+
+    pub(super) fn unwatch(&mut self, lane_id: LaneId, user: &UserId) {
+        let id = self.config.sharding.of_user(user);
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            lane.watches.remove(user);
+            lane.presence.remove(user);
+        }
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        if let Some(watchers) = shard.watchers.get_mut(user) {
+            watchers.remove(&lane_id);
+            if watchers.is_empty() {
+                shard.watchers.remove(user);
+            }
+        }
+    }
+
+    pub(super) fn probed(&mut self, session: SessionId, alive: bool, now: Now) {
+        let Some(probe) = self.probes.remove(&session) else { return };
+        let Some(shard) = self.shards.get_mut(&probe.shard) else { return };
+        if alive {
+            shard.presence.probe_answered(&probe.user, &probe.device, session);
+        } else {
+            shard.presence.probe_unanswered(&probe.user, &probe.device, session);
+            self.end_session(probe.shard, session, Code::Timeout, "the client did not answer", now);
+        }
+        self.presence_touched(probe.shard, now);
+    }
+
+    /// Tells links and watchers what changed, and ends what is due.
+    pub(super) fn presence_tick(&mut self, now: Now) {
+        for id in std::mem::take(&mut self.touched) {
+            let Some(shard) = self.shards.get_mut(&id) else { continue };
+            let mut users = BTreeSet::new();
+            for ((user, device), source) in shard.presence.take_changed() {
+                users.insert(user.clone());
+                // Merged ones were handed on when they came.
+                if source == crate::core::presence::Source::Local {
+                    self.out.push_back(OwnerOutput::PresenceChanged { shard: id, user, device, from: None });
+                }
+            }
+            users.iter().for_each(|user| self.tell_watchers(id, user));
+        }
+        let late: Vec<SessionId> =
+            self.probes.iter().filter(|(_, probe)| probe.until <= now.mono).map(|(id, _)| *id).collect();
+        late.into_iter().for_each(|session| self.probed(session, false, now));
+        self.end_the_dead(now);
+    }
+
+    fn end_the_dead(&mut self, now: Now) {
+        let due: Vec<ShardId> = self
+            .shards
+            .iter()
+            .filter(|(_, shard)| shard.check_missing.is_some_and(|at| at <= now.mono))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            let Some(shard) = self.shards.get_mut(&id) else { continue };
+            shard.check_missing = None;
+            let edges: Vec<Edge> = shard.presence.edges().cloned().collect();
+            for edge in edges {
+                if self.members.get(&edge.node) == Some(&edge.generation) {
+                    self.end_missing(id, &edge, now);
+                } else if edge.node.region == self.config.me.node.region {
+                    let grace = now.mono + ms(self.config.limits.session_grace_ms);
+                    self.dead_edges.entry(edge.node).or_insert((edge.generation, grace));
+                }
+            }
+        }
+        let dead: Vec<(NodeKey, Generation)> = self
+            .dead_edges
+            .iter()
+            .filter(|(_, (_, at))| *at <= now.mono)
+            .map(|(node, (generation, _))| (node.clone(), *generation))
+            .collect();
+        for (node, generation) in dead {
+            self.dead_edges.remove(&node);
+            let shards: Vec<ShardId> = self.shards.keys().copied().collect();
+            for id in shards {
+                let Some(shard) = self.shards.get_mut(&id) else { continue };
+                let ended = shard.presence.end_all_of(&node, Generation(generation.0 + 1));
+                for at in &ended {
+                    self.drop_attachment(id, at.session);
+                }
+                if !ended.is_empty() {
+                    self.presence_touched(id, now);
+                }
+            }
+        }
+    }
+
+    /// Ends the sessions of an edge that it did not attach, once every lane of it has attached its whole set.
+    fn end_missing(&mut self, id: ShardId, edge: &Edge, now: Now) {
+        let lanes = || {
+            let of_edge = |lane: &&super::Lane| lane.edge.node == edge.node && lane.generation == edge.generation;
+            self.lanes.values().filter(of_edge)
+        };
+        let whole = lanes().next().is_some() && lanes().all(|lane| lane.synced.contains(&id));
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        if !whole {
+            // The edge is there but has not said everything: look again.
+            shard.check_missing = Some(now.mono + ms(self.config.limits.session_grace_ms));
+            return;
+        }
+        let set: BTreeSet<SessionId> = shard.sessions.keys().copied().collect();
+        if !shard.presence.end_missing(edge, &set).is_empty() {
+            self.presence_touched(id, now);
+        }
+    }
+
+    /// After any call that changed presence: carries out what it asks for, and remembers to tell others.
+    fn presence_touched(&mut self, id: ShardId, now: Now) {
+        self.touched.insert(id);
+        while let Some(effect) = self.shards.get_mut(&id).and_then(|shard| shard.presence.poll_effect()) {
+            match effect {
+                Effect::Reasserted { at, connect_epoch } => {
+                    let Some(attachment) = self.attachment(id, at.session) else { continue };
+                    attachment.attach.connect_epoch = connect_epoch;
+                    let lane = attachment.lane;
+                    self.to_edge(lane, ToEdge::Reasserted { session: at.session, connect_epoch });
+                }
+                Effect::Probe { at } => {
+                    let Some(attachment) = self.attachment(id, at.session) else { continue };
+                    let lane = attachment.lane;
+                    let until = now.mono + ms(self.config.limits.probe_ms);
+                    let probe = Probe { shard: id, user: at.user, device: at.device, until };
+                    self.probes.insert(at.session, probe);
+                    self.to_edge(lane, ToEdge::Probe { session: at.session });
+                }
+                Effect::Superseded { at, by } => {
+                    self.stats.superseded += 1;
+                    let why = format!("session {by} of the same device took over");
+                    let Some(lane) = self.attachment(id, at.session).map(|attachment| attachment.lane) else {
+                        continue;
+                    };
+                    self.drop_attachment(id, at.session);
+                    let body = ToEdge::Ended { session: at.session, code: Code::Superseded, detail: why };
+                    self.to_edge(lane, body);
+                }
+            }
+        }
+    }
+
+    fn tell_watchers(&mut self, id: ShardId, user: &UserId) {
+        let Some(watchers) = self.shards.get(&id).and_then(|shard| shard.watchers.get(user)) else { return };
+        let watchers: Vec<LaneId> = watchers.iter().copied().collect();
+        let event = self.seen(id, user);
+        for lane in watchers {
+            if let Some(lane) = self.lanes.get_mut(&lane) {
+                lane.presence.insert(user.clone(), event.clone());
+            }
+        }
+    }
+
+    fn seen(&self, id: ShardId, user: &UserId) -> PresenceEvent {
+        let mut event = PresenceEvent {
+            user: user.clone(),
+            status: Status::Offline,
+            text: String::new(),
+            since_ms: 0,
+            region: None,
+            unreachable_since_ms: None,
+            devices: 0,
+        };
+        let Some(shard) = self.shards.get(&id) else { return event };
+        let visible = shard.presence.visible(user, &self.unreachable);
+        event.text = visible.text.to_string();
+        event.since_ms = visible.since_ms;
+        event.devices = visible.devices.len() as u32;
+        let best = visible.devices.iter().find(|device| device.status == visible.status);
+        event.region = best.map(|device| device.region.clone());
+        match visible.status {
+            VisibleStatus::Offline => {}
+            VisibleStatus::Unreachable { since_ms } => event.unreachable_since_ms = Some(since_ms),
+            VisibleStatus::Away => event.status = Status::Away,
+            VisibleStatus::Dnd => event.status = Status::Dnd,
+            VisibleStatus::Online => event.status = Status::Online,
+        }
+        event
+    }
+}

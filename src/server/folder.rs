@@ -1,0 +1,129 @@
+//! The data folder of a node: made only when asked for, and the counter of its incarnations.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::node::Create;
+use crate::core::ids::Generation;
+
+const GENERATION: &str = "generation";
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// An empty or missing folder must not look like a new server: it may be a lost disk or a wrong mount.
+    #[error(
+        "the data folder {0} is missing or empty. If this is a new node, start it once with --create (the first node of \
+         a new cluster: --new-cluster); if it is not, look for the lost disk or the wrong mount"
+    )]
+    Empty(PathBuf),
+    /// `--create` and `--new-cluster` make something new.
+    #[error("the data folder {0} holds a node's data already: start without --create or --new-cluster")]
+    NotEmpty(PathBuf),
+    /// A file in it.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The counter of incarnations.
+    #[error("{path} holds {found:?}; expected a number. Restore it, or write a number above every earlier one")]
+    Generation {
+        /// The file.
+        path: PathBuf,
+        /// Its content.
+        found: String,
+    },
+}
+
+/// An opened data folder.
+#[derive(Debug, Clone)]
+pub struct NodeFolder {
+    path: PathBuf,
+    fresh: bool,
+}
+
+impl NodeFolder {
+    /// Opens or makes it.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub fn open(path: &Path, create: Create) -> Result<Self, FolderError> {
+        let io = |source| FolderError::Io { path: path.to_owned(), source };
+        let used = path.join(GENERATION).exists();
+        match create {
+            Create::No if !used => return Err(FolderError::Empty(path.to_owned())),
+            Create::Store | Create::Cluster if used => return Err(FolderError::NotEmpty(path.to_owned())),
+            _ => {}
+        }
+        fs::create_dir_all(path).map_err(io)?;
+        Ok(Self { path: path.to_owned(), fresh: !used })
+    }
+
+    /// Whether nothing was there.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next incarnation: above the stored one and at least unix milliseconds; durable before it is given.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub fn next_generation(&self) -> Result<Generation, FolderError> {
+        let path = self.path.join(GENERATION);
+        let io = |source| FolderError::Io { path: path.clone(), source };
+        let stored = match fs::read_to_string(&path) {
+            Ok(text) => text
+                .trim()
+                .parse::<u64>()
+                .map_err(|_| FolderError::Generation { path: path.clone(), found: text.clone() })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(io(error)),
+        };
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let next = (stored + 1).max(u64::try_from(clock).unwrap_or(0));
+        let new = self.path.join("generation.new");
+        let mut file = fs::File::create(&new).map_err(io)?;
+        write!(file, "{next}").and_then(|()| file.sync_all()).map_err(io)?;
+        fs::rename(&new, &path).map_err(io)?;
+        fs::File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(io)?;
+        Ok(Generation(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_folder_needs_a_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node");
+        assert!(matches!(NodeFolder::open(&path, Create::No), Err(FolderError::Empty(_))));
+        let made = NodeFolder::open(&path, Create::Store).unwrap();
+        let first = made.next_generation().unwrap();
+        assert!(matches!(NodeFolder::open(&path, Create::Store), Err(FolderError::NotEmpty(_))));
+        let again = NodeFolder::open(&path, Create::No).unwrap();
+        assert!(again.next_generation().unwrap() > first);
+    }
+
+    #[test]
+    fn generations_rise_when_the_clock_goes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let far = u64::MAX / 2;
+        fs::write(folder.path().join(GENERATION), far.to_string()).unwrap();
+        let open = NodeFolder::open(folder.path(), Create::No).unwrap();
+        assert_eq!(open.next_generation().unwrap(), Generation(far + 1));
+        fs::write(folder.path().join(GENERATION), "x").unwrap();
+        assert!(matches!(open.next_generation(), Err(FolderError::Generation { .. })));
+    }
+}
