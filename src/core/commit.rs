@@ -436,9 +436,13 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             work.record(Decision::Epoch { shard: *shard, epoch });
             Outcome::Bumped { epoch }
         }
-        StoreOp::Append { envelope, body, seen_ms, known_only, .. } => {
-            work.append(envelope, body, *seen_ms, *known_only)
-        }
+        StoreOp::Append {
+            envelope,
+            body,
+            seen_ms,
+            known_only,
+            ..
+        } => work.append(envelope, body, *seen_ms, *known_only),
         StoreOp::Cursor {
             user, device, cursor, ..
         } => work.cursor(user, device, cursor),

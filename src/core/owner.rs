@@ -18,7 +18,9 @@ mod sessions;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::commit::{Outcome, Refusal, StoreOp};
-use super::ids::{Addr, DeviceId, Epoch, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId};
+use super::ids::{
+    Addr, DeviceId, Epoch, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
+};
 use super::limits::{CoreLimits, ms};
 use super::members::{Member, Members};
 use super::msg::{Answer, Delivery, ToEdge, ToOwner};
@@ -127,7 +129,14 @@ impl Question {
         match self {
             Question::Head(shard, _) => Read::Shard(*shard),
             Question::User(shard, _, user) => Read::User(*shard, user.clone()),
-            Question::Inbox { shard, user, after, max_items, max_bytes, .. } => Read::Inbox {
+            Question::Inbox {
+                shard,
+                user,
+                after,
+                max_items,
+                max_bytes,
+                ..
+            } => Read::Inbox {
                 shard: *shard,
                 user: user.clone(),
                 after: after.clone(),
@@ -235,7 +244,9 @@ impl Shard {
         let none = Vector::new();
         let of = |holder: &RegionId| self.stable.get(holder).unwrap_or(&none);
         let mut holders = holders.iter();
-        let Some(first) = holders.next() else { return Vector::new() };
+        let Some(first) = holders.next() else {
+            return Vector::new();
+        };
         holders.fold(of(first).clone(), |low, holder| low.min(of(holder)))
     }
 }
@@ -279,7 +290,10 @@ impl Owner {
 
     /// Shards that are active here.
     pub fn active_shards(&self) -> impl Iterator<Item = ShardId> + '_ {
-        self.shards.iter().filter(|(_, shard)| shard.epoch.is_some()).map(|(id, _)| *id)
+        self.shards
+            .iter()
+            .filter(|(_, shard)| shard.epoch.is_some())
+            .map(|(id, _)| *id)
     }
 
     /// The epoch of a shard that is active here.
@@ -299,7 +313,12 @@ impl Owner {
 
     /// The shards that placement gives to this partition.
     pub fn handle_placement(&mut self, mine: BTreeSet<ShardId>, now: Now) {
-        let lost: Vec<ShardId> = self.shards.keys().copied().filter(|shard| !mine.contains(shard)).collect();
+        let lost: Vec<ShardId> = self
+            .shards
+            .keys()
+            .copied()
+            .filter(|shard| !mine.contains(shard))
+            .collect();
         for shard in lost {
             self.give_up(shard);
         }
@@ -313,30 +332,49 @@ impl Owner {
     /// The nodes of every region: an edge of this region that is gone takes its sessions with it after a grace.
     pub fn handle_members(&mut self, members: &Members, now: Now) {
         let region = &self.config.me.node.region;
-        let edges = members.regions.get(region).into_iter().flat_map(|nodes| nodes.values());
-        let there: BTreeMap<NodeKey, Generation> =
-            edges.map(|member: &Member| (member.key.clone(), member.generation)).collect();
+        let edges = members
+            .regions
+            .get(region)
+            .into_iter()
+            .flat_map(|nodes| nodes.values());
+        let there: BTreeMap<NodeKey, Generation> = edges
+            .map(|member: &Member| (member.key.clone(), member.generation))
+            .collect();
         let grace = now.mono + ms(self.config.limits.session_grace_ms);
         for (node, generation) in &self.members {
             if there.get(node) != Some(generation) {
                 self.dead_edges.insert(node.clone(), (*generation, grace));
             }
         }
-        self.dead_edges.retain(|node, (generation, _)| there.get(node) != Some(generation));
+        self.dead_edges
+            .retain(|node, (generation, _)| there.get(node) != Some(generation));
         self.members = there;
     }
 
     /// The connection to a node came up, or broke: then what was on its lanes may be lost.
     pub fn handle_reachable(&mut self, node: &NodeKey, up: bool, _now: Now) {
         if up {
-            let told: Vec<Addr> = self.broken.keys().filter(|edge| edge.node == *node).cloned().collect();
+            let told: Vec<Addr> = self
+                .broken
+                .keys()
+                .filter(|edge| edge.node == *node)
+                .cloned()
+                .collect();
             for edge in told {
                 let lane = self.broken.remove(&edge).unwrap_or_default();
-                self.out.push_back(OwnerOutput::ToEdge { to: edge, lane, body: ToEdge::Reset });
+                self.out.push_back(OwnerOutput::ToEdge {
+                    to: edge,
+                    lane,
+                    body: ToEdge::Reset,
+                });
             }
         } else {
-            let lanes: Vec<LaneId> =
-                self.lanes.iter().filter(|(_, lane)| lane.edge.node == *node).map(|(id, _)| *id).collect();
+            let lanes: Vec<LaneId> = self
+                .lanes
+                .iter()
+                .filter(|(_, lane)| lane.edge.node == *node)
+                .map(|(id, _)| *id)
+                .collect();
             for id in lanes {
                 if let Some(lane) = self.close_lane(id) {
                     self.broken.insert(lane.edge, lane.number);
@@ -355,7 +393,11 @@ impl Owner {
             Some((_, current)) if current > number => return,
             _ => {
                 let to = from.clone();
-                return self.out.push_back(OwnerOutput::ToEdge { to, lane: number, body: ToEdge::Reset });
+                return self.out.push_back(OwnerOutput::ToEdge {
+                    to,
+                    lane: number,
+                    body: ToEdge::Reset,
+                });
             }
         };
         match body {
@@ -365,13 +407,21 @@ impl Owner {
             }
             ToOwner::Synced(shards) => self.synced(lane, &shards, now),
             ToOwner::Deposit(deposits) => {
-                deposits.into_iter().for_each(|deposit| self.deposit(lane, deposit, now));
+                deposits
+                    .into_iter()
+                    .for_each(|deposit| self.deposit(lane, deposit, now));
             }
-            ToOwner::Ack(acks) => acks.into_iter().for_each(|ack| self.ack(ack.shard, ack.session, ack.at)),
+            ToOwner::Ack(acks) => acks
+                .into_iter()
+                .for_each(|ack| self.ack(ack.shard, ack.session, ack.at)),
             ToOwner::Detach(ended) => {
-                ended.into_iter().for_each(|detach| self.detach(detach.shard, detach.session, now));
+                ended
+                    .into_iter()
+                    .for_each(|detach| self.detach(detach.shard, detach.session, now));
             }
-            ToOwner::SetStatus(changes) => changes.into_iter().for_each(|change| self.set_status(change, now)),
+            ToOwner::SetStatus(changes) => changes
+                .into_iter()
+                .for_each(|change| self.set_status(change, now)),
             ToOwner::Watch(users) => users.into_iter().for_each(|user| self.watch(lane, user)),
             ToOwner::Unwatch(users) => users.into_iter().for_each(|user| self.unwatch(lane, &user)),
             ToOwner::Probed { session, alive, .. } => self.probed(session, alive, now),
@@ -386,7 +436,8 @@ impl Owner {
         match (tag, outcome) {
             (Tag::Bump(shard), Ok(Outcome::Bumped { epoch })) => {
                 if self.shards.contains_key(&shard) {
-                    self.out.push_back(OwnerOutput::Read(Question::Head(shard, epoch)));
+                    self.out
+                        .push_back(OwnerOutput::Read(Question::Head(shard, epoch)));
                 }
             }
             (Tag::Bump(_), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
@@ -394,8 +445,13 @@ impl Owner {
             (Tag::Register(shard, session), outcome) => self.registered(shard, session, outcome, now),
             (Tag::Remove(shard, user), Ok(Outcome::Done { more: true })) => {
                 if let Some(epoch) = self.epoch(shard) {
-                    let op = StoreOp::Remove { shard, epoch, user: user.clone() };
-                    self.out.push_back(OwnerOutput::Commit(op, Tag::Remove(shard, user)));
+                    let op = StoreOp::Remove {
+                        shard,
+                        epoch,
+                        user: user.clone(),
+                    };
+                    self.out
+                        .push_back(OwnerOutput::Commit(op, Tag::Remove(shard, user)));
                 }
             }
             (Tag::Upkeep(shard) | Tag::Remove(shard, _), Ok(Outcome::Refused(Refusal::Fenced { .. }))) => {
@@ -434,7 +490,9 @@ impl Owner {
     /// Operations that were committed, in order.
     pub fn handle_committed(&mut self, logged: &[Logged]) {
         for entry in logged {
-            let Some(shard) = self.shards.get_mut(&entry.shard) else { continue };
+            let Some(shard) = self.shards.get_mut(&entry.shard) else {
+                continue;
+            };
             shard.dirty = true;
             shard.applied.raise(entry.origin, entry.entry.seq);
             match entry.entry.op.kind() {
@@ -458,8 +516,12 @@ impl Owner {
     pub fn handle_timeout(&mut self, now: Now) {
         if self.retry_at.is_some_and(|at| at <= now.mono) {
             self.retry_at = None;
-            let missing: Vec<ShardId> =
-                self.wanted.iter().copied().filter(|shard| self.epoch(*shard).is_none()).collect();
+            let missing: Vec<ShardId> = self
+                .wanted
+                .iter()
+                .copied()
+                .filter(|shard| self.epoch(*shard).is_none())
+                .collect();
             missing.into_iter().for_each(|shard| self.take_over(shard));
         }
         if self.flush_at <= now.mono {
@@ -498,7 +560,11 @@ impl Owner {
             } else {
                 continue;
             };
-            return Some(OwnerOutput::ToEdge { to, lane: number, body });
+            return Some(OwnerOutput::ToEdge {
+                to,
+                lane: number,
+                body,
+            });
         }
         None
     }
@@ -507,26 +573,43 @@ impl Owner {
         self.stats.takeovers += 1;
         let region = &self.config.me.node.region;
         self.shards.entry(shard).or_insert_with(|| Shard::new(region));
-        self.out.push_back(OwnerOutput::Commit(StoreOp::Bump { shard }, Tag::Bump(shard)));
+        self.out
+            .push_back(OwnerOutput::Commit(StoreOp::Bump { shard }, Tag::Bump(shard)));
     }
 
     fn activate(&mut self, id: ShardId, epoch: Epoch, row: &ShardRow) {
-        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
         shard.epoch = Some(epoch);
         shard.applied = row.applied();
-        shard.stable = row.confirmed.iter().map(|(holder, row)| (holder.clone(), row.applied.clone())).collect();
+        shard.stable = row
+            .confirmed
+            .iter()
+            .map(|(holder, row)| (holder.clone(), row.applied.clone()))
+            .collect();
         // What was pending when the owner before went away is taken up by the first upkeep.
         shard.dirty = true;
-        let logs = row.logs.iter().map(|(origin, log)| (*origin, log.region.clone(), log.seq)).collect();
+        let logs = row
+            .logs
+            .iter()
+            .map(|(origin, log)| (*origin, log.region.clone(), log.seq))
+            .collect();
         self.out.push_back(OwnerOutput::Owned(id, Some(logs)));
     }
 
     fn give_up(&mut self, id: ShardId) {
-        let Some(shard) = self.shards.remove(&id) else { return };
+        let Some(shard) = self.shards.remove(&id) else {
+            return;
+        };
         for lane in self.lanes.values_mut() {
             lane.sessions.retain(|(of, _)| *of != id);
             let (to, number) = (lane.edge.clone(), lane.number);
-            self.out.push_back(OwnerOutput::ToEdge { to, lane: number, body: ToEdge::NotOwner(vec![id]) });
+            self.out.push_back(OwnerOutput::ToEdge {
+                to,
+                lane: number,
+                body: ToEdge::NotOwner(vec![id]),
+            });
         }
         if shard.epoch.is_some() {
             self.out.push_back(OwnerOutput::Owned(id, None));
@@ -589,10 +672,18 @@ impl Owner {
 
     fn upkeep(&mut self, now: Now) {
         for (id, shard) in &mut self.shards {
-            let (Some(epoch), true) = (shard.epoch, std::mem::take(&mut shard.dirty)) else { continue };
+            let (Some(epoch), true) = (shard.epoch, std::mem::take(&mut shard.dirty)) else {
+                continue;
+            };
             let shard = *id;
-            self.out.push_back(OwnerOutput::Commit(StoreOp::Confirm { shard, epoch }, Tag::Upkeep(shard)));
-            self.out.push_back(OwnerOutput::Commit(StoreOp::Trim { shard, epoch }, Tag::Upkeep(shard)));
+            self.out.push_back(OwnerOutput::Commit(
+                StoreOp::Confirm { shard, epoch },
+                Tag::Upkeep(shard),
+            ));
+            self.out.push_back(OwnerOutput::Commit(
+                StoreOp::Trim { shard, epoch },
+                Tag::Upkeep(shard),
+            ));
         }
         self.senders.forget_idle(now.mono);
     }

@@ -10,7 +10,7 @@ use super::ids::{NodeName, ShardId};
 
 /// The owner of a shard among a region's ready core nodes, with the seed of the sharding; `None` without nodes. The order
 /// of `nodes` is of no account.
-pub fn owner<'a>(shard: ShardId, nodes: &'a [NodeName], seed: u64) -> Option<&'a NodeName> {
+pub fn owner(shard: ShardId, nodes: &[NodeName], seed: u64) -> Option<&NodeName> {
     let seed = xxh3_64_with_seed(&shard.0.to_be_bytes(), seed);
     // Names are unique in a region; they decide in the unlikely case of equal weights.
     nodes

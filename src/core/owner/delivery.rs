@@ -80,7 +80,11 @@ enum Mode {
 impl Attachment {
     fn flight(&mut self, at: Coord, bytes: usize, passed: bool) {
         self.position.raise(at.origin, at.seq);
-        self.flights.entry(at.origin).or_default().push_back(Flight { seq: at.seq, bytes, passed });
+        self.flights.entry(at.origin).or_default().push_back(Flight {
+            seq: at.seq,
+            bytes,
+            passed,
+        });
         if !passed {
             self.window_messages += 1;
             self.window_bytes += bytes;
@@ -120,7 +124,7 @@ impl Owner {
     pub(super) fn attach(&mut self, lane: LaneId, attach: Attach) {
         let id = attach.shard;
         let Some(epoch) = self.epoch(id) else {
-            return self.to_edge(lane, ToEdge::NotOwner(vec![id]));
+            return self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
         };
         let (session, user) = (attach.session, attach.user.clone());
         let mut cursor = attach.claim.clone();
@@ -154,7 +158,8 @@ impl Owner {
         if let Some(lane) = self.lanes.get_mut(&lane) {
             lane.sessions.insert((id, session));
         }
-        self.out.push_back(OwnerOutput::Commit(op, Tag::Register(id, session)));
+        self.out
+            .push_back(OwnerOutput::Commit(op, Tag::Register(id, session)));
     }
 
     pub(super) fn registered(
@@ -164,14 +169,19 @@ impl Owner {
         outcome: Result<Outcome, String>,
         now: Now,
     ) {
-        let Some(attachment) = self.shards.get(&id).and_then(|shard| shard.sessions.get(&session)) else {
+        let Some(attachment) = self
+            .shards
+            .get(&id)
+            .and_then(|shard| shard.sessions.get(&session))
+        else {
             return;
         };
         let lane = attachment.lane;
         match outcome {
             Ok(Outcome::Done { .. }) => {
                 let user = attachment.attach.user.clone();
-                self.out.push_back(OwnerOutput::Read(Question::User(id, session, user)));
+                self.out
+                    .push_back(OwnerOutput::Read(Question::User(id, session, user)));
             }
             Ok(Outcome::Refused(refusal)) if !matches!(refusal, Refusal::Fenced { .. }) => {
                 self.end_session(id, session, refusal_code(&refusal).0, &refusal.to_string(), now);
@@ -179,7 +189,7 @@ impl Owner {
             // The store could not: the edge attaches again.
             _ => {
                 self.drop_attachment(id, session);
-                self.to_edge(lane, ToEdge::NotOwner(vec![id]));
+                self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
             }
         }
     }
@@ -194,10 +204,23 @@ impl Owner {
     ) {
         let Some(shard) = self.shards.get(&id) else { return };
         let stable = shard.stable(&self.config.holders);
-        let Some(lane) = shard.sessions.get(&session).map(|attachment| attachment.lane) else { return };
-        let Some(connect_epoch) = self.admit(id, session, now) else { return };
-        self.to_edge(lane, ToEdge::Attached { session, connect_epoch, stable });
-        let Some(attachment) = self.attachment(id, session) else { return };
+        let Some(lane) = shard.sessions.get(&session).map(|attachment| attachment.lane) else {
+            return;
+        };
+        let Some(connect_epoch) = self.admit(id, session, now) else {
+            return;
+        };
+        self.tell_edge(
+            lane,
+            ToEdge::Attached {
+                session,
+                connect_epoch,
+                stable,
+            },
+        );
+        let Some(attachment) = self.attachment(id, session) else {
+            return;
+        };
         if let Some(device) = row.devices.get(&attachment.attach.device) {
             attachment.cursor.merge(&device.cursor);
             attachment.position.merge(&device.cursor);
@@ -219,21 +242,27 @@ impl Owner {
         }
         self.stats.delivery.holes += holes.len() as u64;
         for hole in holes {
-            self.to_edge(lane, ToEdge::Hole { session, hole });
+            self.tell_edge(lane, ToEdge::Hole { session, hole });
         }
         self.read_inbox(id, session, user.clone());
     }
 
     pub(super) fn inbox_read(&mut self, id: ShardId, session: SessionId, page: InboxPage) {
-        let Some(attachment) = self.attachment(id, session) else { return };
-        let Mode::Reading { more } = attachment.mode else { return };
+        let Some(attachment) = self.attachment(id, session) else {
+            return;
+        };
+        let Mode::Reading { more } = attachment.mode else {
+            return;
+        };
         attachment.mode = Mode::Live;
         for entry in page.entries {
             if !self.give(id, session, entry.at, &entry.siblings, &entry.op) {
                 break;
             }
         }
-        let Some(attachment) = self.attachment(id, session) else { return };
+        let Some(attachment) = self.attachment(id, session) else {
+            return;
+        };
         if attachment.mode == Mode::Live && (more || !page.end) {
             let user = attachment.attach.user.clone();
             self.read_inbox(id, session, user);
@@ -242,11 +271,17 @@ impl Owner {
 
     /// A message was committed: give it to those who are live.
     pub(super) fn appended(&mut self, logged: &Logged) {
-        let Some(to) = logged.entry.op.recipient() else { return };
+        let Some(to) = logged.entry.op.recipient() else {
+            return;
+        };
         let id = logged.shard;
-        let Some(sessions) = self.shards.get(&id).and_then(|shard| shard.users.get(to)) else { return };
+        let Some(sessions) = self.shards.get(&id).and_then(|shard| shard.users.get(to)) else {
+            return;
+        };
         for session in sessions.iter().copied().collect::<Vec<_>>() {
-            let Some(attachment) = self.attachment(id, session) else { continue };
+            let Some(attachment) = self.attachment(id, session) else {
+                continue;
+            };
             match &mut attachment.mode {
                 Mode::Reading { more } => *more = true,
                 Mode::Live => {
@@ -261,12 +296,16 @@ impl Owner {
     }
 
     pub(super) fn ack(&mut self, id: ShardId, session: SessionId, at: Coord) {
-        let Some(attachment) = self.attachment(id, session) else { return };
+        let Some(attachment) = self.attachment(id, session) else {
+            return;
+        };
         let seq = at.seq.min(attachment.position.of(at.origin));
         if seq < at.seq {
             self.stats.delivery.bad_acks += 1;
         }
-        let Some(attachment) = self.attachment(id, session) else { return };
+        let Some(attachment) = self.attachment(id, session) else {
+            return;
+        };
         let settled = attachment.settle(at.origin, seq);
         let user = attachment.attach.user.clone();
         let behind = attachment.mode == Mode::Behind;
@@ -290,10 +329,16 @@ impl Owner {
         device: &DeviceId,
         cursor: &Vector,
     ) {
-        let Some(shard) = self.shards.get_mut(&id) else { return };
-        let Some(sessions) = shard.users.get(user) else { return };
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
+        let Some(sessions) = shard.users.get(user) else {
+            return;
+        };
         for session in sessions {
-            let Some(attachment) = shard.sessions.get_mut(session) else { continue };
+            let Some(attachment) = shard.sessions.get_mut(session) else {
+                continue;
+            };
             if attachment.attach.device == *device {
                 attachment.written.merge(cursor);
                 attachment.cursor.merge(cursor);
@@ -305,7 +350,9 @@ impl Owner {
         for (id, shard) in &mut self.shards {
             let Some(epoch) = shard.epoch else { continue };
             for session in std::mem::take(&mut shard.moved) {
-                let Some(attachment) = shard.sessions.get_mut(&session) else { continue };
+                let Some(attachment) = shard.sessions.get_mut(&session) else {
+                    continue;
+                };
                 if attachment.written.includes(&attachment.cursor) {
                     continue;
                 }
@@ -337,19 +384,34 @@ impl Owner {
         detail: &str,
         now: Now,
     ) {
-        let lane = self.shards.get(&id).and_then(|shard| shard.sessions.get(&session)).map(|a| a.lane);
+        let lane = self
+            .shards
+            .get(&id)
+            .and_then(|shard| shard.sessions.get(&session))
+            .map(|a| a.lane);
         self.end_presence(id, session, now);
         self.drop_attachment(id, session);
         if let Some(lane) = lane {
-            self.to_edge(lane, ToEdge::Ended { session, code, detail: detail.to_owned() });
+            self.tell_edge(
+                lane,
+                ToEdge::Ended {
+                    session,
+                    code,
+                    detail: detail.to_owned(),
+                },
+            );
         }
     }
 
     /// Forgets an attachment; what it consumed is written first.
     pub(super) fn drop_attachment(&mut self, id: ShardId, session: SessionId) {
-        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
         shard.moved.remove(&session);
-        let Some(attachment) = shard.sessions.remove(&session) else { return };
+        let Some(attachment) = shard.sessions.remove(&session) else {
+            return;
+        };
         if let Some(sessions) = shard.users.get_mut(&attachment.attach.user) {
             sessions.remove(&session);
             if sessions.is_empty() {
@@ -360,15 +422,21 @@ impl Owner {
             lane.sessions.remove(&(id, session));
         }
         if let Some(epoch) = shard.epoch
-            && !attachment.written.includes(&attachment.cursor.min(&shard.applied))
+            && !attachment
+                .written
+                .includes(&attachment.cursor.min(&shard.applied))
         {
             self.out.push_back(cursor_op(id, epoch, &attachment));
         }
     }
 
-    pub(super) fn to_edge(&mut self, lane: LaneId, body: ToEdge) {
+    pub(super) fn tell_edge(&mut self, lane: LaneId, body: ToEdge) {
         if let Some(lane) = self.lanes.get(&lane) {
-            self.out.push_back(OwnerOutput::ToEdge { to: lane.edge.clone(), lane: lane.number, body });
+            self.out.push_back(OwnerOutput::ToEdge {
+                to: lane.edge.clone(),
+                lane: lane.number,
+                body,
+            });
         }
     }
 
@@ -377,15 +445,22 @@ impl Owner {
     }
 
     fn read_inbox(&mut self, id: ShardId, session: SessionId, user: UserId) {
-        let (messages, bytes) = (self.config.limits.window_messages, self.config.limits.window_bytes);
-        let Some(attachment) = self.attachment(id, session) else { return };
+        let (messages, bytes) = (
+            self.config.limits.window_messages,
+            self.config.limits.window_bytes,
+        );
+        let Some(attachment) = self.attachment(id, session) else {
+            return;
+        };
         attachment.mode = Mode::Reading { more: false };
         let question = Question::Inbox {
             shard: id,
             session,
             user,
             after: attachment.position.clone(),
-            max_items: messages.saturating_sub(attachment.window_messages).clamp(1, PAGE_ITEMS),
+            max_items: messages
+                .saturating_sub(attachment.window_messages)
+                .clamp(1, PAGE_ITEMS),
             max_bytes: bytes.saturating_sub(attachment.window_bytes).max(1),
         };
         self.stats.delivery.pages += 1;
@@ -401,14 +476,21 @@ impl Owner {
         siblings: &[Coord],
         op: &LoggedOp,
     ) -> bool {
-        let limits = (self.config.limits.window_messages, self.config.limits.window_bytes);
-        let Some(shard) = self.shards.get_mut(&id) else { return false };
-        let Some(attachment) = shard.sessions.get_mut(&session) else { return false };
+        let limits = (
+            self.config.limits.window_messages,
+            self.config.limits.window_bytes,
+        );
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return false;
+        };
+        let Some(attachment) = shard.sessions.get_mut(&session) else {
+            return false;
+        };
         if attachment.position.covers(at) {
             return true;
         }
-        let consumed = attachment.cursor.covers(at)
-            || siblings.iter().any(|other| attachment.cursor.covers(*other));
+        let consumed =
+            attachment.cursor.covers(at) || siblings.iter().any(|other| attachment.cursor.covers(*other));
         if consumed {
             attachment.flight(at, 0, true);
             let acked = attachment.cursor.of(at.origin);
@@ -427,7 +509,11 @@ impl Owner {
         attachment.flight(at, op.len(), false);
         self.stats.delivery.given += 1;
         if let Some(lane) = self.lanes.get_mut(&attachment.lane) {
-            lane.deliveries.push(Delivery { session, at, op: op.bytes().clone() });
+            lane.deliveries.push(Delivery {
+                session,
+                at,
+                op: op.bytes().clone(),
+            });
         }
         true
     }

@@ -59,14 +59,17 @@ struct Sender {
 
 impl Senders {
     pub(super) fn forget_idle(&mut self, now: Mono) {
-        self.known.retain(|_, sender| now.since(sender.used) < SENDER_IDLE);
+        self.known
+            .retain(|_, sender| now.since(sender.used) < SENDER_IDLE);
     }
 
     /// Refuses this sequence and all later ones of the attempt, and forgets that they were judged.
     fn refuse_from(&mut self, shard: ShardId, session: SessionId, attempt: u32, session_seq: u64) {
         let sender = self.known.entry((shard, session)).or_default();
         if sender.attempt == attempt {
-            let from = sender.refused_from.map_or(session_seq, |from| from.min(session_seq));
+            let from = sender
+                .refused_from
+                .map_or(session_seq, |from| from.min(session_seq));
             sender.refused_from = Some(from);
         }
         sender.judged = sender.judged.min(session_seq.saturating_sub(1));
@@ -75,7 +78,12 @@ impl Senders {
 
 impl Owner {
     pub(super) fn deposit(&mut self, lane: LaneId, deposit: Deposit, now: Now) {
-        let Deposit { shard, attempt, envelope, body } = deposit;
+        let Deposit {
+            shard,
+            attempt,
+            envelope,
+            body,
+        } = deposit;
         let tag = DepositTag {
             lane,
             shard,
@@ -107,7 +115,14 @@ impl Owner {
         sender.judged = sender.judged.max(tag.session_seq);
         self.stats.deposits.pending += 1;
         let seen_ms = self.seen_ms;
-        let op = StoreOp::Append { shard, epoch, envelope: Box::new(envelope), body, seen_ms, known_only };
+        let op = StoreOp::Append {
+            shard,
+            epoch,
+            envelope: Box::new(envelope),
+            body,
+            seen_ms,
+            known_only,
+        };
         self.out.push_back(OwnerOutput::Commit(op, Tag::Deposit(tag)));
     }
 
@@ -117,11 +132,19 @@ impl Owner {
         let verdict = match outcome {
             Ok(Outcome::Appended(at)) => {
                 self.stats.deposits.accepted += 1;
-                Verdict::Accepted { at, duplicate: false, durability }
+                Verdict::Accepted {
+                    at,
+                    duplicate: false,
+                    durability,
+                }
             }
             Ok(Outcome::Duplicate(coords)) if !coords.is_empty() => {
                 self.stats.deposits.duplicates += 1;
-                Verdict::Accepted { at: coords[0], duplicate: true, durability }
+                Verdict::Accepted {
+                    at: coords[0],
+                    duplicate: true,
+                    durability,
+                }
             }
             // The commit that it was judged by failed meanwhile: it was not judged after all.
             Ok(Outcome::Refused(Refusal::AlreadyJudged)) if self.forgotten(&tag) => {
@@ -135,7 +158,11 @@ impl Owner {
                 self.stats.deposits.refused += 1;
                 let (code, server_ms) = refusal_code(&refusal);
                 let server_ms = if server_ms == 0 { now.wall_ms } else { server_ms };
-                Verdict::Refused { code, detail: refusal.to_string(), server_ms }
+                Verdict::Refused {
+                    code,
+                    detail: refusal.to_string(),
+                    server_ms,
+                }
             }
             Ok(other) => {
                 let why = format!("the store answered {other:?}");
@@ -152,17 +179,27 @@ impl Owner {
     }
 
     fn refuse_retryably(&mut self, tag: &DepositTag, code: Code, why: &str, now: Now) {
-        self.senders.refuse_from(tag.shard, tag.session, tag.attempt, tag.session_seq);
+        self.senders
+            .refuse_from(tag.shard, tag.session, tag.attempt, tag.session_seq);
         self.answer_retry(tag, code, why, now);
     }
 
     fn answer_retry(&mut self, tag: &DepositTag, code: Code, why: &str, now: Now) {
         self.stats.deposits.retried += 1;
-        self.answer(tag, Verdict::Refused { code, detail: why.to_owned(), server_ms: now.wall_ms });
+        self.answer(
+            tag,
+            Verdict::Refused {
+                code,
+                detail: why.to_owned(),
+                server_ms: now.wall_ms,
+            },
+        );
     }
 
     fn answer(&mut self, tag: &DepositTag, verdict: Verdict) {
-        let Some(lane) = self.lanes.get_mut(&tag.lane) else { return };
+        let Some(lane) = self.lanes.get_mut(&tag.lane) else {
+            return;
+        };
         lane.answers.push(Answer {
             session: tag.session,
             shard: tag.shard,

@@ -12,7 +12,7 @@ use crate::core::ids::{Addr, DeviceId, Generation, NodeKey, RegionId, SessionId,
 use crate::core::limits::ms;
 use crate::core::msg::{self, ToEdge};
 use crate::core::presence::{
-    AdmitError, Admission, Claim, Edge, Effect, Entry, MergeOutcome, StatusText, VisibleStatus,
+    Admission, AdmitError, Claim, Edge, Effect, Entry, MergeOutcome, StatusText, VisibleStatus,
 };
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{Code, PresenceEvent, Status};
@@ -30,16 +30,28 @@ impl Owner {
     /// A record of another region, or of this one before it lost its memory. `from` is who told it.
     pub fn merge_presence(&mut self, id: ShardId, entry: Entry, from: &Addr, now: Now) {
         let grace = now.mono + ms(self.config.limits.session_grace_ms);
-        let ours = entry.value().is_some_and(|live| live.region == self.config.me.node.region);
+        let ours = entry
+            .value()
+            .is_some_and(|live| live.region == self.config.me.node.region);
         let (user, device) = (entry.user().clone(), entry.device().clone());
-        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
         let outcome = shard.presence.merge(entry);
-        if matches!(outcome, MergeOutcome::Newer | MergeOutcome::Invalid { replaced: true }) {
+        if matches!(
+            outcome,
+            MergeOutcome::Newer | MergeOutcome::Invalid { replaced: true }
+        ) {
             if ours {
                 shard.check_missing.get_or_insert(grace);
             }
             let from = Some(from.clone());
-            self.out.push_back(OwnerOutput::PresenceChanged { shard: id, user, device, from });
+            self.out.push_back(OwnerOutput::PresenceChanged {
+                shard: id,
+                user,
+                device,
+                from,
+            });
         }
         self.presence_touched(id, now);
     }
@@ -56,7 +68,9 @@ impl Owner {
                 .iter()
                 .flat_map(|(id, shard)| shard.watchers.keys().map(|user| (*id, user.clone())))
                 .collect();
-            watched.into_iter().for_each(|(shard, user)| self.tell_watchers(shard, &user));
+            watched
+                .into_iter()
+                .for_each(|(shard, user)| self.tell_watchers(shard, &user));
         }
     }
 
@@ -75,16 +89,23 @@ impl Owner {
             user: attach.user.clone(),
             device: attach.device.clone(),
             session,
-            edge: Edge { node: lane.edge.node.clone(), generation: lane.generation },
+            edge: Edge {
+                node: lane.edge.node.clone(),
+                generation: lane.generation,
+            },
             since_ms: attach.since_ms,
             counter: attach.counter,
             status: attach.status,
             // The edge checked it; a text that does not pass is not worth a session.
             text: StatusText::new(&attach.text).unwrap_or_default(),
             claim: if attach.welcomed {
-                Claim::Resume { connect_epoch: attach.connect_epoch }
+                Claim::Resume {
+                    connect_epoch: attach.connect_epoch,
+                }
             } else {
-                Claim::New { remembered: attach.connect_epoch }
+                Claim::New {
+                    remembered: attach.connect_epoch,
+                }
             },
         };
         let admitted = shard.presence.admit(admission);
@@ -103,8 +124,12 @@ impl Owner {
     }
 
     pub(super) fn end_presence(&mut self, id: ShardId, session: SessionId, now: Now) {
-        let Some(shard) = self.shards.get_mut(&id) else { return };
-        let Some(attachment) = shard.sessions.get(&session) else { return };
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
+        let Some(attachment) = shard.sessions.get(&session) else {
+            return;
+        };
         let (user, device) = (attachment.attach.user.clone(), attachment.attach.device.clone());
         shard.presence.end(&user, &device, session);
         self.probes.remove(&session);
@@ -113,8 +138,12 @@ impl Owner {
 
     pub(super) fn set_status(&mut self, change: msg::SetStatus, now: Now) {
         let id = change.shard;
-        let Some(shard) = self.shards.get_mut(&id) else { return };
-        let Some(attachment) = shard.sessions.get_mut(&change.session) else { return };
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
+        let Some(attachment) = shard.sessions.get_mut(&change.session) else {
+            return;
+        };
         let attach = &mut attachment.attach;
         if change.counter > attach.counter {
             (attach.counter, attach.status, attach.text) =
@@ -122,13 +151,17 @@ impl Owner {
         }
         let (user, device) = (attach.user.clone(), attach.device.clone());
         let shown = (change.status, StatusText::new(&change.text).unwrap_or_default());
-        shard.presence.set_status(&user, &device, change.session, change.counter, shown);
+        shard
+            .presence
+            .set_status(&user, &device, change.session, change.counter, shown);
         self.presence_touched(id, now);
     }
 
     pub(super) fn synced(&mut self, lane: LaneId, shards: &[ShardId], now: Now) {
         let grace = now.mono + ms(self.config.limits.session_grace_ms);
-        let Some(lane) = self.lanes.get_mut(&lane) else { return };
+        let Some(lane) = self.lanes.get_mut(&lane) else {
+            return;
+        };
         lane.synced.extend(shards.iter().copied());
         for id in shards {
             if let Some(shard) = self.shards.get_mut(id) {
@@ -140,7 +173,7 @@ impl Owner {
     pub(super) fn watch(&mut self, lane: LaneId, user: UserId) {
         let id = self.config.sharding.of_user(&user);
         let Some(shard) = self.shards.get_mut(&id) else {
-            return self.to_edge(lane, ToEdge::NotOwner(vec![id]));
+            return self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
         };
         shard.watchers.entry(user.clone()).or_default().insert(lane);
         if let Some(lane) = self.lanes.get_mut(&lane) {
@@ -158,7 +191,9 @@ impl Owner {
             lane.watches.remove(user);
             lane.presence.remove(user);
         }
-        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
         if let Some(watchers) = shard.watchers.get_mut(user) {
             watchers.remove(&lane_id);
             if watchers.is_empty() {
@@ -168,13 +203,25 @@ impl Owner {
     }
 
     pub(super) fn probed(&mut self, session: SessionId, alive: bool, now: Now) {
-        let Some(probe) = self.probes.remove(&session) else { return };
-        let Some(shard) = self.shards.get_mut(&probe.shard) else { return };
+        let Some(probe) = self.probes.remove(&session) else {
+            return;
+        };
+        let Some(shard) = self.shards.get_mut(&probe.shard) else {
+            return;
+        };
         if alive {
             shard.presence.probe_answered(&probe.user, &probe.device, session);
         } else {
-            shard.presence.probe_unanswered(&probe.user, &probe.device, session);
-            self.end_session(probe.shard, session, Code::Timeout, "the client did not answer", now);
+            shard
+                .presence
+                .probe_unanswered(&probe.user, &probe.device, session);
+            self.end_session(
+                probe.shard,
+                session,
+                Code::Timeout,
+                "the client did not answer",
+                now,
+            );
         }
         self.presence_touched(probe.shard, now);
     }
@@ -182,20 +229,32 @@ impl Owner {
     /// Tells links and watchers what changed, and ends what is due.
     pub(super) fn presence_tick(&mut self, now: Now) {
         for id in std::mem::take(&mut self.touched) {
-            let Some(shard) = self.shards.get_mut(&id) else { continue };
+            let Some(shard) = self.shards.get_mut(&id) else {
+                continue;
+            };
             let mut users = BTreeSet::new();
             for ((user, device), source) in shard.presence.take_changed() {
                 users.insert(user.clone());
                 // Merged ones were handed on when they came.
                 if source == crate::core::presence::Source::Local {
-                    self.out.push_back(OwnerOutput::PresenceChanged { shard: id, user, device, from: None });
+                    self.out.push_back(OwnerOutput::PresenceChanged {
+                        shard: id,
+                        user,
+                        device,
+                        from: None,
+                    });
                 }
             }
             users.iter().for_each(|user| self.tell_watchers(id, user));
         }
-        let late: Vec<SessionId> =
-            self.probes.iter().filter(|(_, probe)| probe.until <= now.mono).map(|(id, _)| *id).collect();
-        late.into_iter().for_each(|session| self.probed(session, false, now));
+        let late: Vec<SessionId> = self
+            .probes
+            .iter()
+            .filter(|(_, probe)| probe.until <= now.mono)
+            .map(|(id, _)| *id)
+            .collect();
+        late.into_iter()
+            .for_each(|session| self.probed(session, false, now));
         self.end_the_dead(now);
     }
 
@@ -207,7 +266,9 @@ impl Owner {
             .map(|(id, _)| *id)
             .collect();
         for id in due {
-            let Some(shard) = self.shards.get_mut(&id) else { continue };
+            let Some(shard) = self.shards.get_mut(&id) else {
+                continue;
+            };
             shard.check_missing = None;
             let edges: Vec<Edge> = shard.presence.edges().cloned().collect();
             for edge in edges {
@@ -215,7 +276,9 @@ impl Owner {
                     self.end_missing(id, &edge, now);
                 } else if edge.node.region == self.config.me.node.region {
                     let grace = now.mono + ms(self.config.limits.session_grace_ms);
-                    self.dead_edges.entry(edge.node).or_insert((edge.generation, grace));
+                    self.dead_edges
+                        .entry(edge.node)
+                        .or_insert((edge.generation, grace));
                 }
             }
         }
@@ -229,7 +292,9 @@ impl Owner {
             self.dead_edges.remove(&node);
             let shards: Vec<ShardId> = self.shards.keys().copied().collect();
             for id in shards {
-                let Some(shard) = self.shards.get_mut(&id) else { continue };
+                let Some(shard) = self.shards.get_mut(&id) else {
+                    continue;
+                };
                 let ended = shard.presence.end_all_of(&node, Generation(generation.0 + 1));
                 for at in &ended {
                     self.drop_attachment(id, at.session);
@@ -244,11 +309,14 @@ impl Owner {
     /// Ends the sessions of an edge that it did not attach, once every lane of it has attached its whole set.
     fn end_missing(&mut self, id: ShardId, edge: &Edge, now: Now) {
         let lanes = || {
-            let of_edge = |lane: &&super::Lane| lane.edge.node == edge.node && lane.generation == edge.generation;
+            let of_edge =
+                |lane: &&super::Lane| lane.edge.node == edge.node && lane.generation == edge.generation;
             self.lanes.values().filter(of_edge)
         };
         let whole = lanes().next().is_some() && lanes().all(|lane| lane.synced.contains(&id));
-        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
         if !whole {
             // The edge is there but has not said everything: look again.
             shard.check_missing = Some(now.mono + ms(self.config.limits.session_grace_ms));
@@ -263,21 +331,40 @@ impl Owner {
     /// After any call that changed presence: carries out what it asks for, and remembers to tell others.
     fn presence_touched(&mut self, id: ShardId, now: Now) {
         self.touched.insert(id);
-        while let Some(effect) = self.shards.get_mut(&id).and_then(|shard| shard.presence.poll_effect()) {
+        while let Some(effect) = self
+            .shards
+            .get_mut(&id)
+            .and_then(|shard| shard.presence.poll_effect())
+        {
             match effect {
                 Effect::Reasserted { at, connect_epoch } => {
-                    let Some(attachment) = self.attachment(id, at.session) else { continue };
+                    let Some(attachment) = self.attachment(id, at.session) else {
+                        continue;
+                    };
                     attachment.attach.connect_epoch = connect_epoch;
                     let lane = attachment.lane;
-                    self.to_edge(lane, ToEdge::Reasserted { session: at.session, connect_epoch });
+                    self.tell_edge(
+                        lane,
+                        ToEdge::Reasserted {
+                            session: at.session,
+                            connect_epoch,
+                        },
+                    );
                 }
                 Effect::Probe { at } => {
-                    let Some(attachment) = self.attachment(id, at.session) else { continue };
+                    let Some(attachment) = self.attachment(id, at.session) else {
+                        continue;
+                    };
                     let lane = attachment.lane;
                     let until = now.mono + ms(self.config.limits.probe_ms);
-                    let probe = Probe { shard: id, user: at.user, device: at.device, until };
+                    let probe = Probe {
+                        shard: id,
+                        user: at.user,
+                        device: at.device,
+                        until,
+                    };
                     self.probes.insert(at.session, probe);
-                    self.to_edge(lane, ToEdge::Probe { session: at.session });
+                    self.tell_edge(lane, ToEdge::Probe { session: at.session });
                 }
                 Effect::Superseded { at, by } => {
                     self.stats.superseded += 1;
@@ -286,15 +373,21 @@ impl Owner {
                         continue;
                     };
                     self.drop_attachment(id, at.session);
-                    let body = ToEdge::Ended { session: at.session, code: Code::Superseded, detail: why };
-                    self.to_edge(lane, body);
+                    let body = ToEdge::Ended {
+                        session: at.session,
+                        code: Code::Superseded,
+                        detail: why,
+                    };
+                    self.tell_edge(lane, body);
                 }
             }
         }
     }
 
     fn tell_watchers(&mut self, id: ShardId, user: &UserId) {
-        let Some(watchers) = self.shards.get(&id).and_then(|shard| shard.watchers.get(user)) else { return };
+        let Some(watchers) = self.shards.get(&id).and_then(|shard| shard.watchers.get(user)) else {
+            return;
+        };
         let watchers: Vec<LaneId> = watchers.iter().copied().collect();
         let event = self.seen(id, user);
         for lane in watchers {
@@ -314,12 +407,17 @@ impl Owner {
             unreachable_since_ms: None,
             devices: 0,
         };
-        let Some(shard) = self.shards.get(&id) else { return event };
+        let Some(shard) = self.shards.get(&id) else {
+            return event;
+        };
         let visible = shard.presence.visible(user, &self.unreachable);
         event.text = visible.text.to_string();
         event.since_ms = visible.since_ms;
         event.devices = visible.devices.len() as u32;
-        let best = visible.devices.iter().find(|device| device.status == visible.status);
+        let best = visible
+            .devices
+            .iter()
+            .find(|device| device.status == visible.status);
         event.region = best.map(|device| device.region.clone());
         match visible.status {
             VisibleStatus::Offline => {}

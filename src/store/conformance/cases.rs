@@ -101,7 +101,8 @@ fn duplicates(harness: &mut dyn Harness) {
         epoch: store.epoch,
         envelope: Box::new(envelope("bob", "dave", id(T0, 1))),
         body: Bytes::from_static(b"message 1"),
-        known_only: false,
+        seen_ms: 0,
+            known_only: false,
     };
     assert!(matches!(store.one(from_dave), Outcome::Appended(_)));
     // One that was judged before is only looked up (R21).
@@ -117,6 +118,7 @@ fn duplicates(harness: &mut dyn Harness) {
             epoch,
             envelope,
             body,
+            seen_ms: 0,
             known_only: true,
         },
         other => other,

@@ -119,6 +119,7 @@ impl Store {
             epoch: self.epoch,
             envelope: Box::new(envelope(to, "alice", id)),
             body: Bytes::copy_from_slice(body.as_bytes()),
+            seen_ms: 0,
             known_only: false,
         }
     }
