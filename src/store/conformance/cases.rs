@@ -102,7 +102,7 @@ fn duplicates(harness: &mut dyn Harness) {
         envelope: Box::new(envelope("bob", "dave", id(T0, 1))),
         body: Bytes::from_static(b"message 1"),
         seen_ms: 0,
-            known_only: false,
+        known_only: false,
     };
     assert!(matches!(store.one(from_dave), Outcome::Appended(_)));
     // One that was judged before is only looked up (R21).
