@@ -8,6 +8,7 @@
 //! | [`ids`], [`time`], [`vector`] | names, the two clocks, the hybrid logical clock, version vectors |
 //! | [`op`] | the logged operations and their encoding |
 //! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
+//! | [`edge`] | sessions of clients: sends, deliveries, acknowledgements, watches, and the lanes to owners |
 //! | [`state`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
 //! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
@@ -16,6 +17,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod commit;
+pub mod edge;
 pub mod ids;
 pub mod limits;
 pub mod members;

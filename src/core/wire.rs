@@ -44,6 +44,8 @@ pub mod kind {
     pub const PING: u8 = 7;
     /// Orderly end of a session.
     pub const BYE: u8 = 8;
+    /// Answer to `PROBE`.
+    pub const PROBE_REPLY: u8 = 9;
     /// Answer to `HELLO`.
     pub const WELCOME: u8 = 65;
     /// A message is durable.
@@ -62,6 +64,8 @@ pub mod kind {
     pub const PONG: u8 = 72;
     /// Why the connection ends.
     pub const ERROR: u8 = 73;
+    /// Is the client there?
+    pub const PROBE: u8 = 74;
 }
 
 /// Why a frame does not decode.
@@ -138,9 +142,9 @@ pub enum Code {
     TooLarge,
     /// The session sequence does not rise.
     OutOfOrder,
-    /// More messages in flight than `Welcome` allows.
+    /// More messages in flight than `Welcome` allows: try again, same id.
     TooManyInFlight,
-    /// Faster than the limit for this user.
+    /// Faster than the limit for this user: try again later, same id.
     RateLimited,
     /// The token is malformed, wrongly signed, expired, or not for this service.
     Unauthorized,
@@ -174,6 +178,8 @@ const CODES: [(Code, u16); 24] = [
     (Code::Unavailable, 3),
     (Code::Blocked, 4),
     (Code::StoreFull, 5),
+    (Code::TooManyInFlight, 6),
+    (Code::RateLimited, 7),
     (Code::IdReused, 20),
     (Code::IdTooOld, 21),
     (Code::IdInFuture, 22),
@@ -181,8 +187,6 @@ const CODES: [(Code, u16); 24] = [
     (Code::InboxFull, 24),
     (Code::TooLarge, 25),
     (Code::OutOfOrder, 26),
-    (Code::TooManyInFlight, 27),
-    (Code::RateLimited, 28),
     (Code::Unauthorized, 40),
     (Code::Protocol, 41),
     (Code::Version, 42),
@@ -331,6 +335,8 @@ pub enum ClientFrame {
     Ping(u64),
     /// Orderly end.
     Bye,
+    /// Answer to [`ServerFrame::Probe`], at once and with its nonce.
+    ProbeReply(u64),
 }
 
 /// What a server allows this session.
@@ -502,6 +508,11 @@ pub enum ServerFrame {
         /// For people.
         detail: String,
     },
+    /// Is the client there? It answers with [`ClientFrame::ProbeReply`] within 2 s, or its session may end (DESIGN 5).
+    Probe {
+        /// To be sent back.
+        nonce: u64,
+    },
 }
 
 impl ClientFrame {
@@ -523,6 +534,7 @@ impl ClientFrame {
             ClientFrame::Unwatch(users) => frame(out, kind::UNWATCH, &[], users, &[]),
             ClientFrame::Ping(nonce) => frame(out, kind::PING, &nonce.to_be_bytes(), &(), &[]),
             ClientFrame::Bye => frame(out, kind::BYE, &[], &(), &[]),
+            ClientFrame::ProbeReply(nonce) => frame(out, kind::PROBE_REPLY, &nonce.to_be_bytes(), &(), &[]),
         }
     }
 
@@ -570,16 +582,12 @@ impl ClientFrame {
                     ClientFrame::Unwatch(users)
                 }
             }
-            kind::PING => {
-                let parts = Parts::split(kind, payload, 8)?;
-                let nonce = parts.number(0);
-                parts.only_control::<()>()?;
-                ClientFrame::Ping(nonce)
-            }
+            kind::PING => ClientFrame::Ping(nonce(kind, payload)?),
             kind::BYE => {
                 Parts::split(kind, payload, 0)?.only_control::<()>()?;
                 ClientFrame::Bye
             }
+            kind::PROBE_REPLY => ClientFrame::ProbeReply(nonce(kind, payload)?),
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -631,6 +639,7 @@ impl ServerFrame {
                 frame(out, kind::PONG, &header, &(), &[]);
             }
             ServerFrame::Error { code, detail } => frame(out, kind::ERROR, &[], &(code, detail), &[]),
+            ServerFrame::Probe { nonce } => frame(out, kind::PROBE, &nonce.to_be_bytes(), &(), &[]),
         }
     }
 
@@ -706,6 +715,9 @@ impl ServerFrame {
                 let (code, detail) = Parts::split(kind, payload, 0)?.only_control()?;
                 ServerFrame::Error { code, detail }
             }
+            kind::PROBE => ServerFrame::Probe {
+                nonce: nonce(kind, payload)?,
+            },
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -761,6 +773,13 @@ impl Parts {
         }
         self.control()
     }
+}
+
+/// A frame that holds nothing but a nonce in its header.
+fn nonce(kind: u8, payload: Bytes) -> Result<u64, WireError> {
+    let parts = Parts::split(kind, payload, 8)?;
+    parts.only_control::<()>()?;
+    Ok(parts.number(0))
 }
 
 fn limit(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
@@ -832,6 +851,18 @@ mod tests {
             client(&send(Bytes::new(), vec![0; MAX_TRACE + 1])),
             Err(WireError::TooLong { .. })
         ));
+    }
+
+    #[test]
+    fn probes_round_trip() {
+        let reply = ClientFrame::ProbeReply(u64::MAX - 1);
+        assert_eq!(client(&reply), Ok(reply));
+        let probe = ServerFrame::Probe { nonce: 7 };
+        let mut out = BytesMut::new();
+        probe.encode(&mut out);
+        let bytes = out.freeze();
+        assert_eq!(ServerFrame::decode(bytes[5], bytes.slice(6..)), Ok(probe));
+        assert!(ServerFrame::decode(kind::PROBE, bytes.slice(6..13)).is_err());
     }
 
     #[test]

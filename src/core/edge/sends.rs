@@ -1,0 +1,290 @@
+//! Sends and what becomes of them: judging, answers, further attempts, giving up.
+
+use super::session::{DEPOSIT_COST, Item, Stream};
+use super::{Edge, stats, tell};
+use crate::core::ids::{MessageId, SessionId, ShardId};
+use crate::core::limits::ms;
+use crate::core::msg::{Answer, Verdict};
+use crate::core::op::Envelope;
+use crate::core::time::Now;
+use crate::core::wire::{Accepted, Code, Rejected, Send, ServerFrame};
+
+impl Edge {
+    /// A message of a client: judged, and put behind the others of its stream or refused.
+    pub(super) fn on_send(&mut self, id: SessionId, send: Send, now: Now) {
+        self.stats.sends += 1;
+        let limits = &self.config.limits;
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let len = send.body.len();
+        let rises = send.session_seq > session.last_seq;
+        session.last_seq = session.last_seq.max(send.session_seq);
+        if len > limits.max_body as usize {
+            let detail = format!(
+                "the body has {len} bytes; at most {} are allowed",
+                limits.max_body
+            );
+            return self.reject(id, send.id, send.session_seq, Code::TooLarge, detail, now.wall_ms);
+        }
+        if !rises {
+            let detail = format!(
+                "session sequence {} does not rise above {}",
+                send.session_seq, session.last_seq
+            );
+            return self.reject(
+                id,
+                send.id,
+                send.session_seq,
+                Code::OutOfOrder,
+                detail,
+                now.wall_ms,
+            );
+        }
+        let shard = self.config.sharding.of_user(&send.control.to);
+        // Ids that must come again first: none, or those to the place of this one are done with if it is taken.
+        let mut done = 0;
+        if let Some(stream) = session.streams.get_mut(&shard)
+            && !stream.refused.is_empty()
+        {
+            match stream.refused.iter().position(|refused| *refused == send.id) {
+                Some(place) => done = place + 1,
+                None => {
+                    stream.refuse_behind(send.id);
+                    let detail =
+                        "an earlier message to this recipient was refused: send again in order".to_owned();
+                    return self.reject(id, send.id, send.session_seq, Code::Blocked, detail, now.wall_ms);
+                }
+            }
+        }
+        let cost = DEPOSIT_COST + len;
+        let refused = if session.unanswered >= limits.sends_in_flight {
+            let detail = format!("{} messages wait for an answer already", session.unanswered);
+            Some((Code::TooManyInFlight, detail))
+        } else if self.stats.bytes + cost > limits.edge_bytes {
+            let detail = "this node holds as many unanswered messages as it may".to_owned();
+            Some((Code::Overloaded, detail))
+        } else if !self.buckets.take(session.bucket, now.mono) {
+            let detail = format!("this user may send {} messages a second", limits.sends_per_second);
+            Some((Code::RateLimited, detail))
+        } else {
+            None
+        };
+        let attempt = session.attempt;
+        let stream = session
+            .streams
+            .entry(shard)
+            .or_insert_with(|| Stream::new(attempt));
+        if let Some((code, detail)) = refused {
+            stream.refuse_from(send.id);
+            return self.reject(id, send.id, send.session_seq, code, detail, now.wall_ms);
+        }
+        stream.refused.drain(..done);
+        let ttl = send.control.ttl_ms;
+        stream.items.push_back(Item {
+            envelope: Envelope {
+                to: send.control.to,
+                from: session.user.clone(),
+                from_device: session.device.clone(),
+                connect_epoch: session.connect_epoch,
+                session: id,
+                session_seq: send.session_seq,
+                id: send.id,
+                kind: send.control.kind,
+                expires_ms: if ttl == 0 {
+                    0
+                } else {
+                    now.wall_ms.saturating_add(ttl)
+                },
+                trace: send.control.trace,
+            },
+            body: send.body,
+            deadline: now.mono + ms(limits.deposit_timeout_ms),
+        });
+        session.unanswered += 1;
+        self.stats.deposits += 1;
+        self.stats.bytes += cost;
+        if !stream.queued
+            && stream.paused.is_none()
+            && let Some(lane) = self.routing.lane_of(shard)
+        {
+            stream.queued = true;
+            lane.enqueue(id, shard);
+        }
+        if session.deposits_by.is_none() {
+            session.deposits_by = Some(now.mono + ms(limits.deposit_timeout_ms));
+            self.arm(id);
+        }
+    }
+
+    /// What an owner says of a deposit.
+    pub(super) fn on_answer(&mut self, answer: Answer, now: Now) {
+        let (id, shard) = (answer.session, answer.shard);
+        let retry_at = now.mono + ms(self.config.limits.retry_ms);
+        let Some(session) = self.sessions.get_mut(&id) else {
+            self.stats.stale += 1;
+            return;
+        };
+        let found = session.streams.get_mut(&shard).and_then(|stream| {
+            let at = stream.position(answer.session_seq)?;
+            (stream.items[at].envelope.id == answer.id).then_some((stream, at))
+        });
+        let Some((stream, at)) = found else {
+            self.stats.stale += 1;
+            return;
+        };
+        match &answer.verdict {
+            Verdict::Accepted { .. } => {}
+            // Not in flight under this attempt: the one that is, or will be, gets an answer of its own.
+            Verdict::Refused { .. } if answer.attempt != stream.attempt || at >= stream.sent => {
+                self.stats.stale += 1;
+                return;
+            }
+            Verdict::Refused { code, .. } if code.retryable() => {
+                stream.last_refusal = Some(*code);
+                self.routing.answered(shard, stream.rewind());
+                stream.paused = Some(retry_at);
+                self.retries.insert((retry_at, id, shard));
+                self.stats.retries += 1;
+                return;
+            }
+            Verdict::Refused { .. } => {}
+        }
+        if at < stream.sent {
+            stream.sent -= 1;
+            self.routing.answered(shard, 1);
+        }
+        let item = stream.items.remove(at).expect("the position was just found");
+        session.unanswered -= 1;
+        self.stats.deposits -= 1;
+        self.stats.bytes -= item.cost();
+        if stream.items.is_empty() {
+            if let Some(at) = stream.paused.take() {
+                self.retries.remove(&(at, id, shard));
+            }
+            session.drop_idle(shard);
+        }
+        let session_seq = answer.session_seq;
+        match answer.verdict {
+            Verdict::Accepted {
+                at,
+                duplicate,
+                durability,
+            } => {
+                self.stats.accepted += 1;
+                let accepted = Accepted {
+                    id: answer.id,
+                    session_seq,
+                    at,
+                    duplicate,
+                    durability,
+                };
+                tell(&mut self.dirty, id, session, ServerFrame::Accepted(accepted));
+            }
+            Verdict::Refused {
+                code,
+                detail,
+                server_ms,
+            } => self.reject(id, answer.id, session_seq, code, detail, server_ms),
+        }
+    }
+
+    /// A stream's pause after a retryable refusal is over.
+    pub(super) fn retry(&mut self, id: SessionId, shard: ShardId) {
+        let Some(stream) = self
+            .sessions
+            .get_mut(&id)
+            .and_then(|session| session.streams.get_mut(&shard))
+        else {
+            return;
+        };
+        stream.paused = None;
+        if !stream.queued
+            && !stream.items.is_empty()
+            && let Some(lane) = self.routing.lane_of(shard)
+        {
+            stream.queued = true;
+            lane.enqueue(id, shard);
+        }
+    }
+
+    /// Gives up on streams whose first deposit waits for too long.
+    pub(super) fn check_deposits(&mut self, id: SessionId) {
+        let now = self.mono;
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        if session.deposits_by.is_none_or(|at| at > now) {
+            return;
+        }
+        let oldest = |stream: &Stream| stream.items.front().map(|item| item.deadline);
+        let late: Vec<ShardId> = session
+            .streams
+            .iter()
+            .filter(|(_, stream)| oldest(stream).is_some_and(|at| at <= now))
+            .map(|(shard, _)| *shard)
+            .collect();
+        late.into_iter().for_each(|shard| self.give_up(id, shard));
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.deposits_by = session.streams.values().filter_map(oldest).min();
+        }
+    }
+
+    /// Answers all of a stream as `Unknown`, in order: what comes later must not pass what may have been lost.
+    fn give_up(&mut self, id: SessionId, shard: ShardId) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let Some(stream) = session.streams.get_mut(&shard) else {
+            return;
+        };
+        self.routing.answered(shard, stream.rewind());
+        if let Some(at) = stream.paused.take() {
+            self.retries.remove(&(at, id, shard));
+        }
+        let items = std::mem::take(&mut stream.items);
+        let mut refused = items.iter().map(|item| item.envelope.id).collect::<Vec<_>>();
+        refused.extend(std::mem::take(&mut stream.refused));
+        refused
+            .into_iter()
+            .for_each(|message| stream.refuse_behind(message));
+        let seconds = self.config.limits.deposit_timeout_ms as f64 / 1e3;
+        let detail = match stream.last_refusal.take() {
+            Some(code) => format!(
+                "not accepted within {seconds} s; the owner last said {code:?}: send again with the same id"
+            ),
+            None => format!("no answer within {seconds} s: send again with the same id"),
+        };
+        session.unanswered -= items.len() as u32;
+        self.stats.deposits -= items.len();
+        for item in items {
+            self.stats.bytes -= item.cost();
+            let Envelope {
+                id: message,
+                session_seq,
+                ..
+            } = item.envelope;
+            self.reject(id, message, session_seq, Code::Unknown, detail.clone(), 0);
+        }
+    }
+
+    fn reject(
+        &mut self,
+        id: SessionId,
+        message: MessageId,
+        session_seq: u64,
+        code: Code,
+        detail: String,
+        server_ms: u64,
+    ) {
+        stats::count(&mut self.stats.rejected, code);
+        let rejected = Rejected {
+            id: message,
+            session_seq,
+            code,
+            detail,
+            server_ms,
+        };
+        self.tell(id, ServerFrame::Rejected(rejected));
+    }
+}

@@ -1,0 +1,192 @@
+//! A session, and its streams of deposits: one for each shard that it has unanswered messages to.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+
+use super::bucket::Slot;
+use crate::core::ids::{ConnId, Coord, DeviceId, MessageId, SessionId, ShardId, UserId};
+use crate::core::msg::{Attach, Deposit};
+use crate::core::op::Envelope;
+use crate::core::time::Mono;
+use crate::core::vector::Vector;
+use crate::core::wire::{Code, ServerFrame, Status};
+
+/// Ids that a stream remembers of what was refused retryably and must come again first. A client that gives up this many
+/// messages in a row to one recipient must reconnect to go on sending there.
+pub(super) const REFUSED_IDS: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) conn: ConnId,
+    pub(super) user: UserId,
+    pub(super) device: DeviceId,
+    /// The user's shard.
+    pub(super) shard: ShardId,
+    pub(super) claim: Vector,
+    pub(super) given: Vector,
+    pub(super) acked: Vector,
+    pub(super) connect_epoch: u64,
+    pub(super) welcomed: bool,
+    pub(super) since_ms: u64,
+    pub(super) status: Status,
+    pub(super) text: String,
+    pub(super) counter: u64,
+    /// When something last came from the client.
+    pub(super) heard: Mono,
+    /// Until when the owner must have answered the first attach.
+    pub(super) attach_by: Option<Mono>,
+    /// Nonce, and until when the client must have answered.
+    pub(super) probe: Option<(u64, Mono)>,
+    /// When the ages of unanswered deposits are looked at next.
+    pub(super) deposits_by: Option<Mono>,
+    /// The entry of this session among the timers.
+    pub(super) wake: Mono,
+    /// The lane on which it was attached last; 0 = none that lives.
+    pub(super) lane: u64,
+    /// Attached on that lane, without an answer yet.
+    pub(super) attaching: bool,
+    pub(super) last_seq: u64,
+    /// Attempt at which new streams begin: the highest of those that are gone, so that none is ever taken back.
+    pub(super) attempt: u32,
+    pub(super) unanswered: u32,
+    pub(super) streams: BTreeMap<ShardId, Stream>,
+    pub(super) bucket: Slot,
+    pub(super) watching: BTreeSet<UserId>,
+    /// Acknowledged and not yet told to the owner: the highest per origin.
+    pub(super) acks_due: Vec<Coord>,
+    /// Whether the owner must be told the status.
+    pub(super) status_due: bool,
+    /// For the client, at the next flush.
+    pub(super) frames: Vec<ServerFrame>,
+}
+
+impl Session {
+    pub(super) fn attach(&self, session: SessionId) -> Attach {
+        Attach {
+            shard: self.shard,
+            user: self.user.clone(),
+            device: self.device.clone(),
+            session,
+            claim: self.claim.clone(),
+            given: self.given.clone(),
+            acked: self.acked.clone(),
+            connect_epoch: self.connect_epoch,
+            welcomed: self.welcomed,
+            since_ms: self.since_ms,
+            status: self.status,
+            text: self.text.clone(),
+            counter: self.counter,
+        }
+    }
+
+    /// The lane is gone: the next attach tells all that was due on it.
+    pub(super) fn leave_lane(&mut self) {
+        self.lane = 0;
+        self.attaching = false;
+        self.acks_due.clear();
+        self.status_due = false;
+        self.probe = None;
+    }
+
+    /// Drops a stream that holds nothing, and keeps its attempt.
+    pub(super) fn drop_idle(&mut self, shard: ShardId) {
+        if let Some(stream) = self.streams.get(&shard)
+            && stream.items.is_empty()
+            && stream.refused.is_empty()
+        {
+            self.attempt = self.attempt.max(stream.attempt);
+            self.streams.remove(&shard);
+        }
+    }
+}
+
+/// Unanswered deposits of one session to one shard, in order.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// R21: all in `items[..sent]` went out under it.
+    pub(super) attempt: u32,
+    pub(super) items: VecDeque<Item>,
+    /// How many of them are in flight on the shard's lane.
+    pub(super) sent: usize,
+    /// Whether it stands in its lane's queue.
+    pub(super) queued: bool,
+    /// Nothing goes out before this, after a retryable refusal.
+    pub(super) paused: Option<Mono>,
+    /// Ids that must come again before others: see the module head.
+    pub(super) refused: VecDeque<MessageId>,
+    /// The last retryable refusal of the owner, for the detail of a later `Unknown`.
+    pub(super) last_refusal: Option<Code>,
+}
+
+impl Stream {
+    pub(super) fn new(attempt: u32) -> Self {
+        Self {
+            attempt,
+            items: VecDeque::new(),
+            sent: 0,
+            queued: false,
+            paused: None,
+            refused: VecDeque::new(),
+            last_refusal: None,
+        }
+    }
+
+    /// Position of an unanswered deposit; nearly always the first.
+    pub(super) fn position(&self, session_seq: u64) -> Option<usize> {
+        if self.items.front()?.envelope.session_seq == session_seq {
+            return Some(0);
+        }
+        self.items
+            .binary_search_by_key(&session_seq, |item| item.envelope.session_seq)
+            .ok()
+    }
+
+    /// What was in flight must go again, under a higher attempt. Says how many those were.
+    pub(super) fn rewind(&mut self) -> usize {
+        self.queued = false;
+        let sent = std::mem::take(&mut self.sent);
+        if sent > 0 {
+            self.attempt += 1;
+        }
+        sent
+    }
+
+    /// `id` was refused retryably by the edge: it is the first that must come again.
+    pub(super) fn refuse_from(&mut self, id: MessageId) {
+        self.refused.clear();
+        self.refused.push_back(id);
+    }
+
+    /// `id` was refused because of earlier ones.
+    pub(super) fn refuse_behind(&mut self, id: MessageId) {
+        if self.refused.len() < REFUSED_IDS && !self.refused.contains(&id) {
+            self.refused.push_back(id);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) envelope: Envelope,
+    pub(super) body: Bytes,
+    pub(super) deadline: Mono,
+}
+
+/// What an unanswered deposit costs beside its body in the count of bytes: envelope, ids and the places in queues.
+pub const DEPOSIT_COST: usize = 320;
+
+impl Item {
+    pub(super) fn cost(&self) -> usize {
+        DEPOSIT_COST + self.body.len()
+    }
+
+    pub(super) fn deposit(&self, shard: ShardId, attempt: u32) -> Deposit {
+        Deposit {
+            shard,
+            attempt,
+            envelope: self.envelope.clone(),
+            body: self.body.clone(),
+        }
+    }
+}

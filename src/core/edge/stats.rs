@@ -1,0 +1,70 @@
+//! What an edge counts.
+
+use std::collections::BTreeMap;
+
+use crate::core::wire::Code;
+
+/// Counters since the start, and gauges of what is held now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EdgeStats {
+    /// Gauge: sessions, welcomed or not.
+    pub sessions: usize,
+    /// Gauge: sessions that wait for their owner.
+    pub pending: usize,
+    /// Gauge: deposits without an answer, in flight or waiting.
+    pub deposits: usize,
+    /// Gauge: bytes that those hold, see [`super::DEPOSIT_COST`].
+    pub bytes: usize,
+    /// Gauge: users that some session watches.
+    pub watched: usize,
+    /// Gauge: open lanes.
+    pub lanes: usize,
+    /// Hellos of clients.
+    pub hellos: u64,
+    /// Sessions that were welcomed.
+    pub welcomed: u64,
+    /// Sessions that the server ended, by code.
+    pub ended: BTreeMap<Code, u64>,
+    /// Messages that clients sent.
+    pub sends: u64,
+    /// Messages answered as accepted.
+    pub accepted: u64,
+    /// Messages refused, by code.
+    pub rejected: BTreeMap<Code, u64>,
+    /// Deposits handed to owners, again ones included.
+    pub deposited: u64,
+    /// Retryable refusals that made a session's deposits to a shard go again under a higher attempt.
+    pub retries: u64,
+    /// Deliveries handed to clients.
+    pub deliveries: u64,
+    /// Deliveries that the session had already, dropped.
+    pub repeated: u64,
+    /// Holes told to clients.
+    pub holes: u64,
+    /// Deliveries whose bytes are damaged.
+    pub damaged: u64,
+    /// Coordinates that clients acknowledged and were given.
+    pub acks: u64,
+    /// Acknowledged coordinates of which nothing was given, ignored.
+    pub acks_ignored: u64,
+    /// Acknowledgements handed to owners.
+    pub acks_forwarded: u64,
+    /// Presence events handed to clients.
+    pub presence: u64,
+    /// Probes of owners.
+    pub probes: u64,
+    /// Probes that the client did not answer in time.
+    pub probes_unanswered: u64,
+    /// Lanes opened.
+    pub lanes_opened: u64,
+    /// Lanes that broke, were reset, fell silent, or whose owner went.
+    pub lanes_lost: u64,
+    /// Shards that an owner did not serve.
+    pub not_owner: u64,
+    /// Messages and answers of owners that came too late: from another lane, an older attempt, or for what is gone.
+    pub stale: u64,
+}
+
+pub(super) fn count(map: &mut BTreeMap<Code, u64>, code: Code) {
+    *map.entry(code).or_default() += 1;
+}

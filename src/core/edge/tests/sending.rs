@@ -1,0 +1,299 @@
+//! Sends: limits, order, further attempts, giving up.
+
+use super::*;
+
+fn limited(change: impl FnOnce(&mut CoreLimits)) -> Rig {
+    let mut limits = CoreLimits::default();
+    change(&mut limits);
+    let mut rig = Rig::new(limits);
+    rig.login(1, "alice");
+    rig
+}
+
+#[test]
+fn an_envelope_is_made_from_what_was_authenticated() {
+    let mut rig = limited(|_| {});
+    let now = rig.now.wall_ms;
+    for (seq, ttl_ms) in [(1, 0), (2, 1_000), (3, u64::MAX)] {
+        let control = SendControl {
+            to: user("bob"),
+            kind: 2,
+            ttl_ms,
+            trace: vec![9],
+        };
+        let (id, body) = (message(1), Bytes::from_static(b"x"));
+        rig.frame(
+            1,
+            ClientFrame::Send(Send {
+                id,
+                session_seq: seq,
+                control,
+                body,
+            }),
+        );
+    }
+    let deposits = rig.out().deposits();
+    let expiries: Vec<u64> = deposits.iter().map(|d| d.envelope.expires_ms).collect();
+    assert_eq!(expiries, [0, now + 1_000, u64::MAX]);
+    let envelope = &deposits[0].envelope;
+    assert_eq!(
+        (envelope.from.as_str(), envelope.from_device.as_str()),
+        ("alice", "phone")
+    );
+    assert_eq!(
+        (envelope.session, envelope.connect_epoch, envelope.kind),
+        (SessionId(101), 8, 2)
+    );
+    assert_eq!(
+        (envelope.trace.as_slice(), deposits[0].body.as_ref()),
+        (&[9][..], &b"x"[..])
+    );
+}
+
+#[test]
+fn answers_reach_the_sender_once() {
+    let mut rig = limited(|_| {});
+    rig.send(1, 1, 1, "bob");
+    rig.send(1, 2, 2, "bob");
+    let sent = rig.out().deposits();
+    assert_eq!(
+        (rig.edge.stats().deposits, rig.edge.stats().bytes),
+        (2, 2 * (DEPOSIT_COST + 2))
+    );
+    rig.answer(&sent[1], refuse(Code::InboxFull));
+    rig.answer(&sent[0], accept());
+    rig.answer(&sent[0], accept());
+    rig.answer(&sent[1], accept());
+    let out = rig.out();
+    assert_eq!(
+        (out.accepted(1), out.rejected(1)),
+        (vec![1], vec![(2, Code::InboxFull)])
+    );
+    assert_eq!(
+        (
+            rig.edge.stats().deposits,
+            rig.edge.stats().bytes,
+            rig.edge.stats().stale
+        ),
+        (0, 0, 2)
+    );
+    assert_eq!(rig.edge.routing.in_flight(), 0);
+}
+
+#[test]
+fn bodies_and_sequences_hold_their_limits() {
+    let mut rig = limited(|limits| limits.max_body = 10);
+    rig.send_body(1, 1, 1, "bob", Bytes::from(vec![0; 10]));
+    rig.send_body(1, 2, 2, "bob", Bytes::from(vec![0; 11]));
+    rig.send(1, 2, 3, "bob");
+    rig.send(1, 3, 3, "bob");
+    let out = rig.out();
+    assert_eq!(out.rejected(1), [(2, Code::TooLarge), (2, Code::OutOfOrder)]);
+    assert_eq!(out.tries(), [(1, 1), (3, 1)]);
+}
+
+#[test]
+fn a_retryable_refusal_sends_all_from_there_again_and_leaves_others_alone() {
+    let mut rig = limited(|_| {});
+    let (to, same, other) = same_and_other_shard();
+    rig.send(1, 1, 1, &to);
+    rig.send(1, 2, 2, &to);
+    rig.send(1, 3, 3, &other);
+    rig.send(1, 4, 4, &same);
+    let sent = rig.out().deposits();
+    let of = |seq: u64| sent.iter().find(|d| d.envelope.session_seq == seq).unwrap();
+    rig.answer(of(1), accept());
+    rig.answer(of(2), refuse(Code::Overloaded));
+    rig.answer(of(4), refuse(Code::Blocked));
+    rig.answer(of(3), accept());
+    rig.send(1, 5, 5, &to);
+    let out = rig.out();
+    assert_eq!(
+        (out.accepted(1), out.rejected(1), out.tries()),
+        (vec![1, 3], vec![], vec![])
+    );
+    rig.pass(99);
+    assert!(rig.out().owners.is_empty());
+    rig.pass(1);
+    let again = rig.out();
+    assert_eq!(again.tries(), [(2, 2), (4, 2), (5, 2)]);
+    rig.answer(of(4), refuse(Code::Blocked));
+    rig.pass(200);
+    assert!(
+        rig.out().owners.is_empty(),
+        "a refusal of an older attempt changes nothing"
+    );
+    rig.answer(of(4), accept());
+    assert_eq!(
+        rig.out().accepted(1),
+        [4],
+        "accepted is true whatever the attempt"
+    );
+    let again = again.deposits();
+    rig.answer(&again[0], refuse(Code::IdReused));
+    rig.answer(&again[1], accept());
+    rig.answer(&again[2], accept());
+    let out = rig.out();
+    assert_eq!(
+        (out.rejected(1), out.accepted(1)),
+        (vec![(2, Code::IdReused)], vec![5])
+    );
+    rig.send(1, 6, 6, &to);
+    assert_eq!(rig.out().tries(), [(6, 2)], "an attempt is never taken back");
+}
+
+#[test]
+fn after_a_refusal_at_the_edge_later_messages_wait_for_it() {
+    let mut rig = limited(|limits| limits.sends_in_flight = 2);
+    let (to, same, other) = same_and_other_shard();
+    rig.send(1, 1, 1, &to);
+    rig.send(1, 2, 2, &to);
+    rig.send(1, 3, 3, &to);
+    rig.send(1, 4, 4, &same);
+    rig.send(1, 5, 5, &other);
+    let out = rig.out();
+    assert_eq!(
+        out.rejected(1),
+        [
+            (3, Code::TooManyInFlight),
+            (4, Code::Blocked),
+            (5, Code::TooManyInFlight)
+        ]
+    );
+    out.deposits()
+        .iter()
+        .for_each(|deposit| rig.answer(deposit, accept()));
+    rig.out();
+    rig.send(1, 6, 6, &to);
+    assert_eq!(rig.out().rejected(1), [(6, Code::Blocked)]);
+    rig.send(1, 7, 3, &to);
+    rig.send(1, 8, 7, &to);
+    rig.send(1, 9, 4, &same);
+    let out = rig.out();
+    assert_eq!(
+        (out.rejected(1), out.tries()),
+        (vec![(8, Code::Blocked)], vec![(7, 1), (9, 1)])
+    );
+    out.deposits()
+        .iter()
+        .for_each(|deposit| rig.answer(deposit, accept()));
+    // 6 is given up: 7, refused behind it, comes next.
+    rig.send(1, 10, 7, &to);
+    rig.send(1, 11, 8, &to);
+    let out = rig.out();
+    assert_eq!((out.rejected(1), out.tries()), (vec![], vec![(10, 1), (11, 1)]));
+}
+
+#[test]
+fn what_was_under_way_behind_a_second_refusal_does_not_pass_it() {
+    let mut rig = limited(|limits| limits.sends_in_flight = 1);
+    rig.send(1, 1, 1, "bob");
+    let one = rig.out().deposits().remove(0);
+    rig.send(1, 2, 2, "bob");
+    rig.send(1, 3, 3, "bob");
+    rig.send(1, 4, 2, "bob");
+    rig.answer(&one, accept());
+    rig.send(1, 5, 3, "bob");
+    let out = rig.out();
+    let codes = [
+        Code::TooManyInFlight,
+        Code::Blocked,
+        Code::TooManyInFlight,
+        Code::Blocked,
+    ];
+    assert_eq!(
+        out.rejected(1),
+        [2, 3, 4, 5].into_iter().zip(codes).collect::<Vec<_>>()
+    );
+    rig.send(1, 6, 2, "bob");
+    assert_eq!(rig.out().tries(), [(6, 1)]);
+}
+
+#[test]
+fn rates_and_bytes_are_limited() {
+    let mut rig = limited(|limits| {
+        limits.sends_per_second = 10;
+        limits.send_burst = 3;
+    });
+    rig.login(2, "alice");
+    (1..=2).for_each(|seq| rig.send(1, seq, seq as u8, "bob"));
+    (1..=2).for_each(|seq| rig.send(2, seq, seq as u8 + 9, "bob"));
+    let out = rig.out();
+    assert_eq!(
+        (out.rejected(1), out.rejected(2)),
+        (vec![], vec![(2, Code::RateLimited)])
+    );
+    rig.pass(100);
+    rig.send(2, 3, 11, "bob");
+    assert_eq!(rig.out().tries(), [(3, 1)]);
+
+    let mut rig = limited(|limits| limits.edge_bytes = 2 * DEPOSIT_COST + 5);
+    (1..=3).for_each(|seq| rig.send(1, seq, seq as u8, "bob"));
+    let out = rig.out();
+    assert_eq!(out.rejected(1), [(3, Code::Overloaded)]);
+    assert_eq!(rig.edge.stats().rejected, [(Code::Overloaded, 1)].into());
+}
+
+#[test]
+fn a_lane_holds_its_window_and_is_fair() {
+    let mut rig = limited(|limits| limits.lane_deposits = 100);
+    rig.login(2, "bob");
+    (1..=150).for_each(|seq| rig.send(1, seq, 1, "carol"));
+    (1..=10).for_each(|seq| rig.send(2, seq, 1, "carol"));
+    let sent = rig.out().deposits();
+    assert_eq!(sent.len(), 100);
+    let of = |session: u64, sent: &[Deposit]| {
+        let own = sent.iter().filter(|d| d.envelope.session == SessionId(session));
+        own.map(|d| d.envelope.session_seq).collect::<Vec<u64>>()
+    };
+    assert_eq!(of(102, &sent), (1..=10).collect::<Vec<_>>());
+    assert_eq!(of(101, &sent), (1..=90).collect::<Vec<_>>());
+    sent[..5].iter().for_each(|deposit| rig.answer(deposit, accept()));
+    let more = rig.out().deposits();
+    assert_eq!(of(101, &more), (91..=95).collect::<Vec<_>>());
+    rig.edge.handle_closed(ConnId(1), rig.now);
+    assert_eq!(rig.edge.routing.in_flight(), 10);
+}
+
+#[test]
+fn nothing_waits_for_ever_and_all_behind_it_is_given_up_with_it() {
+    let mut rig = limited(|limits| limits.link_timeout_ms = 60_000);
+    let (to, same, other) = same_and_other_shard();
+    rig.send(1, 1, 1, &to);
+    let first = rig.out().deposits().remove(0);
+    rig.pass(6_000);
+    rig.send(1, 2, 2, &same);
+    rig.send(1, 3, 3, &other);
+    rig.pass(4_000);
+    let out = rig.out();
+    assert_eq!(out.rejected(1), [(1, Code::Unknown), (2, Code::Unknown)]);
+    rig.send(1, 4, 4, &to);
+    rig.answer(&first, accept());
+    let out = rig.out();
+    assert_eq!(
+        (out.rejected(1), out.accepted(1)),
+        (vec![(4, Code::Blocked)], vec![])
+    );
+    rig.send(1, 5, 1, &to);
+    rig.send(1, 6, 2, &same);
+    assert_eq!(rig.out().tries(), [(5, 2), (6, 2)]);
+    rig.pass(6_000);
+    assert_eq!(rig.out().rejected(1), [(3, Code::Unknown)]);
+    assert_eq!(rig.edge.routing.in_flight(), 2);
+}
+
+#[test]
+fn deposits_wait_while_the_owner_is_away_and_go_again_in_order() {
+    let mut rig = limited(|_| {});
+    (1..=3).for_each(|seq| rig.send(1, seq, seq as u8, "bob"));
+    let sent = rig.out().deposits();
+    rig.answer(&sent[0], accept());
+    rig.edge.handle_reachable(&node("one"), false, rig.now);
+    rig.send(1, 4, 4, "bob");
+    rig.answer(&sent[1], accept());
+    let out = rig.out();
+    assert_eq!((out.accepted(1), out.owners.len()), (vec![1], 0));
+    rig.pass(3_000);
+    rig.edge.handle_reachable(&node("one"), true, rig.now);
+    assert_eq!(rig.out().tries(), [(2, 2), (3, 2), (4, 2)]);
+}
