@@ -247,7 +247,7 @@ mod tests {
     fn a_secret_is_never_repeated() {
         #[derive(Debug, serde::Deserialize)]
         struct T {
-            #[expect(dead_code)]
+            #[expect(dead_code, reason = "only its parsing matters")]
             secret: String,
         }
         let text = TomlText::new("f.toml", "secret = 123456\n".to_owned()).expect("valid TOML");

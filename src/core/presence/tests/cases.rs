@@ -174,6 +174,29 @@ fn a_ghost_with_a_fast_clock_does_not_close_a_live_session() {
 }
 
 #[test]
+fn the_greater_of_two_re_asserts_itself_each_time() {
+    let key = key(0, 0);
+    let mut owner = Presence::new(region(0));
+    owner.admit(admission(&key, 0, 1, 300, NEW)).expect("room");
+    owner.merge(alive(&key, 5, 2, 0, live(1, Status::Online, 200)));
+    owner.probe_answered(&key.0, &key.1, SessionId(1));
+    // The rival is alive and challenges; it is the lesser, so its own owner will close it.
+    owner.merge(alive(&key, 7, 2, 0, live(1, Status::Online, 200)));
+    assert_eq!(record(&owner, &key).version(), Version::live(8, SessionId(1), 0));
+    assert!(owner.is_attached(&key.0, &key.1, SessionId(1)));
+}
+
+#[test]
+fn no_region_ends_a_session_of_another() {
+    let key = key(0, 0);
+    let mut owner = Presence::new(region(0));
+    owner.merge(alive(&key, 1, 2, 0, live(1, Status::Online, 200)));
+    assert!(!owner.end(&key.0, &key.1, SessionId(2)));
+    assert!(!owner.probe_unanswered(&key.0, &key.1, SessionId(2)));
+    assert_eq!(record(&owner, &key).version(), Version::live(1, SessionId(2), 0));
+}
+
+#[test]
 fn a_status_changed_during_a_contest_is_kept() {
     let key = key(0, 0);
     let mut owner = Presence::new(region(0));
