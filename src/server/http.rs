@@ -285,6 +285,7 @@ mod tests {
             answer.starts_with("HTTP/1.1 503") && answer.contains("{\"node\":\"starting\"}"),
             "{answer}"
         );
+        assert!(!health.is_ready());
         health.set_ready("store", Ok(()));
         health.set_ready("gossip", Err("no seed answers".to_owned()));
         let answer = request(addr, "GET", "/readyz").await;
