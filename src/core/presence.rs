@@ -2,7 +2,7 @@
 //!
 //! Per user a map device -> last-writer-wins register (`crdts::LWWReg`, Shapiro et al., "A comprehensive study of
 //! Convergent and Commutative Replicated Data Types", 2011). Its version is a total order without a clock:
-//! (connect epoch, session, stage), where the end of a session beats each of that session's counters.
+//! (connect epoch, session, terminal, counter), where the end of a session beats each of that session's counters.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -27,11 +27,12 @@
 //! # When a live session's record loses a merge
 //!
 //! * To a terminal record: it re-asserts itself at once under a greater connect epoch.
-//! * To a live session of another region: the client is probed (`probe_ms` of the limits). No answer ends the session. An answer
-//!   re-asserts it, which makes the other region probe its client in turn. The session with the lesser (since, session)
-//!   gives way once the other has re-asserted itself since the contest began, for only that shows that the other is
-//!   alive: a ghost whose edge's clock runs ahead must not close a live session. Only the losing side acts, the greater
-//!   one re-asserts each time and the lesser challenges each rival once, so a contest ends.
+//! * To a live session of another region: the client is probed (`probe_ms` of the limits). No answer ends the session. An
+//!   answer re-asserts it, marked as proved ([`Stage::Live`]), which makes the other region probe its client in turn. The
+//!   session with the lesser (since, session) gives way once the other has re-asserted itself with a proof, for only that
+//!   shows that the other is alive: a ghost whose edge's clock runs ahead must not close a live session, whose client
+//!   would not reconnect by itself. Only the losing side acts, the greater one re-asserts each time and the lesser
+//!   challenges until it sees the other's proof, so a contest ends.
 //! * To a live session of this region that has not been attached to this owner: it waits. Either that session's edge
 //!   attaches it and the newer of both wins, or its owner ends it.
 

@@ -230,7 +230,8 @@ impl Presence {
             if local.version.counter() >= Some(counter) {
                 return StatusOutcome::Stale;
             }
-            local.version = Version::live(local.version.connect_epoch, session, counter);
+            let version = local.version;
+            local.version = Version::live(version.connect_epoch, session, counter, version.is_proved());
             let live = Arc::make_mut(&mut local.live);
             live.status = status;
             live.text = text;
@@ -333,7 +334,7 @@ impl Slot {
             edge: local.live.edge.clone(),
         };
         match self.register.val.clone() {
-            None => self.reassert(user, device, context),
+            None => self.reassert(user, device, false, context),
             Some(winner) if winner.region == *context.region => {
                 if marker.session == mine.session {
                     self.adopt(user, device, &winner, context);
@@ -357,10 +358,10 @@ impl Slot {
                 }
                 Some(rival) if !rival.answered => {}
                 Some(rival) => {
-                    let rival_is_alive = marker.connect_epoch > rival.first_epoch;
+                    let rival_is_alive = marker.is_proved() && marker.connect_epoch > rival.first_epoch;
                     let greater = (local.live.since_ms, mine.session) > (winner.since_ms, marker.session);
                     if greater || !rival_is_alive {
-                        self.reassert(user, device, context);
+                        self.reassert(user, device, true, context);
                     } else {
                         self.supersede(user, device, marker.session, context);
                     }
@@ -370,9 +371,10 @@ impl Slot {
     }
 
     /// Writes the attached session's record anew, under an epoch above the register's.
-    fn reassert(&mut self, user: &UserId, device: &DeviceId, context: &mut Context<'_>) {
+    fn reassert(&mut self, user: &UserId, device: &DeviceId, proved: bool, context: &mut Context<'_>) {
         let Some(local) = &mut self.local else { return };
-        local.version.connect_epoch = self.register.marker.connect_epoch.saturating_add(1);
+        let connect_epoch = self.register.marker.connect_epoch.saturating_add(1);
+        local.take_epoch(connect_epoch, proved);
         context.counters.reasserted += 1;
         context.effects.push_back(local.reasserted(user, device));
         self.write(context);
@@ -383,7 +385,7 @@ impl Slot {
         let Some(local) = &mut self.local else { return };
         let marker = self.register.marker;
         let epoch_changed = local.version.connect_epoch != marker.connect_epoch;
-        local.version.connect_epoch = marker.connect_epoch;
+        local.take_epoch(marker.connect_epoch, marker.is_proved());
         if local.version <= marker {
             local.version = marker;
             local.live = winner.clone();
@@ -406,14 +408,17 @@ impl Slot {
 
     /// Makes an admitted session the attached one and writes its record.
     fn attach(&mut self, connect_epoch: u64, admission: Admission, context: &mut Context<'_>) {
-        let version = Version::live(connect_epoch, admission.session, admission.counter);
         let known = self
             .local
             .as_mut()
             .filter(|local| local.version.session == admission.session);
+        let proved = known
+            .as_ref()
+            .is_some_and(|local| local.version.connect_epoch == connect_epoch && local.version.is_proved());
+        let version = Version::live(connect_epoch, admission.session, admission.counter, proved);
         match known {
             Some(local) if local.version.counter() >= version.counter() => {
-                local.version.connect_epoch = connect_epoch;
+                local.take_epoch(connect_epoch, proved);
             }
             known => {
                 let rivals = known
@@ -451,6 +456,12 @@ impl Slot {
 }
 
 impl Local {
+    /// Goes on under a connect epoch, with or without a proof for it.
+    fn take_epoch(&mut self, connect_epoch: u64, proved: bool) {
+        let counter = self.version.counter().unwrap_or_default();
+        self.version = Version::live(connect_epoch, self.version.session, counter, proved);
+    }
+
     fn record(&self) -> Register {
         Register {
             val: Some(self.live.clone()),

@@ -1,7 +1,7 @@
 //! Status, version and value of a presence record, and how records travel.
 //!
-//! A record on the wire is an array of six: user, device, connect epoch, session, counter, value. The end of a session
-//! has nil for the last two and nothing else is accepted, so equal terminal versions always have equal values.
+//! A record on the wire is an array of five: user, device, connect epoch, session, and an array of counter, proof and value.
+//! The end of a session has nil for the last and nothing beside it, so equal terminal versions always have equal values.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,14 +33,6 @@ pub enum PresenceError {
     ConnectEpoch {
         /// The epoch.
         found: u64,
-    },
-    /// A counter without a value, or a value without a counter.
-    #[error("presence record of session {session} is neither live nor ended: it has {what}")]
-    Stage {
-        /// The session.
-        session: SessionId,
-        /// Which half is there.
-        what: &'static str,
     },
     /// A record or delta that is too long.
     #[error("{what} is {len} bytes long; expected at most {max}")]
@@ -130,19 +122,29 @@ impl<'de> Deserialize<'de> for StatusText {
 /// How far a session has come. `Ended` is the greatest: it beats each counter of its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Stage {
-    /// Live; the counter is kept by the session's edge and grows with each change.
-    Live(u64),
+    /// Live.
+    Live {
+        /// Kept by the session's edge; grows with each change.
+        counter: u64,
+        /// Whether the connect epoch was taken after the client answered a probe: tells a rival that it is alive. It is
+        /// part of the version and not of the value because only the owner knows it: another owner that is given the
+        /// session again, and does not know, must not write another value under the same version.
+        proved: bool,
+    },
     /// Over for good.
     Ended,
 }
 
 impl Default for Stage {
     fn default() -> Self {
-        Stage::Live(0)
+        Stage::Live {
+            counter: 0,
+            proved: false,
+        }
     }
 }
 
-/// Version of a record: the total order (connect epoch, session, terminal, counter), without a clock.
+/// Version of a record: the total order (connect epoch, session, terminal, counter, proved), without a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Version {
     /// Grows with each connect of the device; 0 only where nothing is known.
@@ -155,11 +157,11 @@ pub struct Version {
 
 impl Version {
     /// Of a live session.
-    pub fn live(connect_epoch: u64, session: SessionId, counter: u64) -> Self {
+    pub fn live(connect_epoch: u64, session: SessionId, counter: u64, proved: bool) -> Self {
         Self {
             connect_epoch,
             session,
-            stage: Stage::Live(counter),
+            stage: Stage::Live { counter, proved },
         }
     }
 
@@ -180,9 +182,14 @@ impl Version {
     /// The counter of a live session.
     pub fn counter(&self) -> Option<u64> {
         match self.stage {
-            Stage::Live(counter) => Some(counter),
+            Stage::Live { counter, .. } => Some(counter),
             Stage::Ended => None,
         }
+    }
+
+    /// Whether this is of a live session whose connect epoch was taken after its client answered a probe.
+    pub fn is_proved(&self) -> bool {
+        matches!(self.stage, Stage::Live { proved: true, .. })
     }
 }
 
@@ -228,13 +235,13 @@ impl Entry {
     pub fn live(
         user: UserId,
         device: DeviceId,
-        (connect_epoch, session, counter): (u64, SessionId, u64),
+        (connect_epoch, session, counter, proved): (u64, SessionId, u64, bool),
         live: Live,
     ) -> Result<Self, PresenceError> {
         Ok(Self {
             user,
             device,
-            version: Version::live(checked_epoch(connect_epoch)?, session, counter),
+            version: Version::live(checked_epoch(connect_epoch)?, session, counter, proved),
             value: Some(Arc::new(live)),
         })
     }
@@ -307,35 +314,28 @@ impl Entry {
 
 impl Serialize for Entry {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let v = &self.version;
-        let value = self.value.as_deref();
-        (
-            &self.user,
-            &self.device,
-            v.connect_epoch,
-            v.session,
-            v.counter(),
-            value,
-        )
-            .serialize(serializer)
+        let live = match (self.version.stage, &self.value) {
+            (Stage::Live { counter, proved }, Some(live)) => Some((counter, proved, &**live)),
+            _ => None,
+        };
+        let Version {
+            connect_epoch,
+            session,
+            ..
+        } = self.version;
+        (&self.user, &self.device, connect_epoch, session, live).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Entry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        type Raw = (UserId, DeviceId, u64, SessionId, Option<u64>, Option<Live>);
-        let (user, device, connect_epoch, session, counter, value) = Raw::deserialize(deserializer)?;
-        match (counter, value) {
-            (Some(counter), Some(live)) => Entry::live(user, device, (connect_epoch, session, counter), live),
-            (None, None) => Entry::ended(user, device, connect_epoch, session),
-            (counter, _) => Err(PresenceError::Stage {
-                session,
-                what: if counter.is_some() {
-                    "a counter and no value"
-                } else {
-                    "a value and no counter"
-                },
-            }),
+        type Raw = (UserId, DeviceId, u64, SessionId, Option<(u64, bool, Live)>);
+        let (user, device, connect_epoch, session, live) = Raw::deserialize(deserializer)?;
+        match live {
+            Some((counter, proved, live)) => {
+                Entry::live(user, device, (connect_epoch, session, counter, proved), live)
+            }
+            None => Entry::ended(user, device, connect_epoch, session),
         }
         .map_err(D::Error::custom)
     }

@@ -90,7 +90,7 @@ fn union(a: &Presence, b: &Presence) -> Presence {
 
 prop_compose! {
     /// Two epochs, two sessions, two counters, two values: most versions meet themselves, with and without the same value.
-    fn colliding()(device in 0..2_u8, epoch in 1..3_u64, session in 0..2_u64, counter in 0..3_u64, value in 0..2_u64)
+    fn colliding()(device in 0..2_u8, epoch in 1..3_u64, session in 0..2_u64, counter in 0..3_u64, proved: bool, value in 0..2_u64)
         -> Entry
     {
         let (user, device) = key(0, device);
@@ -98,7 +98,7 @@ prop_compose! {
             Entry::ended(user, device, epoch, SessionId(session)).expect("a valid epoch")
         } else {
             let live = live(1, Status::Online, value);
-            Entry::live(user, device, (epoch, SessionId(session), counter), live).expect("a valid epoch")
+            Entry::live(user, device, (epoch, SessionId(session), counter, proved), live).expect("a valid epoch")
         }
     }
 }
@@ -125,11 +125,11 @@ proptest! {
                 .filter(|e| e.device() == record.device())
                 .map(|e| {
                     let v = e.version();
-                    (v.connect_epoch, v.session, v.is_terminal(), v.counter(), e.value().cloned())
+                    (v.connect_epoch, v.session, v.is_terminal(), v.counter(), v.is_proved(), e.value().cloned())
                 })
                 .max();
             let v = record.version();
-            let have = (v.connect_epoch, v.session, v.is_terminal(), v.counter(), record.value().cloned());
+            let have = (v.connect_epoch, v.session, v.is_terminal(), v.counter(), v.is_proved(), record.value().cloned());
             prop_assert_eq!(best, Some(have));
         }
     }
@@ -174,7 +174,7 @@ proptest! {
     fn no_bytes_panic_the_decoder(bytes in vec(any::<u8>(), 0..200), at: prop::sample::Index, value: u8) {
         let _ = Delta::decode(&bytes);
         let (user, device) = key(1, 1);
-        let entry = Entry::live(user, device, (1, SessionId(2), 3), live(1, Status::Dnd, 4)).expect("valid");
+        let entry = Entry::live(user, device, (1, SessionId(2), 3, true), live(1, Status::Dnd, 4)).expect("valid");
         let mut bytes = Delta { records: vec![entry] }.encode();
         let at = at.index(bytes.len());
         bytes[at] = value;
