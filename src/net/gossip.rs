@@ -159,9 +159,9 @@ impl Gossip {
         let live = handle
             .with_chitchat(|chitchat| chitchat.live_nodes_watcher())
             .await;
-        let own = handle.with_chitchat(own_state).await;
+        let own = handle.with_chitchat(own_facts).await;
         let mut seen = BTreeMap::new();
-        let (sender, nodes) = watch::channel(list(std::iter::once(&own), &mut seen));
+        let (sender, nodes) = watch::channel(list(own.iter().cloned(), &mut seen));
         let follower = tokio::spawn(follow(live, own, sender, seen, pool));
         Ok(Self {
             handle,
@@ -201,11 +201,9 @@ impl Gossip {
     }
 }
 
-fn own_state(chitchat: &mut Chitchat) -> (ChitchatId, NodeState) {
-    (
-        chitchat.self_chitchat_id().clone(),
-        chitchat.self_node_state().clone(),
-    )
+fn own_facts(chitchat: &mut Chitchat) -> Option<NodeFacts> {
+    let id = chitchat.self_chitchat_id().clone();
+    facts(&id, chitchat.self_node_state())
 }
 
 fn check_fact(key: &str, value: &str) -> Result<(), GossipError> {
@@ -229,7 +227,7 @@ fn detector(config: &GossipConfig) -> FailureDetectorConfig {
 
 async fn follow(
     mut live: watch::Receiver<BTreeMap<ChitchatId, NodeState>>,
-    own: (ChitchatId, NodeState),
+    own: Option<NodeFacts>,
     sender: watch::Sender<Vec<NodeFacts>>,
     mut seen: BTreeMap<NodeName, Generation>,
     pool: PeerPool,
@@ -240,9 +238,9 @@ async fn follow(
             let live = live.borrow_and_update();
             // chitchat publishes its first set only after a first round.
             if live.is_empty() {
-                list(std::iter::once(&own), &mut seen)
+                list(own.iter().cloned(), &mut seen)
             } else {
-                list(live.iter(), &mut seen)
+                list(live.iter().filter_map(|(id, state)| facts(id, state)), &mut seen)
             }
         };
         for facts in &nodes {
@@ -266,14 +264,9 @@ async fn follow(
 }
 
 /// One entry a name, of the highest generation that was ever seen of it.
-fn list<'a>(
-    live: impl Iterator<Item = impl Into<Member<'a>>>,
-    seen: &mut BTreeMap<NodeName, Generation>,
-) -> Vec<NodeFacts> {
+fn list(live: impl Iterator<Item = NodeFacts>, seen: &mut BTreeMap<NodeName, Generation>) -> Vec<NodeFacts> {
     let mut nodes = BTreeMap::new();
-    for member in live {
-        let Member(id, state) = member.into();
-        let Some(facts) = facts(id, state) else { continue };
+    for facts in live {
         let highest = seen.entry(facts.node.clone()).or_insert(facts.generation);
         if facts.generation >= *highest {
             *highest = facts.generation;
@@ -281,20 +274,6 @@ fn list<'a>(
         }
     }
     nodes.into_values().collect()
-}
-
-struct Member<'a>(&'a ChitchatId, &'a NodeState);
-
-impl<'a> From<&'a (ChitchatId, NodeState)> for Member<'a> {
-    fn from(pair: &'a (ChitchatId, NodeState)) -> Self {
-        Self(&pair.0, &pair.1)
-    }
-}
-
-impl<'a> From<(&'a ChitchatId, &'a NodeState)> for Member<'a> {
-    fn from(pair: (&'a ChitchatId, &'a NodeState)) -> Self {
-        Self(pair.0, pair.1)
-    }
 }
 
 fn facts(id: &ChitchatId, state: &NodeState) -> Option<NodeFacts> {
@@ -509,6 +488,27 @@ mod tests {
         })
         .await;
         assert_eq!(nodes[1].peer_addr, again.pool.addr());
+    }
+
+    #[test]
+    fn an_earlier_start_never_stands_in_for_a_later_one() {
+        let of = |name: &str, generation: u64| NodeFacts {
+            node: NodeName::new(name).unwrap(),
+            generation: Generation(generation),
+            peer_addr: "127.0.0.1:1".parse().unwrap(),
+            client_addr: None,
+            admin_addr: None,
+            edge: true,
+            core: true,
+            partitions: 1,
+            ready: true,
+            facts: BTreeMap::new(),
+        };
+        let mut seen = BTreeMap::new();
+        let both = [of("a", 6), of("a", 5), of("b", 1)];
+        assert_eq!(list(both.into_iter(), &mut seen), [of("a", 6), of("b", 1)]);
+        assert_eq!(list([of("a", 5)].into_iter(), &mut seen), []);
+        assert_eq!(list([of("a", 7)].into_iter(), &mut seen), [of("a", 7)]);
     }
 
     #[tokio::test]

@@ -162,6 +162,9 @@ pub enum PeerStartError {
     /// The certificate does not carry this node's name, or is not usable.
     #[error(transparent)]
     Cert(#[from] CertError),
+    /// Others could not reach this node at the address it would tell them.
+    #[error("peers cannot reach {0}: give the address that they see, not a wildcard")]
+    Wildcard(SocketAddr),
     /// The certificate was made for another node.
     #[error("the certificate is not for node {node} ({detail}); issue one for it")]
     Identity {
@@ -379,6 +382,11 @@ struct Shared {
     links: Mutex<BTreeMap<NodeKey, Arc<Link>>>,
     gossip_links: Mutex<BTreeMap<SocketAddr, Arc<Link>>>,
     inbound: Mutex<BTreeMap<(NodeKey, Lane), Inbound>>,
+    /// Highest generation of each node that proved its name: an earlier start never comes back, however long ago the
+    /// later one was lost. Only members of the cluster add to it.
+    generations: Mutex<BTreeMap<NodeKey, Generation>>,
+    /// For tasks that are started by callers outside the runtime.
+    runtime: tokio::runtime::Handle,
     gossip_inbox: mpsc::Sender<GossipMessage>,
     stop: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
@@ -394,7 +402,7 @@ impl Shared {
         while let Some(ended) = tasks.try_join_next() {
             log_panic(ended);
         }
-        tasks.spawn(task);
+        tasks.spawn_on(task, &self.runtime);
     }
 
     fn stopping(&self) -> bool {
@@ -407,10 +415,28 @@ impl Shared {
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
-    /// A newer start of a peer showed up: connections to its earlier one lead nowhere.
+    /// A start of a peer showed up: earlier ones are refused from now on, and connections to them lead nowhere.
     fn saw_generation(&self, peer: &NodeKey, generation: Generation) {
-        if let Some(link) = lock(&self.links).get(peer).cloned() {
+        let newer = {
+            let mut generations = lock(&self.generations);
+            let highest = generations.entry(peer.clone()).or_insert(generation);
+            let newer = generation > *highest;
+            *highest = generation.max(*highest);
+            newer
+        };
+        if newer && let Some(link) = lock(&self.links).get(peer).cloned() {
             link.saw_generation(generation);
+        }
+    }
+
+    /// Refuses a node of which a later start was seen.
+    fn judge_generation(&self, hello: &PeerHello) -> Result<(), Refusal> {
+        match lock(&self.generations).get(&hello.node) {
+            Some(highest) if hello.generation < *highest => {
+                let detail = format!("generation {}; {highest} was seen", hello.generation);
+                Err(Refusal::new(RefusalCode::OldGeneration, detail))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -439,8 +465,7 @@ pub struct PeerPool {
 }
 
 impl PeerPool {
-    /// Binds and begins to accept. Must be called inside a tokio runtime, as [`PeerPool::want`] and
-    /// [`PeerPool::send`] must.
+    /// Binds and begins to accept. Must be called inside a tokio runtime; the other methods need not.
     ///
     /// # Errors
     /// [`PeerStartError`].
@@ -478,6 +503,9 @@ impl PeerPool {
         let quic = stable_config(&config.identity, addr);
         let endpoint = endpoint(socket, quic, Some(server), config.wrap_socket.as_ref()).map_err(failed)?;
         let mut hello = config.hello;
+        if hello.addr.ip().is_unspecified() {
+            return Err(PeerStartError::Wildcard(hello.addr));
+        }
         if hello.addr.port() == 0 {
             hello.addr.set_port(addr.port());
         }
@@ -492,6 +520,8 @@ impl PeerPool {
             links: Mutex::default(),
             gossip_links: Mutex::default(),
             inbound: Mutex::default(),
+            generations: Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
             gossip_inbox: gossip_sender,
             stop: watch::Sender::new(false),
             tasks: Mutex::default(),

@@ -7,7 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use quinn::{Incoming, ReadError};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{ClientEvent, ClosedBy, Shared, Ticket};
 use crate::net::{
@@ -137,11 +140,36 @@ impl<S: EventSink<ClientEvent>> Drop for OpenGuard<S> {
     }
 }
 
-pub(super) async fn serve<S: EventSink<ClientEvent>>(incoming: Incoming, mut ticket: Ticket, sink: S) {
+/// The task of a connection. Idle connections are many, so what it needs only at its beginning and end lives in
+/// boxes of its own, which are gone while it waits.
+pub(super) fn serve<S: EventSink<ClientEvent>>(
+    incoming: Incoming,
+    ticket: Ticket,
+    sink: S,
+) -> impl Future<Output = ()> + Send {
+    let opening = Box::pin(open(incoming, ticket, sink));
+    async move {
+        let opened = { opening }.await;
+        let Some(mut open) = opened else { return };
+        let reason = read_loop(&mut open).await;
+        Box::pin(close(open, reason)).await;
+    }
+}
+
+/// A connection whose stream is open.
+struct Open<S: EventSink<ClientEvent>> {
+    guard: OpenGuard<S>,
+    sink: S,
+    recv: quinn::RecvStream,
+    writer: JoinHandle<()>,
+    _ticket: Ticket,
+}
+
+async fn open<S: EventSink<ClientEvent>>(incoming: Incoming, mut ticket: Ticket, sink: S) -> Option<Open<S>> {
     let shared = ticket.shared.clone();
-    let Some((connection, send, recv)) = Box::pin(handshake(incoming, &mut ticket)).await else {
+    let Some((connection, send, recv)) = handshake(incoming, &mut ticket).await else {
         shared.counters.failed.fetch_add(1, Relaxed);
-        return;
+        return None;
     };
     let id = shared.next_conn.fetch_add(1, Relaxed);
     let limits = &shared.limits;
@@ -151,15 +179,14 @@ pub(super) async fn serve<S: EventSink<ClientEvent>>(incoming: Incoming, mut tic
         outbox: Outbox::new(limits.queue_bytes, limits.pause_reading_above),
         local_reason: Mutex::default(),
     }));
-    let remote = connection.remote_address();
     let opened = ClientEvent::Opened {
         conn: id,
-        remote,
+        remote: connection.remote_address(),
         handle: handle.clone(),
     };
     if sink.deliver(opened).await.is_err() {
         CloseReason::new(CloseCode::SHUTDOWN, "the node stops").close(&connection);
-        return;
+        return None;
     }
     shared.counters.opened.fetch_add(1, Relaxed);
     shared.open().insert(id, handle.clone());
@@ -172,22 +199,35 @@ pub(super) async fn serve<S: EventSink<ClientEvent>>(incoming: Incoming, mut tic
         // The shutdown took its list before this connection was in it.
         handle.close_after_flush(CloseReason::new(CloseCode::SHUTDOWN, "the node stops"));
     }
-    let writer = tokio::spawn(write_loop(handle.clone(), send, shared.clone()));
-    let reason = read_loop(&handle, recv, &shared, &sink).await;
-    if let ClosedBy::Frame(error) = &reason {
-        let code = match error {
-            FrameError::TooLong { .. } => CloseCode::FRAME_TOO_LONG,
-            FrameError::TooShort { .. } | FrameError::BadVersion { .. } => CloseCode::BAD_FRAME,
-        };
-        handle.close_after_flush(CloseReason::new(code, error.to_string()));
-        let _ = writer.await;
-    } else if connection.close_reason().is_none() {
-        handle.close_after_flush(CloseReason::new(CloseCode::NORMAL, "the client ended its stream"));
-        let _ = writer.await;
+    let writer = tokio::spawn(write_loop(handle, send, shared));
+    Some(Open {
+        guard,
+        sink,
+        recv,
+        writer,
+        _ticket: ticket,
+    })
+}
+
+async fn close<S: EventSink<ClientEvent>>(open: Open<S>, reason: ClosedBy) {
+    let handle = open.guard.handle.clone();
+    let told = match &reason {
+        ClosedBy::Frame(error @ FrameError::TooLong { .. }) => {
+            Some((CloseCode::FRAME_TOO_LONG, error.to_string()))
+        }
+        ClosedBy::Frame(error) => Some((CloseCode::BAD_FRAME, error.to_string())),
+        _ if handle.0.connection.close_reason().is_none() => {
+            Some((CloseCode::NORMAL, "the client ended its stream".to_owned()))
+        }
+        _ => None,
+    };
+    if let Some((code, text)) = told {
+        handle.close_after_flush(CloseReason::new(code, text));
+        let _ = open.writer.await;
     }
     let reason = handle.explain(reason);
-    tracing::debug!(conn = id, %remote, %reason, "client connection closed");
-    guard.closed(reason).await;
+    tracing::debug!(conn = handle.id(), remote = %handle.0.connection.remote_address(), %reason, "client connection closed");
+    open.guard.closed(reason).await;
 }
 
 async fn handshake(
@@ -233,12 +273,13 @@ async fn handshake_steps(
     }
 }
 
-async fn read_loop<S: EventSink<ClientEvent>>(
-    handle: &ConnHandle,
-    mut recv: quinn::RecvStream,
-    shared: &Shared,
-    sink: &S,
-) -> ClosedBy {
+async fn read_loop<S: EventSink<ClientEvent>>(open: &mut Open<S>) -> ClosedBy {
+    let Open {
+        guard: OpenGuard { handle, shared, .. },
+        sink,
+        recv,
+        ..
+    } = open;
     let mut decoder = FrameDecoder::new(shared.limits.max_frame);
     loop {
         let mut chunks: [Bytes; READ_CHUNKS] = Default::default();

@@ -87,7 +87,7 @@ pub enum RefusalCode {
     Unexpected,
     /// The node met itself.
     Itself,
-    /// A newer start of the same node is already connected.
+    /// A newer start of the same node was seen.
     OldGeneration,
     /// A reason that this version does not know.
     Other(u8),
@@ -136,7 +136,7 @@ impl fmt::Display for RefusalCode {
             Self::NotInCertificate => "the certificate is for another node",
             Self::Unexpected => "another node than expected",
             Self::Itself => "the node connected to itself",
-            Self::OldGeneration => "a newer start of this node is connected",
+            Self::OldGeneration => "a newer start of this node was seen",
             Self::Other(code) => return write!(f, "refusal {code}"),
         })
     }

@@ -183,11 +183,9 @@ async fn register(
     loop {
         let mut earlier = {
             let mut inbound = lock(&shared.inbound);
+            // Under the lock, and again after each wait: meanwhile a later start may have come.
+            shared.judge_generation(&hello)?;
             match inbound.get(&key) {
-                Some(old) if old.generation > hello.generation => {
-                    let detail = format!("generation {}; {} is connected", hello.generation, old.generation);
-                    return Err(Refusal::new(RefusalCode::OldGeneration, detail));
-                }
                 Some(old) => {
                     CloseReason::new(CloseCode::NORMAL, "replaced by a newer connection")
                         .close(&old.connection);
@@ -203,6 +201,7 @@ async fn register(
                         done: finished,
                     };
                     inbound.insert(key, entry);
+                    shared.saw_generation(&hello.node, hello.generation);
                     return Ok(Accepted {
                         shared: shared.clone(),
                         connection: connection.clone(),
@@ -236,7 +235,6 @@ async fn carry<S: EventSink<PeerEvent>>(shared: &Arc<Shared>, accepted: Accepted
     let connection = accepted.connection.clone();
     let (peer, lane, incarnation) = (accepted.hello.node.clone(), accepted.lane, accepted.incarnation);
     let hello = accepted.hello.clone();
-    shared.saw_generation(&peer, hello.generation);
     let traffic = lane == Lane::Traffic;
     if traffic {
         let up = PeerEvent::Up {

@@ -167,12 +167,10 @@ impl Link {
                 };
                 let outbox = Arc::new(Outbox::new(limit, limit));
                 live.classes.insert(class, outbox.clone());
-                live.writers.spawn(write_class(
-                    shared.clone(),
-                    live.connection.clone(),
-                    class,
-                    outbox.clone(),
-                ));
+                live.writers.spawn_on(
+                    write_class(shared.clone(), live.connection.clone(), class, outbox.clone()),
+                    &shared.runtime,
+                );
                 outbox
             }
         };
@@ -365,6 +363,7 @@ fn judge_answer(
     lane: Lane,
 ) -> Result<PeerHello, Refusal> {
     shared.hello.judge(&hello, &presented_certificate(connection)?)?;
+    shared.judge_generation(&hello)?;
     let unexpected = |detail| Err(Refusal::new(RefusalCode::Unexpected, detail));
     match &link.target {
         _ if lane != link.lane => unexpected("the answer is for another lane".to_owned()),
@@ -453,6 +452,7 @@ async fn carry<S: EventSink<PeerEvent>>(
 ) {
     let incarnation = shared.incarnation();
     let peer = hello.node.clone();
+    shared.saw_generation(&peer, hello.generation);
     link.up(incarnation, connection.clone(), hello.clone());
     let traffic = link.lane == Lane::Traffic;
     tracing::debug!(%peer, incarnation, lane = ?link.lane, "connected to a peer");

@@ -417,6 +417,44 @@ async fn a_receiver_that_is_busy_fills_the_queue_and_loses_nothing() {
     }
 }
 
+/// Takes class 0 nowhere once its channel is full, and everything else at once.
+#[derive(Clone)]
+struct SplitSink {
+    slow: mpsc::Sender<PeerEvent>,
+    quick: mpsc::Sender<PeerEvent>,
+}
+
+impl EventSink<PeerEvent> for SplitSink {
+    async fn deliver(&self, event: PeerEvent) -> Result<(), crate::net::SinkClosed> {
+        match &event {
+            PeerEvent::Frames { class: 0, .. } => self.slow.deliver(event).await,
+            _ => self.quick.deliver(event).await,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_that_nobody_reads_does_not_hold_up_the_others() {
+    let ca = ClusterCa::create().unwrap();
+    let mut a = start(config(&ca, &key("us", "a"), 1));
+    let ((slow, _unread), (quick, events)) = (mpsc::channel(1), mpsc::channel(256));
+    let pool = PeerPool::start(config(&ca, &key("us", "b"), 1), SplitSink { slow, quick }).unwrap();
+    let mut b = Node { pool, events };
+    a.want(&b);
+    let (incarnation, _) = a.up(Direction::Out).await;
+    // The window of the stream, and then the queue before it.
+    while !matches!(
+        a.pool.send(&b.key(), incarnation, 0, vec![numbered(0, 100_000)]),
+        Err(PeerSendError::Full(_))
+    ) {}
+    for at in 0..100 {
+        a.pool
+            .send(&b.key(), incarnation, 1, vec![numbered(at, 50_000)])
+            .unwrap();
+        assert_eq!(b.numbers(1, 1).await, [at]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_start_replaces_the_older_and_never_the_other_way() {
     let ca = ClusterCa::create().unwrap();
@@ -457,8 +495,16 @@ async fn a_newer_start_replaces_the_older_and_never_the_other_way() {
             _ => {}
         }
     }
-    // The old one goes on trying, and is told.
+    // The old one goes on trying, and is told; also when the new one is gone.
     assert_eq!(old.refused().await, RefusalCode::OldGeneration);
+    new.pool.shutdown(Duration::from_secs(1)).await;
+    wait_until(|| a.pool.snapshot().inbound.is_empty()).await;
+    while old.events.try_recv().is_ok() {}
+    assert_eq!(old.refused().await, RefusalCode::OldGeneration);
+    // And it is refused where it is dialled, which is how it comes to be known as old here.
+    while !matches!(a.event().await, PeerEvent::Refused { refusal, .. } if refusal.why == RefusalCode::OldGeneration)
+    {
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -552,8 +598,12 @@ async fn gossip_travels_by_address_within_the_region() {
     };
     assert_eq!(message.0, a.pool.addr());
     assert_eq!(message.1.len(), 60_000);
-    assert!(
-        a.pool.snapshot().counters.gossip_dropped > 0,
+    let silent = std::net::UdpSocket::bind(loopback()).unwrap();
+    let dropped = a.pool.snapshot().counters.gossip_dropped;
+    a.pool.send_gossip(silent.local_addr().unwrap(), numbered(9, 10));
+    assert_eq!(
+        a.pool.snapshot().counters.gossip_dropped,
+        dropped + 1,
         "nothing waits for a connection"
     );
     a.pool.send_gossip(foreign.pool.addr(), numbered(9, 10));
