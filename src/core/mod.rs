@@ -9,6 +9,7 @@
 //! | [`op`] | the logged operations and their encoding |
 //! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
 //! | [`edge`] | sessions of clients: sends, deliveries, acknowledgements, watches, and the lanes to owners |
+//! | [`link`] | replication between regions: subscriptions, catch-up, relay |
 //! | [`state`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
 //! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
@@ -20,6 +21,7 @@ pub mod commit;
 pub mod edge;
 pub mod ids;
 pub mod limits;
+pub mod link;
 pub mod members;
 pub mod msg;
 pub mod op;

@@ -279,8 +279,11 @@ pub struct Delivery {
 /// From the subscriber of a link to its provider.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToProvider {
-    /// First on a lane, in as many messages as it takes: ship these shards from behind what is applied.
+    /// First on a lane, in as many messages as it takes: ship these shards from behind what is applied. Later on the
+    /// lane it adds shards, widens what is wanted, and raises the positions of shards that it names again.
     Subscribe {
+        /// Whether this opens the lane.
+        first: bool,
         /// The subscriber's holder set: a different one is refused.
         holders: Vec<RegionId>,
         /// Shards and what is applied of each origin.
@@ -290,13 +293,14 @@ pub enum ToProvider {
         /// Whether this is the last message of the subscription.
         last: bool,
     },
+    /// Ship nothing more of these shards, and forget their positions.
+    Unsubscribe(Vec<ShardId>),
     /// More may be in flight, in bytes of operations.
     Credit(u64),
-    /// The origins' regions that are wanted from now on (a provider was found or lost), with what is applied now.
+    /// Only origins of these regions are wanted from now on (a direct link is back); widening takes a `Subscribe`, which
+    /// says what is applied by now.
     Want(Vec<RegionId>),
-    /// Presence records that changed.
-    Presence(Vec<(ShardId, RecordEntry)>),
-    /// Presence of one batch was merged: send the next of a full exchange.
+    /// One message of presence records was merged: another may be in flight.
     PresenceCredit,
     /// Round trip: the other side answers with [`ToSubscriber::Pong`].
     Ping {

@@ -1,0 +1,541 @@
+mod world;
+
+use proptest::prelude::*;
+
+use self::world::{OP_MAX, SECOND, World, addr, region_id};
+use super::*;
+use crate::core::vector::Vector;
+
+fn tiny() -> CoreLimits {
+    CoreLimits {
+        link_bytes: 2000,
+        presence_batch: 3,
+        ..CoreLimits::default()
+    }
+}
+
+fn settle(world: &mut World) {
+    for a in 0..world.regions.len() {
+        for b in 0..a {
+            world.heal(a, b);
+        }
+    }
+    world.run(30 * SECOND);
+}
+
+#[test]
+fn what_one_region_accepts_the_others_apply_once() {
+    let mut world = World::new(1, &[1, 1, 1], 4, CoreLimits::default());
+    world.run(3 * SECOND);
+    for n in 0..300 {
+        world.append(n % 3, n as u32 % 4, 20);
+        world.run(1000);
+    }
+    world.run(5 * SECOND);
+    world.assert_equal_logs();
+    assert_eq!(world.applied(2, 0, 0), world.applied(0, 0, 0));
+    assert_eq!(world.again, 0, "nothing is shipped twice while all is well");
+    // 300 messages and 12 starts, to two others each; nothing by a detour, nothing back to where it came from.
+    assert_eq!(world.shipped, 2 * 312);
+    let stats = world.regions[0].links[0].stats();
+    assert!(stats.ops_shipped_hot * 10 > stats.ops_shipped * 9, "{stats:?}");
+    assert!(world.now - world.last_busy > 4 * SECOND, "links fall silent");
+    assert_eq!(
+        world.regions[0].reach,
+        [(region_id(1), true), (region_id(2), true)].into()
+    );
+}
+
+#[test]
+fn a_long_log_with_tiny_credit_does_not_hold_up_another_shard() {
+    let mut world = World::new(2, &[1, 1], 2, tiny());
+    world.cut_both(0, 1);
+    for _ in 0..2000 {
+        world.append(0, 0, 100);
+    }
+    world.run(10 * SECOND);
+    world.heal(0, 1);
+    while world.applied(1, 0, 0) < 100 {
+        world.run(SECOND / 10);
+    }
+    let live = world.append(0, 1, 100);
+    let start = world.now;
+    while world.applied(1, 1, 0) < live {
+        world.run(SECOND / 100);
+        assert!(
+            world.now - start < SECOND,
+            "the live shard waits behind the long one"
+        );
+    }
+    assert!(world.applied(1, 0, 0) < 1500, "the long one is still catching up");
+    world.run(100 * SECOND);
+    world.assert_equal_logs();
+    assert_eq!(world.again, 0);
+}
+
+#[test]
+fn a_region_in_touch_with_both_relays() {
+    let mut world = World::new(3, &[1, 2, 1], 4, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    world.run(2 * SECOND);
+    world.cut_both(0, 1);
+    world.run(20 * SECOND);
+    for n in 0..40 {
+        world.append(0, n % 4, 10);
+        world.append(1, n % 4, 10);
+    }
+    world.set_presence(0, 3, "alice", 5);
+    world.run(5 * SECOND);
+    world.assert_equal_logs();
+    assert!(!world.regions[1].reach[&region_id(0)]);
+    assert_eq!(world.regions[1].presence.len(), 1, "presence is relayed too");
+    // The direct link takes over again, and the relay stops.
+    settle(&mut world);
+    assert!(world.regions[1].reach[&region_id(0)]);
+    let shipped = world.shipped;
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    world.assert_equal_logs();
+    assert_eq!(world.shipped - shipped, 2);
+}
+
+#[test]
+fn what_a_chain_of_regions_relays_arrives_at_its_end() {
+    let mut world = World::new(4, &[1, 1, 1, 1], 2, CoreLimits::default());
+    // Only a-b, b-c and c-d remain.
+    world.cut_both(0, 2);
+    world.cut_both(0, 3);
+    world.cut_both(1, 3);
+    world.run(20 * SECOND);
+    for n in 0..20 {
+        world.append(0, n % 2, 10);
+        world.append(3, n % 2, 10);
+    }
+    world.run(10 * SECOND);
+    world.assert_equal_logs();
+}
+
+#[test]
+fn a_restored_backup_gets_back_what_it_lost() {
+    let mut world = World::new(5, &[1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    let backup = world.regions[0].state.clone();
+    for _ in 0..10 {
+        world.append(0, 0, 10);
+        world.append(0, 1, 10);
+    }
+    world.run(2 * SECOND);
+    world.kill(0);
+    world.regions[0].state = backup;
+    world.start(0);
+    world.append(0, 0, 10);
+    world.run(10 * SECOND);
+    world.assert_equal_logs();
+    assert_eq!(world.applied(0, 1, 0), 11);
+    assert!(world.regions.iter().all(|region| region.alarms.is_empty()));
+}
+
+#[test]
+fn a_trimmed_log_stops_its_shard_visibly_and_no_other() {
+    let mut world = World::new(6, &[1, 1], 2, CoreLimits::default());
+    world.cut_both(0, 1);
+    for _ in 0..10 {
+        world.append(0, 0, 10);
+        world.append(0, 1, 10);
+    }
+    world.regions[0].trim(0, 0, 5);
+    settle(&mut world);
+    assert_eq!(world.applied(1, 0, 0), 0);
+    assert_eq!(world.applied(1, 1, 0), 11);
+    let [LinkAlarm::Stopped { shard, reason, .. }] = &world.regions[1].alarms[..] else {
+        panic!("{:?}", world.regions[1].alarms);
+    };
+    assert_eq!(*shard, ShardId(0));
+    assert_eq!(*reason, StopReason::NeedsSnapshot { have: 0, floor: 5 });
+    let status = &world.regions[1].links[0].snapshot(world.clocks())[0];
+    assert_eq!(status.pull.as_ref().unwrap().stopped.len(), 1);
+    // It stays stopped over a new lane, without another alarm, and the other direction goes on.
+    world.append(1, 0, 10);
+    world.break_link(0, 1);
+    world.append(0, 1, 10);
+    world.run(10 * SECOND);
+    assert_eq!(world.regions[1].alarms.len(), 1);
+    assert_eq!(world.applied(0, 0, 1), 2);
+    assert_eq!(world.applied(1, 1, 0), 12);
+}
+
+#[test]
+fn other_bytes_under_the_same_sequence_stop_the_shard() {
+    let mut world = World::new(7, &[1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    // The store is set back and goes on under the same origin: what R1 forbids.
+    let origin = world.regions[0].state.identity.origin;
+    let before = world.regions[0].state.clone();
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    world.kill(0);
+    world.regions[0].state = before;
+    world.start(0);
+    world.regions[0].state.identity.origin = origin;
+    for _ in 0..3 {
+        world.append(0, 0, 11);
+        world.append(0, 1, 11);
+    }
+    world.run(10 * SECOND);
+    let diverged = world.regions[1].alarms.iter().any(|alarm| {
+        matches!(
+            alarm,
+            LinkAlarm::Stopped {
+                shard: ShardId(0),
+                reason: StopReason::Diverged { .. },
+                ..
+            }
+        )
+    });
+    assert!(diverged, "{:?}", world.regions[1].alarms);
+    assert_eq!(
+        world.applied(1, 1, 0),
+        world.applied(0, 1, 0),
+        "the other shard goes on"
+    );
+}
+
+#[test]
+fn a_peer_that_has_more_of_our_current_origin_is_an_alarm() {
+    let mut world = World::new(8, &[1, 1], 1, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    let origin = world.regions[0].state.identity.origin;
+    let subscribe = ToProvider::Subscribe {
+        first: true,
+        holders: vec![region_id(0), region_id(1)],
+        shards: vec![(ShardId(0), [(origin, 99)].into_iter().collect())],
+        wanted: vec![region_id(0)],
+        last: true,
+    };
+    let message = Message::ToProvider {
+        lane: u64::MAX,
+        body: subscribe,
+    };
+    world.inject(0, 0, &addr(1, 0), message);
+    assert!(matches!(
+        world.regions[0].alarms[..],
+        [LinkAlarm::AheadOfUs {
+            ours: 2,
+            theirs: 99,
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn different_holders_are_refused_on_both_sides() {
+    let mut world = World::new(9, &[1, 1], 1, CoreLimits::default());
+    world.run(3 * SECOND);
+    let subscribe = ToProvider::Subscribe {
+        first: true,
+        holders: vec![region_id(0), region_id(2)],
+        shards: vec![(ShardId(0), Vector::new())],
+        wanted: vec![region_id(0)],
+        last: true,
+    };
+    let lane = world.regions[1].links[0].peers[0].pull.lane();
+    let message = Message::ToProvider {
+        lane: lane + 1,
+        body: subscribe,
+    };
+    world.inject(0, 0, &addr(1, 0), message);
+    assert!(matches!(
+        &world.regions[0].alarms[..],
+        [LinkAlarm::Refused { .. }]
+    ));
+    let refused = ToSubscriber::Refused { detail: "no".into() };
+    world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body: refused });
+    assert!(matches!(
+        &world.regions[1].alarms[..],
+        [LinkAlarm::Refused { .. }]
+    ));
+    let status = &world.regions[1].links[0].snapshot(world.clocks())[0];
+    assert_eq!(status.pull.as_ref().unwrap().state, LinkState::Refused);
+    world.append(0, 0, 10);
+    world.run(40 * SECOND);
+    world.assert_equal_logs();
+}
+
+#[test]
+fn messages_of_older_lanes_are_ignored() {
+    let mut world = World::new(10, &[1, 1], 1, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    let before = world.regions[1].links[0].stats();
+    let lane = world.regions[1].links[0].peers[0].pull.lane();
+    let run = crate::core::msg::Run {
+        shard: ShardId(0),
+        origin: Origin(77),
+        region: region_id(0),
+        first: 9,
+        before: 0,
+        ops: vec![bytes::Bytes::from_static(b"junk")],
+        count: 1,
+    };
+    for body in [ToSubscriber::Ops(vec![run]), ToSubscriber::Reset] {
+        world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane: lane - 1, body });
+    }
+    let subscribe = ToProvider::Subscribe {
+        first: true,
+        holders: vec![region_id(0), region_id(1)],
+        shards: Vec::new(),
+        wanted: Vec::new(),
+        last: true,
+    };
+    world.inject(
+        0,
+        0,
+        &addr(1, 0),
+        Message::ToProvider {
+            lane: 1,
+            body: subscribe,
+        },
+    );
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    world.assert_equal_logs();
+    let after = world.regions[1].links[0].stats();
+    assert_eq!(after.stale - before.stale, 2);
+    assert_eq!(after.lanes_opened, before.lanes_opened);
+    assert!(world.regions[1].alarms.is_empty());
+}
+
+#[test]
+fn a_run_that_never_fits_stops_the_shard() {
+    let mut world = World::new(11, &[1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    let run = || {
+        let run = crate::core::msg::Run {
+            shard: ShardId(0),
+            origin: Origin(77),
+            region: region_id(0),
+            first: 9,
+            before: 0,
+            ops: vec![bytes::Bytes::from_static(b"junk")],
+            count: 1,
+        };
+        ToSubscriber::Ops(vec![run])
+    };
+    let lane = world.regions[1].links[0].peers[0].pull.lane();
+    for _ in 0..2 {
+        world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body: run() });
+    }
+    assert!(
+        world.regions[1].alarms.is_empty(),
+        "what was on its way before the shard was asked for again"
+    );
+    world.run(SECOND);
+    world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body: run() });
+    assert!(matches!(
+        &world.regions[1].alarms[..],
+        [LinkAlarm::Stopped {
+            shard: ShardId(0),
+            reason: StopReason::NeedsSnapshot { .. },
+            ..
+        }]
+    ));
+    world.append(0, 1, 10);
+    world.run(SECOND);
+    assert_eq!(world.applied(1, 1, 0), 2);
+}
+
+#[test]
+fn a_provider_that_ignores_credit_loses_its_lane() {
+    let mut world = World::new(12, &[1, 1], 1, tiny());
+    world.run(3 * SECOND);
+    let pull = &world.regions[1].links[0].peers[0].pull;
+    let lane = pull.lane();
+    let run = crate::core::msg::Run {
+        shard: ShardId(0),
+        origin: Origin(77),
+        region: region_id(0),
+        first: 1,
+        before: 0,
+        ops: vec![bytes::Bytes::from(vec![0; 2 * 1024 * 1024])],
+        count: 1,
+    };
+    world.inject(
+        1,
+        0,
+        &addr(0, 0),
+        Message::ToSubscriber {
+            lane,
+            body: ToSubscriber::Ops(vec![run]),
+        },
+    );
+    assert_eq!(world.regions[1].links[0].stats().overruns, 1);
+    world.append(0, 0, 10);
+    world.run(5 * SECOND);
+    world.assert_equal_logs();
+}
+
+#[test]
+fn a_silent_region_is_told_within_the_timeout() {
+    let mut world = World::new(13, &[1, 1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    // One way only: what c says does not arrive at a, though c hears a.
+    world.cut(2, 0);
+    world.run(7 * SECOND);
+    assert_eq!(
+        world.regions[0].reach,
+        [(region_id(1), true), (region_id(2), false)].into()
+    );
+    world.run(3 * SECOND);
+    assert!(!world.regions[2].reach[&region_id(0)]);
+    settle(&mut world);
+    assert!(
+        world
+            .regions
+            .iter()
+            .all(|region| region.reach.values().all(|up| *up))
+    );
+    assert!(
+        world.regions[0].links[0]
+            .remote_wall_ms(world.clocks())
+            .abs_diff(world.clocks().wall_ms)
+            < 200
+    );
+}
+
+#[test]
+fn a_region_that_never_answers_is_unreachable() {
+    let mut world = World::new(14, &[1, 1], 1, CoreLimits::default());
+    world.cut_both(0, 1);
+    world.run(4 * SECOND);
+    assert!(world.regions[0].reach.is_empty());
+    world.run(4 * SECOND);
+    assert_eq!(world.regions[0].reach, [(region_id(1), false)].into());
+}
+
+#[test]
+fn presence_arrives_everywhere_as_changes_and_in_pages() {
+    let mut world = World::new(15, &[1, 2, 1], 4, tiny());
+    for n in 0..40u32 {
+        world.set_presence(n as usize % 3, n % 4, &format!("u{n}"), 1);
+    }
+    world.run(5 * SECOND);
+    let expected = world.regions[0].presence.clone();
+    assert_eq!(expected.len(), 40);
+    assert!(world.regions.iter().all(|region| region.presence == expected));
+    world.set_presence(0, 1, "u1", 2);
+    world.run(SECOND);
+    assert!(
+        world
+            .regions
+            .iter()
+            .all(|region| region.presence.values().filter(|v| **v == 2).count() == 1)
+    );
+    // What changed while a link was down comes with the next subscription.
+    world.cut_both(0, 1);
+    world.cut_both(0, 2);
+    world.run(10 * SECOND);
+    for n in 0..40u32 {
+        world.set_presence(0, n % 4, &format!("u{n}"), 3);
+    }
+    world.run(SECOND);
+    settle(&mut world);
+    let expected = world.regions[0].presence.clone();
+    assert!(world.regions.iter().all(|region| region.presence == expected));
+    assert!(world.now - world.last_busy > 20 * SECOND, "presence falls silent");
+}
+
+#[test]
+fn a_shard_that_moves_between_partitions_goes_on() {
+    let mut world = World::new(16, &[2, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    for _ in 0..5 {
+        world.append(0, 0, 10);
+        world.append(1, 0, 10);
+    }
+    // Region b's only partition loses shard 0 for a while, and its neighbour's view of who owns it follows.
+    let now = world.clocks();
+    world.regions[1].links[0].handle_owned(ShardId(0), None, now);
+    world.drain(1);
+    for _ in 0..5 {
+        world.append(0, 0, 10);
+    }
+    world.run(3 * SECOND);
+    let logs = world.regions[1].state.shards[&ShardId(0)].row.logs.iter();
+    let logs = logs
+        .map(|(origin, log)| (*origin, log.region.clone(), log.seq))
+        .collect();
+    let now = world.clocks();
+    world.regions[1].links[0].handle_owned(ShardId(0), Some(logs), now);
+    world.drain(1);
+    world.append(1, 0, 10);
+    world.run(3 * SECOND);
+    world.assert_equal_logs();
+    assert!(world.regions.iter().all(|region| region.alarms.is_empty()));
+}
+
+/// Random faults, then heal: all logs equal, nothing shipped in vain any more.
+fn storm(seed: u64, partitions: &[usize], tight: bool) {
+    let limits = if tight { tiny() } else { CoreLimits::default() };
+    let mut world = World::new(seed, partitions, 6, limits);
+    world.store_errors = 20;
+    world.delay = if seed.is_multiple_of(3) { 400_000 } else { 40_000 };
+    let count = partitions.len() as u64;
+    let mut version = 0;
+    for _ in 0..100 {
+        let a = world.random.below(count) as usize;
+        let b = (a + 1 + world.random.below(count - 1) as usize) % partitions.len();
+        match world.random.below(20) {
+            0 => world.cut_both(a, b),
+            1 => world.cut(a, b),
+            2 | 3 => world.heal(a, b),
+            4 => world.break_link(a, b),
+            5 => {
+                world.kill(a);
+                let pause = world.random.below(3 * SECOND);
+                world.run(pause);
+                world.start(a);
+            }
+            6 | 7 => {
+                version += 1;
+                let user = format!("u{}", world.random.below(30));
+                world.set_presence(a, world.shards - 1, &user, version);
+            }
+            _ => {
+                let shard = world.random.below(6) as u32;
+                for _ in 0..world.random.below(12) {
+                    let body = world.random.below(OP_MAX - 200) as usize;
+                    world.append(a, shard, body);
+                }
+            }
+        }
+        let pause = world.random.below(SECOND);
+        world.run(pause);
+    }
+    settle(&mut world);
+    world.assert_equal_logs();
+    let presence = &world.regions[0].presence;
+    for region in &world.regions {
+        assert!(region.presence == *presence, "presence of {}", region.id);
+        assert!(region.alarms.is_empty(), "{:?}", region.alarms);
+        assert!(region.reach.values().all(|up| *up));
+    }
+    assert_eq!(world.misfits, 0, "every run fits what is applied");
+    assert!(world.now - world.last_busy > 5 * SECOND, "links fall silent");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    #[test]
+    fn after_a_storm_all_regions_are_equal(seed in any::<u64>(), shape in 0usize..5, tight in any::<bool>()) {
+        let shapes: [&[usize]; 5] = [&[1, 1], &[2, 1], &[1, 1, 1], &[1, 2, 1], &[1, 1, 2, 1]];
+        storm(seed, shapes[shape], tight);
+    }
+}
