@@ -17,6 +17,7 @@ use super::{
     frame::{Frame, FrameDecoder, coalesce},
     tls::{self, CLIENT_ALPN},
 };
+use crate::core::wire::MAX_CLIENT_FRAME;
 
 /// Settings of outgoing client connections.
 #[derive(Debug, Clone)]
@@ -43,7 +44,7 @@ impl Default for ConnectOptions {
             idle_timeout: Duration::from_secs(30),
             receive_window: 1024 * 1024,
             send_window: 1024 * 1024,
-            max_frame: 1024 * 1024,
+            max_frame: MAX_CLIENT_FRAME as u32,
         }
     }
 }

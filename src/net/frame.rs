@@ -7,8 +7,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// The version byte of every frame, for clients and for peers.
-pub const WIRE_VERSION: u8 = 1;
+pub use crate::core::wire::WIRE_VERSION;
+
 /// Bytes of the length field.
 pub const LENGTH_BYTES: usize = 4;
 /// Bytes before the payload: length, version, kind.
@@ -75,7 +75,7 @@ pub enum FrameError {
         len: u32,
     },
     /// A version that this side does not speak.
-    #[error("frame of version {version}; this side speaks version 1")]
+    #[error("frame of version {version}; this side speaks version {WIRE_VERSION}")]
     BadVersion {
         /// The version byte.
         version: u8,

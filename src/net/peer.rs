@@ -3,6 +3,7 @@
 //! ```text
 //! hello     what both sides tell first; what makes them refuse one another
 //! link      one outgoing connection that is kept up: dial, hello, queues per class, back off, dial again
+//! status    what can be seen of it: snapshots, breakers, counters
 //! incoming  accepted connections: hello, one reader a stream, events with backpressure
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod hello;
 mod incoming;
 mod link;
+mod status;
 
 use std::{
     collections::BTreeMap,
@@ -41,9 +43,11 @@ use tokio::{
 };
 
 pub use self::hello::{Lane, PEER_PROTOCOL, PeerHello, Refusal, RefusalCode};
+pub use self::status::{Breaker, InboundStatus, LinkStatus, PeerCounters, PeerSnapshot};
 use self::{
     incoming::{Inbound, accept_loop},
     link::{Link, Target, run_link},
+    status::Counters,
 };
 use super::{
     CloseCode, CloseReason, EventSink,
@@ -54,7 +58,10 @@ use super::{
     outbox::CHUNK_COST,
     tls::{self, PEER_ALPN},
 };
-use crate::core::ids::{Generation, NodeKey};
+use crate::core::{
+    ids::{Generation, NodeKey},
+    msg::MAX_PEER_MESSAGE,
+};
 
 /// Classes of one connection: each is a stream with a window and a queue of its own.
 pub const MAX_CLASSES: usize = 64;
@@ -64,6 +71,8 @@ const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * (MAX_CLASSES as u32 + 1);
 /// Bytes that quinn holds until they are acknowledged, of all streams of a connection.
 const SEND_WINDOW: u64 = 32 * 1024 * 1024;
+/// Beside the largest message of the core: version, kind and what the core puts before a message.
+const FRAME_ROOM: u32 = 1024;
 /// Closing the endpoint waits this long for close frames to go out.
 const WAIT_IDLE: Duration = Duration::from_secs(1);
 /// Gossip links by address; the addresses come from members of the cluster, whose number this bounds.
@@ -108,7 +117,7 @@ pub struct PeerLimits {
 impl Default for PeerLimits {
     fn default() -> Self {
         Self {
-            max_frame: 4 * 1024 * 1024,
+            max_frame: MAX_PEER_MESSAGE as u32 + FRAME_ROOM,
             queue_bytes: 16 * 1024 * 1024,
             connect_timeout: Duration::from_secs(3),
             keep_alive: Duration::from_secs(1),
@@ -265,108 +274,6 @@ pub enum PeerSendError {
         /// The class.
         class: StreamClass,
     },
-}
-
-/// State of the circuit breaker of an outgoing link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Breaker {
-    /// Connected, or failing for less than three attempts.
-    Closed,
-    /// Several attempts failed: nothing is tried until the pause is over.
-    Open,
-    /// One attempt is under way that decides.
-    HalfOpen,
-}
-
-/// One outgoing link, as [`PeerPool::snapshot`] sees it.
-#[derive(Debug, Clone)]
-pub struct LinkStatus {
-    /// Who is to be reached; unknown for a seed until its first hello.
-    pub peer: Option<NodeKey>,
-    /// Where.
-    pub addr: SocketAddr,
-    /// What for.
-    pub lane: Lane,
-    /// The connection in use.
-    pub incarnation: Option<u64>,
-    /// The peer's generation by its last hello.
-    pub generation: Option<Generation>,
-    /// The circuit breaker.
-    pub breaker: Breaker,
-    /// Failed attempts in a row.
-    pub failures: u32,
-    /// Connections so far.
-    pub connects: u64,
-    /// The last failure or loss.
-    pub last_error: Option<String>,
-    /// Smoothed round-trip time.
-    pub rtt: Option<Duration>,
-    /// Packets that QUIC declared lost on this connection.
-    pub lost_packets: u64,
-    /// Bytes waiting, by class.
-    pub queued: BTreeMap<StreamClass, usize>,
-}
-
-/// One accepted connection, as [`PeerPool::snapshot`] sees it.
-#[derive(Debug, Clone)]
-pub struct InboundStatus {
-    /// Who dialled.
-    pub peer: NodeKey,
-    /// What for.
-    pub lane: Lane,
-    /// Its generation.
-    pub generation: Generation,
-    /// The connection.
-    pub incarnation: u64,
-    /// Smoothed round-trip time.
-    pub rtt: Duration,
-}
-
-/// The state of all connections between nodes.
-#[derive(Debug, Clone)]
-pub struct PeerSnapshot {
-    /// Outgoing links.
-    pub links: Vec<LinkStatus>,
-    /// Accepted connections.
-    pub inbound: Vec<InboundStatus>,
-    /// Counters since the start.
-    pub counters: PeerCounters,
-}
-
-/// Counters since the start.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct PeerCounters {
-    /// Bytes given to quinn.
-    pub bytes_out: u64,
-    /// Writes of a whole queue.
-    pub batches_out: u64,
-    /// Batches not queued because the class was full.
-    pub full: u64,
-    /// Bytes read from streams.
-    pub bytes_in: u64,
-    /// Frames read.
-    pub frames_in: u64,
-    /// Reads that brought frames.
-    pub batches_in: u64,
-    /// Handshakes refused, by either side.
-    pub refused: u64,
-    /// Accepted connections that failed before their hello was answered.
-    pub failed: u64,
-    /// Gossip messages dropped.
-    pub gossip_dropped: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    bytes_out: AtomicU64,
-    batches_out: AtomicU64,
-    full: AtomicU64,
-    bytes_in: AtomicU64,
-    frames_in: AtomicU64,
-    batches_in: AtomicU64,
-    refused: AtomicU64,
-    failed: AtomicU64,
-    gossip_dropped: AtomicU64,
 }
 
 /// A gossip message and the address at which its sender accepts peers.
@@ -626,18 +533,7 @@ impl PeerPool {
             .iter()
             .map(|((peer, lane), inbound)| inbound.status(peer, *lane))
             .collect();
-        let counters = &shared.counters;
-        let counters = PeerCounters {
-            bytes_out: counters.bytes_out.load(Relaxed),
-            batches_out: counters.batches_out.load(Relaxed),
-            full: counters.full.load(Relaxed),
-            bytes_in: counters.bytes_in.load(Relaxed),
-            frames_in: counters.frames_in.load(Relaxed),
-            batches_in: counters.batches_in.load(Relaxed),
-            refused: counters.refused.load(Relaxed),
-            failed: counters.failed.load(Relaxed),
-            gossip_dropped: counters.gossip_dropped.load(Relaxed),
-        };
+        let counters = shared.counters.read();
         PeerSnapshot {
             links,
             inbound,
