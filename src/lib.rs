@@ -1,6 +1,7 @@
 //! Iris.
 
 pub mod cli;
+pub mod client;
 pub mod core;
 pub mod net;
 pub mod server;

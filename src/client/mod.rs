@@ -1,0 +1,5 @@
+//! The client library.
+
+pub mod event;
+pub mod machine;
+pub mod state;
