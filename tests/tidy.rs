@@ -12,7 +12,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
     ("server", &["core", "store", "net"]),
     ("client", &["core", "net"]),
     ("admin", &["core", "store", "net", "server"]),
-    ("sim", &["core", "store", "server"]),
+    ("sim", &["core", "store", "server", "client"]),
     ("drill", &["core", "net", "server", "client", "admin", "sim"]),
     (
         "cli",

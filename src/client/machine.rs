@@ -429,9 +429,9 @@ impl Machine {
     /// When to call [`Machine::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Mono> {
         match &self.phase {
-            Phase::Waiting { until }
-            | Phase::Connecting { until, .. }
-            | Phase::Greeting { until, .. } => Some(*until),
+            Phase::Waiting { until } | Phase::Connecting { until, .. } | Phase::Greeting { until, .. } => {
+                Some(*until)
+            }
             Phase::Live(live) => self.live_poll_timeout(live),
             Phase::NeedsToken | Phase::Closed(_) => None,
         }
@@ -589,11 +589,7 @@ impl Machine {
         self.connect_epoch = self.connect_epoch.max(welcome.connect_epoch);
         self.endpoints.welcomed(&welcome.region, welcome.regions);
         self.inbox.connected(&welcome.stable);
-        self.phase = Phase::Live(Box::new(Live::new(
-            target.clone(),
-            welcome.limits,
-            self.now.mono,
-        )));
+        self.phase = Phase::Live(Box::new(Live::new(target.clone(), welcome.limits, self.now.mono)));
         self.event(ClientEvent::Connected {
             region: welcome.region,
             node: welcome.node,
@@ -637,13 +633,7 @@ impl Machine {
     }
 
     /// Ends the connection (`give_up`: asked of the driver, flushed or not) and waits.
-    fn wait(
-        &mut self,
-        target: Target,
-        reason: DisconnectReason,
-        retry_in: Duration,
-        give_up: Option<bool>,
-    ) {
+    fn wait(&mut self, target: Target, reason: DisconnectReason, retry_in: Duration, give_up: Option<bool>) {
         if let Some(flush) = give_up {
             let attempt = self.attempt;
             self.out.push_back(Output::Disconnect { attempt, flush });
@@ -695,11 +685,7 @@ impl Machine {
     fn server_ms(&self) -> Option<u64> {
         let clock = self.clock?;
         let passed = self.now.mono.since(clock.at).as_millis();
-        Some(
-            clock
-                .ms
-                .saturating_add(u64::try_from(passed).unwrap_or(u64::MAX)),
-        )
+        Some(clock.ms.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX)))
     }
 
     /// The first session tells the time: ids made by an own clock that is far off are made anew.
@@ -707,8 +693,7 @@ impl Machine {
         for ticket in std::mem::take(&mut self.provisional) {
             let made = self.outbox.id(ticket).and_then(|id| id.unix_ms());
             if made.is_some_and(|ms| ms.abs_diff(server_ms) > MAX_ID_SKEW_MS) {
-                self.outbox
-                    .set_id(ticket, make_id(&mut self.rng, server_ms));
+                self.outbox.set_id(ticket, make_id(&mut self.rng, server_ms));
             }
         }
     }

@@ -57,8 +57,8 @@ pub(super) struct Inbox {
     /// What this session was told, `Hello` included.
     acked: Vector,
     pending: BTreeMap<Origin, VecDeque<Pending>>,
-    /// Handed over and not consumed: where.
-    handed: BTreeMap<Fingerprint, Coord>,
+    /// Handed over and not consumed.
+    handed: BTreeSet<Fingerprint>,
     /// Copies that wait for one of `handed`.
     copies: BTreeMap<Fingerprint, Vec<Coord>>,
     remembered: Remembered,
@@ -107,13 +107,12 @@ impl Inbox {
         let print = fingerprint(self.seed, from, id, kind, body);
         let state = if self.remembered.contains(print) {
             State::Done
-        } else if self.handed.contains_key(&print) {
-            self.copies.entry(print).or_default().push(at);
-            State::Copy
-        } else {
-            self.handed.insert(print, at);
+        } else if self.handed.insert(print) {
             self.unconsumed += 1;
             State::Handed
+        } else {
+            self.copies.entry(print).or_default().push(at);
+            State::Copy
         };
         self.append(at, Some(print), state);
         state == State::Handed

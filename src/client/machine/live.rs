@@ -248,9 +248,7 @@ impl Machine {
                 min: self.config.tuning.retry_min,
                 max: self.config.tuning.retry_max,
             };
-            let answered = self
-                .outbox
-                .refused(id, seq, now, pauses, &mut self.rng);
+            let answered = self.outbox.refused(id, seq, now, pauses, &mut self.rng);
             self.stats.refusals += u64::from(answered == Answered::Again);
             self.answered(answered);
             return;

@@ -262,9 +262,7 @@ impl Outbox {
 
     /// All of them, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Ticket, &OutgoingMessage)> {
-        self.entries
-            .iter()
-            .map(|(ticket, message)| (*ticket, message))
+        self.entries.iter().map(|(ticket, message)| (*ticket, message))
     }
 
     /// The id of a message, once it has one.

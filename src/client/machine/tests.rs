@@ -172,20 +172,14 @@ fn ids_carry_the_servers_time_and_stay() {
     let given = rig.machine.send(given, rig.now).unwrap();
     rig.live();
     // The own clock was 22 years off: the id that was made by it is made anew, before it went out.
-    assert_eq!(
-        rig.machine.id(early).unwrap().unix_ms(),
-        Some(1_700_000_000_000)
-    );
+    assert_eq!(rig.machine.id(early).unwrap().unix_ms(), Some(1_700_000_000_000));
     assert_eq!(rig.machine.id(given), Some(own));
     rig.now.mono = rig.now.mono + Duration::from_secs(3);
     let later = rig
         .machine
         .send(OutgoingMessage::new(user("bob"), "3"), rig.now)
         .unwrap();
-    assert_eq!(
-        rig.machine.id(later).unwrap().unix_ms(),
-        Some(1_700_000_003_000)
-    );
+    assert_eq!(rig.machine.id(later).unwrap().unix_ms(), Some(1_700_000_003_000));
     let ids: Vec<_> = rig
         .sends()
         .into_iter()
@@ -205,10 +199,7 @@ fn what_cannot_be_sent_is_refused_with_its_limit() {
     rig.live();
     let mut send = |message| rig.machine.send(message, rig.now);
     let body = |len: usize| OutgoingMessage::new(user("bob"), vec![0; len]);
-    assert_eq!(
-        send(body(101)),
-        Err(SendError::TooLarge { len: 101, max: 100 })
-    );
+    assert_eq!(send(body(101)), Err(SendError::TooLarge { len: 101, max: 100 }));
     assert!(send(body(100)).is_ok());
     let trace = OutgoingMessage {
         trace: vec![0; MAX_TRACE + 1],
@@ -279,10 +270,7 @@ fn answers_reach_the_application_with_ticket_and_id() {
         code: Code::InboxFull,
         detail: "full".into(),
     };
-    assert_eq!(
-        rig.frame(ServerFrame::Rejected(rejected)),
-        [Output::Event(event)]
-    );
+    assert_eq!(rig.frame(ServerFrame::Rejected(rejected)), [Output::Event(event)]);
     assert_eq!(rig.machine.outbox(), (0, 0));
 }
 
@@ -428,10 +416,7 @@ fn go_away_waits_for_answers_and_then_moves_to_where_it_was_told() {
         durability: Durability::Region,
     };
     let outputs = rig.frame(ServerFrame::Accepted(accepted));
-    assert!(matches!(
-        outputs[0],
-        Output::Event(ClientEvent::Accepted { .. })
-    ));
+    assert!(matches!(outputs[0], Output::Event(ClientEvent::Accepted { .. })));
     assert_eq!(outputs[1], Output::Frame(ClientFrame::Bye));
     assert_eq!(
         outputs[2],
@@ -473,10 +458,7 @@ fn codes_decide_whether_it_comes_back() {
                 assert_eq!(rig.machine.poll_timeout(), None);
             }
             None => {
-                assert!(matches!(
-                    disconnected(&outputs),
-                    DisconnectReason::Server { .. }
-                ));
+                assert!(matches!(disconnected(&outputs), DisconnectReason::Server { .. }));
                 let (_, outputs) = rig.wait();
                 assert!(matches!(&outputs[..], [Output::Connect { .. }]));
             }
@@ -523,10 +505,7 @@ fn watches_stay_within_the_limit_and_come_again_after_a_reconnect() {
     assert_eq!(rig.input(Input::Watch(users(&["d"]))), [warning(4)]);
     assert_eq!(
         rig.input(Input::Unwatch(users(&["a", "x"]))),
-        [
-            Output::Frame(ClientFrame::Unwatch(users(&["a"]))),
-            watch(&["d"])
-        ]
+        [Output::Frame(ClientFrame::Unwatch(users(&["a"]))), watch(&["d"])]
     );
     rig.input(Input::Disconnected {
         attempt: 1,
@@ -582,10 +561,7 @@ fn frames_out_of_turn_end_the_connection() {
     rig.wait();
     rig.input(Input::Connected { attempt: 1 });
     let outputs = rig.frame(message(at(1), "bob", MessageId::v7(1, [0; 10]), b"x"));
-    assert!(matches!(
-        disconnected(&outputs),
-        DisconnectReason::Protocol(_)
-    ));
+    assert!(matches!(disconnected(&outputs), DisconnectReason::Protocol(_)));
     let mut rig = Rig::new(config());
     rig.live();
     assert!(matches!(

@@ -240,7 +240,10 @@ impl World {
             }
             ClientEvent::Message(incoming) => {
                 let body = number(&incoming.body);
-                assert!(!self.consumed.contains(&body), "{body} came after it was consumed");
+                assert!(
+                    !self.consumed.contains(&body),
+                    "{body} came after it was consumed"
+                );
                 assert!(
                     !self.held.iter().any(|(_, held)| *held == body),
                     "{body} came twice"
@@ -396,21 +399,23 @@ impl World {
                 )
             })
             .collect();
-        session.to_client.push_back(ServerFrame::Welcome(Box::new(Welcome {
-            session: SessionId(5),
-            connect_epoch: hello.connect_epoch + 1,
-            server_ms: 1_700_000_000_000,
-            region: self.config.endpoints[session.region].region.clone(),
-            node: "edge".into(),
-            limits: ClientLimits {
-                max_body: 100,
-                sends_in_flight: IN_FLIGHT,
-                watches: WATCHES,
-                idle_seconds: 300,
-            },
-            regions: self.config.endpoints.clone(),
-            stable,
-        })));
+        session
+            .to_client
+            .push_back(ServerFrame::Welcome(Box::new(Welcome {
+                session: SessionId(5),
+                connect_epoch: hello.connect_epoch + 1,
+                server_ms: 1_700_000_000_000,
+                region: self.config.endpoints[session.region].region.clone(),
+                node: "edge".into(),
+                limits: ClientLimits {
+                    max_body: 100,
+                    sends_in_flight: IN_FLIGHT,
+                    watches: WATCHES,
+                    idle_seconds: 300,
+                },
+                regions: self.config.endpoints.clone(),
+                stable,
+            })));
     }
 
     /// The edge judges a send as `core::edge` does.
@@ -571,9 +576,7 @@ impl World {
         }
         session.acked.raise(at.origin, at.seq);
         session.in_window.retain(|held| !session.acked.covers(*held));
-        self.regions[session.region]
-            .cursor
-            .raise(at.origin, at.seq);
+        self.regions[session.region].cursor.raise(at.origin, at.seq);
     }
 
     fn assert_consumed(&self, at: Coord) {
@@ -712,6 +715,10 @@ impl World {
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the seed to run again comes from the environment"
+)]
 fn every_message_is_accepted_in_order_and_consumed_once() {
     let one = std::env::var("WORLD_SEED").ok().map(|s| s.parse().unwrap());
     let seeds = one.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
