@@ -12,10 +12,12 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`pull`](self) | lanes to providers: opening, what is subscribed, round trips, reachability of regions |
+//! | `pull` | lanes to providers: opening, what is subscribed, round trips, reachability of regions |
 //! | `apply` | runs that arrived: order per shard and origin, one in flight, what follows from outcomes |
 //! | `relay` | which provider is asked for which region's origins |
-//! | `serve` | positions of subscribers, shipping from memory and from the log |
+//! | `serve` | lanes of subscribers, what they take |
+//! | `position` | where a subscriber stands in each log, its credit |
+//! | `ship` | shipping from memory and from the log |
 //! | `exchange` | presence to subscribers: changes in batches, full exchange in pages |
 //! | `report` | alarms, states, counters |
 //!
@@ -32,10 +34,12 @@
 
 mod apply;
 mod exchange;
+mod position;
 mod pull;
 mod relay;
 mod report;
 mod serve;
+mod ship;
 #[cfg(test)]
 mod tests;
 
@@ -44,8 +48,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub use report::{LinkAlarm, LinkState, LinkStats, LinkStatus, PullStatus, ServeStatus, StopReason};
 
 use self::apply::{Applying, Held, Queued};
+use self::position::Serve;
 use self::pull::{Pull, Reach};
-use self::serve::{Reading, Serve};
+use self::ship::Reading;
 use super::commit::Outcome;
 use super::ids::{Addr, DeviceId, Generation, NodeKey, Origin, RegionId, Seq, ShardId, UserId};
 use super::limits::{CoreLimits, ms};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::pull::Gap;
-use super::report::{LinkAlarm, StopReason};
+use super::report::StopReason;
 use super::{ApplyToken, LinkOutput, Links, Log, PeerId};
 use crate::core::commit::{Outcome, Stop};
 use crate::core::ids::{Coord, Origin, RegionId, Seq, ShardId};
@@ -269,16 +269,8 @@ impl Links {
             return false;
         }
         if self.own_origin == Some(origin) {
-            let link = self.peers[peer].addr.clone();
-            let alarm = LinkAlarm::AheadOfUs {
-                link,
-                shard,
-                origin,
-                ours: applied,
-                theirs: end,
-            };
-            self.outputs.push_back(LinkOutput::Alarm(alarm));
-            self.stop_shard(peer, shard, origin, StopReason::OutOfPlace { at: first });
+            let (ours, theirs) = (applied, end);
+            self.stop_shard(peer, shard, origin, StopReason::AheadOfUs { ours, theirs });
             return false;
         }
         if first > queued + 1 {

@@ -358,13 +358,23 @@ impl Links {
         let link = self.peers[peer].addr.clone();
         let log = self.owned.get(&shard).and_then(|owned| owned.logs.get(&origin));
         let region = log.map_or_else(|| link.node.region.clone(), |log| log.region.clone());
-        self.outputs.push_back(LinkOutput::Alarm(LinkAlarm::Stopped {
-            link,
-            shard,
-            origin,
-            region,
-            reason,
-        }));
+        let alarm = match reason {
+            StopReason::AheadOfUs { ours, theirs } => LinkAlarm::AheadOfUs {
+                link,
+                shard,
+                origin,
+                ours,
+                theirs,
+            },
+            reason => LinkAlarm::Stopped {
+                link,
+                shard,
+                origin,
+                region,
+                reason,
+            },
+        };
+        self.outputs.push_back(LinkOutput::Alarm(alarm));
     }
 
     /// Opens the lane if it may be, or says on it what changed.

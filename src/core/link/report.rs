@@ -86,6 +86,16 @@ pub enum StopReason {
         /// Why.
         error: OpError,
     },
+    /// It has more of our current origin than we have durable (R3); see [`LinkAlarm::AheadOfUs`].
+    #[error(
+        "it has {theirs} of our current origin, we have {ours}: our store was rolled back while it was open"
+    )]
+    AheadOfUs {
+        /// Our durable head.
+        ours: Seq,
+        /// The end of what it sent.
+        theirs: Seq,
+    },
     /// Not what the log may hold there, or the log of another region.
     #[error("operation {at} is not what its log may hold there")]
     OutOfPlace {

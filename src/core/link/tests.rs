@@ -1,9 +1,14 @@
 mod world;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use self::world::{OP_MAX, SECOND, World, addr, region_id};
 use super::*;
+use crate::core::ids::Coord;
+use crate::core::msg::Run;
+use crate::core::op::Op;
+use crate::core::time::Hlc;
 use crate::core::vector::Vector;
 
 fn tiny() -> CoreLimits {
@@ -11,6 +16,18 @@ fn tiny() -> CoreLimits {
         link_bytes: 2000,
         presence_batch: 3,
         ..CoreLimits::default()
+    }
+}
+
+fn run(origin: u64, first: Seq, op: Bytes) -> Run {
+    Run {
+        shard: ShardId(0),
+        origin: Origin(origin),
+        region: region_id(0),
+        first,
+        before: 0,
+        ops: vec![op],
+        count: 1,
     }
 }
 
@@ -93,6 +110,7 @@ fn a_region_in_touch_with_both_relays() {
     // The direct link takes over again, and the relay stops.
     settle(&mut world);
     assert!(world.regions[1].reach[&region_id(0)]);
+    assert!(world.again <= 4, "{} operations came twice", world.again);
     let shipped = world.shipped;
     world.append(0, 0, 10);
     world.run(SECOND);
@@ -135,6 +153,64 @@ fn a_restored_backup_gets_back_what_it_lost() {
     world.assert_equal_logs();
     assert_eq!(world.applied(0, 1, 0), 11);
     assert!(world.regions.iter().all(|region| region.alarms.is_empty()));
+}
+
+#[test]
+fn older_origins_go_before_newer_ones() {
+    let mut world = World::new(17, &[1, 1], 2, tiny());
+    world.cut_both(0, 1);
+    for _ in 0..4 {
+        for _ in 0..30 {
+            world.append(0, 0, 50);
+            world.append(0, 1, 50);
+        }
+        world.run(SECOND);
+        world.kill(0);
+        world.start(0);
+    }
+    settle(&mut world);
+    world.assert_equal_logs();
+    assert_eq!(
+        world.early, 0,
+        "no log arrives before the one that it begins after"
+    );
+    assert_eq!(world.again, 0);
+}
+
+#[test]
+fn a_log_that_arrives_before_the_one_it_begins_after_waits() {
+    let mut world = World::new(18, &[1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    let lane = world.regions[1].links[0].peers[0].pull.lane();
+    let start = |origin, previous: Option<u64>| {
+        let previous = previous.map(|previous| Coord {
+            origin: Origin(previous),
+            seq: 1,
+        });
+        let region = region_id(0);
+        let op = Op::Start { region, previous };
+        let op = LoggedOp::encode(&op, Hlc::default());
+        let run = run(origin, 1, op.bytes().clone());
+        Message::ToSubscriber {
+            lane,
+            body: ToSubscriber::Ops(vec![run]),
+        }
+    };
+    world.inject(1, 0, &addr(0, 0), start(900, Some(800)));
+    world.run(SECOND);
+    assert_eq!((world.early, world.applied(1, 0, 0)), (1, 0));
+    world.inject(1, 0, &addr(0, 0), start(900, Some(800)));
+    world.run(SECOND);
+    assert_eq!(
+        world.early, 1,
+        "what waits does not go to the store again and again"
+    );
+    world.inject(1, 0, &addr(0, 0), start(800, None));
+    world.run(SECOND);
+    world.inject(1, 0, &addr(0, 0), start(900, Some(800)));
+    world.run(SECOND);
+    assert_eq!((world.early, world.applied(1, 0, 0)), (1, 2));
+    assert_eq!(world.regions[1].links[0].owned[&ShardId(0)].held.len(), 0);
 }
 
 #[test]
@@ -275,15 +351,7 @@ fn messages_of_older_lanes_are_ignored() {
     world.run(SECOND);
     let before = world.regions[1].links[0].stats();
     let lane = world.regions[1].links[0].peers[0].pull.lane();
-    let run = crate::core::msg::Run {
-        shard: ShardId(0),
-        origin: Origin(77),
-        region: region_id(0),
-        first: 9,
-        before: 0,
-        ops: vec![bytes::Bytes::from_static(b"junk")],
-        count: 1,
-    };
+    let run = run(77, 9, Bytes::from_static(b"junk"));
     for body in [ToSubscriber::Ops(vec![run]), ToSubscriber::Reset] {
         world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane: lane - 1, body });
     }
@@ -316,28 +384,17 @@ fn messages_of_older_lanes_are_ignored() {
 fn a_run_that_never_fits_stops_the_shard() {
     let mut world = World::new(11, &[1, 1], 2, CoreLimits::default());
     world.run(3 * SECOND);
-    let run = || {
-        let run = crate::core::msg::Run {
-            shard: ShardId(0),
-            origin: Origin(77),
-            region: region_id(0),
-            first: 9,
-            before: 0,
-            ops: vec![bytes::Bytes::from_static(b"junk")],
-            count: 1,
-        };
-        ToSubscriber::Ops(vec![run])
-    };
+    let junk = || ToSubscriber::Ops(vec![run(77, 9, Bytes::from_static(b"junk"))]);
     let lane = world.regions[1].links[0].peers[0].pull.lane();
     for _ in 0..2 {
-        world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body: run() });
+        world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body: junk() });
     }
     assert!(
         world.regions[1].alarms.is_empty(),
         "what was on its way before the shard was asked for again"
     );
     world.run(SECOND);
-    world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body: run() });
+    world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body: junk() });
     assert!(matches!(
         &world.regions[1].alarms[..],
         [LinkAlarm::Stopped {
@@ -357,15 +414,7 @@ fn a_provider_that_ignores_credit_loses_its_lane() {
     world.run(3 * SECOND);
     let pull = &world.regions[1].links[0].peers[0].pull;
     let lane = pull.lane();
-    let run = crate::core::msg::Run {
-        shard: ShardId(0),
-        origin: Origin(77),
-        region: region_id(0),
-        first: 1,
-        before: 0,
-        ops: vec![bytes::Bytes::from(vec![0; 2 * 1024 * 1024])],
-        count: 1,
-    };
+    let run = run(77, 1, Bytes::from(vec![0; 2 * 1024 * 1024]));
     world.inject(
         1,
         0,

@@ -122,6 +122,8 @@ pub struct World {
     pub last_busy: u64,
     /// Runs that the store could not apply to their end, for other reasons than R1.
     pub misfits: u64,
+    /// Runs that the store could not apply because of R1.
+    pub early: u64,
     /// Operations that arrived at a store which had them.
     pub again: u64,
     pub shipped: u64,
@@ -162,6 +164,7 @@ impl World {
             delay: 40_000,
             last_busy: 0,
             misfits: 0,
+            early: 0,
             again: 0,
             shipped: 0,
             conns: BTreeMap::new(),
@@ -537,7 +540,9 @@ impl World {
                         stopped: Some(stop), ..
                     } = &outcome
                     {
-                        self.misfits += u64::from(!matches!(stop, crate::core::commit::Stop::StartsAfter(_)));
+                        let early = matches!(stop, crate::core::commit::Stop::StartsAfter(_));
+                        self.early += u64::from(early);
+                        self.misfits += u64::from(!early);
                     }
                     self.regions[region].links[partition].handle_committed(&logged, now);
                     Ok(outcome)
