@@ -4,6 +4,7 @@
 //! [`Decision`]s and applies them here; what the engine makes durable is the decisions (or the rows they touched).
 //! Replay applies decisions and never decides again.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
@@ -280,7 +281,32 @@ pub enum Next<'a, T> {
     NotLoaded,
 }
 
-impl<T> Series<T> {
+/// What an item weighs in memory.
+pub trait Weigh {
+    /// Bytes, roughly.
+    fn weight(&self) -> usize;
+}
+
+/// What an item costs beside the bytes of its operation: its place in the queue and the allocation's header.
+const ITEM_WEIGHT: usize = 64;
+/// What a user costs in memory without messages: the row, a device, their places in maps.
+pub const USER_WEIGHT: usize = 640;
+/// What a dedup record costs in memory: two ids, a coordinate, their places.
+pub const DEDUP_WEIGHT: usize = 256;
+
+impl Weigh for LoggedOp {
+    fn weight(&self) -> usize {
+        self.len() + ITEM_WEIGHT
+    }
+}
+
+impl Weigh for (u64, LoggedOp) {
+    fn weight(&self) -> usize {
+        self.1.weight()
+    }
+}
+
+impl<T: Weigh> Series<T> {
     /// The first item above `after`.
     pub fn next(&self, after: Seq) -> Next<'_, T> {
         let mut after = after;
@@ -305,20 +331,30 @@ impl<T> Series<T> {
         }
     }
 
-    /// Adds an item above all others.
-    pub fn push(&mut self, seq: Seq, item: T) {
+    /// Adds an item above all others; gives its weight.
+    pub fn push(&mut self, seq: Seq, item: T) -> usize {
         debug_assert!(self.tail.back().is_none_or(|(last, _)| *last < seq));
+        let weight = item.weight();
         self.tail.push_back((seq, item));
+        weight
     }
 
-    /// Drops every item at or below `to`.
-    pub fn drop_to(&mut self, to: Seq) {
-        while self.tail.front().is_some_and(|(seq, _)| *seq <= to) {
-            self.tail.pop_front();
+    /// Drops every item at or below `to`; gives the weight of what was in the tail.
+    pub fn drop_to(&mut self, to: Seq) -> usize {
+        let mut weight = 0;
+        while let Some((_, item)) = self.tail.pop_front_if(|(seq, _)| *seq <= to) {
+            weight += item.weight();
         }
         if let Some(page) = &mut self.page {
             page.items.retain(|(seq, _)| *seq > to);
         }
+        weight
+    }
+
+    /// Leaves every item at or below `to` to the engine, which must have it; gives the weight of what was in the tail.
+    pub fn leave_behind(&mut self, to: Seq) -> usize {
+        self.behind = self.behind.max(to);
+        self.drop_to(to)
     }
 }
 
@@ -354,6 +390,45 @@ pub struct State {
     /// Users of whom a bounded step left entries to mark, where no outcome says so: the engine gives each a
     /// [`Remove`](super::commit::StoreOp::Remove) and takes them out.
     pub unfinished: BTreeSet<(ShardId, UserId)>,
+    /// What applying decisions did to memory and which rows it touched.
+    pub ledger: Ledger,
+}
+
+/// What an engine wants to know of applied decisions: kept here, where everything is decoded anyway.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    /// What the loaded users, dedup records and items of tails weigh, in bytes. A message that stands in the tails of
+    /// both log and inbox counts twice.
+    pub resident: usize,
+    /// Users whose row or messages changed, in order, maybe several times; the engine empties it.
+    pub users: Vec<(ShardId, UserId)>,
+    /// Dedup records that were added or changed, likewise.
+    pub dedup: Vec<(ShardId, DedupKey)>,
+}
+
+impl Ledger {
+    /// Something left memory; what an engine loaded without counting it does not matter.
+    pub fn drop(&mut self, weight: usize) {
+        self.resident = self.resident.saturating_sub(weight);
+    }
+}
+
+/// Which rows a decision is applied to: a replay leaves out those that hold its effect already. Items of logs, inboxes
+/// and dedup are added and dropped in any case: doing so twice is the same as once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// The row of the shard.
+    pub shard: bool,
+    /// The row of the user.
+    pub user: bool,
+}
+
+impl Parts {
+    /// All of them.
+    pub const ALL: Parts = Parts {
+        shard: true,
+        user: true,
+    };
 }
 
 /// One durable step. Applying it needs no judgement.
@@ -464,16 +539,39 @@ impl State {
             identity,
             shards: BTreeMap::new(),
             unfinished: BTreeSet::new(),
+            ledger: Ledger::default(),
         }
+    }
+
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.shards.clear();
+        self.ledger = Ledger::default();
     }
 
     /// Applies a decision to the rows. The rows that it touches must be loaded.
     pub fn apply(&mut self, decision: &Decision) {
+        self.apply_parts(decision, Parts::ALL);
+    }
+
+    /// Applies a decision where some rows hold its effect already.
+    pub fn apply_parts(&mut self, decision: &Decision, parts: Parts) {
         let me = &self.identity.region;
-        let shard = self.shards.entry(decision.shard()).or_default();
+        let ledger = &mut self.ledger;
+        let id = decision.shard();
+        let shard = self.shards.entry(id).or_default();
         match decision {
-            Decision::Epoch { epoch, .. } => shard.row.epoch = *epoch,
-            Decision::Logged(logged) => shard.apply_logged(logged, me),
+            Decision::Epoch { epoch, .. } => {
+                if parts.shard {
+                    shard.row.epoch = *epoch;
+                }
+            }
+            Decision::Logged(logged) => {
+                if parts.shard {
+                    shard.row.apply_logged(logged, me);
+                }
+                shard.apply_logged(logged, parts.user, ledger);
+            }
             Decision::Consumed {
                 user,
                 origin,
@@ -482,37 +580,47 @@ impl State {
                 bytes,
                 ..
             } => {
-                let row = &mut shard.users.entry(user.clone()).or_default().row;
-                row.consumed.raise(*origin, *to);
-                row.counted.raise(*origin, *to);
-                row.unread = row.unread.saturating_sub(*messages);
-                row.unread_bytes = row.unread_bytes.saturating_sub(*bytes);
+                let known = shard.user(id, user, ledger);
+                if parts.user {
+                    let row = &mut known.row;
+                    row.consumed.raise(*origin, *to);
+                    row.counted.raise(*origin, *to);
+                    row.unread = row.unread.saturating_sub(*messages);
+                    row.unread_bytes = row.unread_bytes.saturating_sub(*bytes);
+                }
             }
             Decision::Removed { user, origin, to, .. } => {
-                let user = shard.users.entry(user.clone()).or_default();
-                user.row.trimmed.raise(*origin, *to);
-                user.row
-                    .siblings
-                    .retain(|at, _| at.origin != *origin || at.seq > *to);
-                if let Some(series) = user.inbox.get_mut(origin) {
-                    series.drop_to(*to);
+                let known = shard.user(id, user, ledger);
+                if parts.user {
+                    known.row.trimmed.raise(*origin, *to);
+                    let siblings = &mut known.row.siblings;
+                    siblings.retain(|at, _| at.origin != *origin || at.seq > *to);
+                }
+                if let Some(series) = known.inbox.get_mut(origin) {
+                    ledger.drop(series.drop_to(*to));
                 }
             }
             Decision::Trimmed { origin, to, hash, .. } => {
-                if let Some(log) = shard.row.logs.get_mut(origin) {
+                if parts.shard
+                    && let Some(log) = shard.row.logs.get_mut(origin)
+                {
                     log.floor = *to;
                     log.floor_hash = *hash;
                 }
                 if let Some(series) = shard.logs.get_mut(origin) {
-                    series.drop_to(*to);
+                    ledger.drop(series.drop_to(*to));
                 }
             }
-            Decision::DedupDropped { day, .. } => shard.dedup.retain(|key, _| key.day() != *day),
+            Decision::DedupDropped { day, .. } => {
+                let before = shard.dedup.len();
+                shard.dedup.retain(|key, _| key.day() != *day);
+                ledger.drop((before - shard.dedup.len()) * DEDUP_WEIGHT);
+            }
         }
     }
 }
 
-impl ShardState {
+impl ShardRow {
     fn apply_logged(&mut self, logged: &Logged, me: &RegionId) {
         let Logged {
             origin,
@@ -520,13 +628,12 @@ impl ShardState {
             own,
             entry,
             hlc,
-            siblings,
             ..
         } = logged;
         if *own {
-            self.row.origin = *origin;
+            self.origin = *origin;
         }
-        let log = self.row.logs.entry(*origin).or_insert_with(|| LogRow {
+        let log = self.logs.entry(*origin).or_insert_with(|| LogRow {
             region: region.clone(),
             seq: 0,
             hash: 0,
@@ -535,106 +642,151 @@ impl ShardState {
         });
         log.seq = entry.seq;
         log.hash = entry.hash;
-        self.row.hlc = *hlc;
-        self.logs
-            .entry(*origin)
-            .or_default()
-            .push(entry.seq, (entry.hash, entry.op.clone()));
-        if entry.op.kind() == op::kind::CONFIRM {
-            if region != me {
-                self.row.confirms = self.row.confirms.saturating_add(1);
-            }
-        } else {
-            self.row.news += 1;
+        self.hlc = *hlc;
+        if entry.op.kind() != op::kind::CONFIRM {
+            self.news += 1;
+            return;
+        }
+        if region != me {
+            self.confirms = self.confirms.saturating_add(1);
         }
         // Decisions were judged before they were recorded, so what they hold decodes.
+        if let Ok(Op::Confirm {
+            holder,
+            applied,
+            needed,
+        }) = entry.op.decode()
+        {
+            let at = (entry.op.hlc(), *origin, entry.seq);
+            if holder == *me {
+                self.news = 0;
+                self.confirms = 0;
+            }
+            let known = self.confirmed.get(&holder);
+            if known.is_none_or(|known| known.at < at) {
+                self.confirmed
+                    .insert(holder, ConfirmRow { applied, needed, at });
+            }
+        }
+    }
+}
+
+impl ShardState {
+    /// A user, made where it is not known yet.
+    fn user(&mut self, id: ShardId, user: &UserId, ledger: &mut Ledger) -> &mut UserState {
+        ledger.users.push((id, user.clone()));
+        match self.users.entry(user.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(vacant) => {
+                ledger.resident += USER_WEIGHT;
+                vacant.insert(UserState::default())
+            }
+        }
+    }
+
+    /// All but the shard's row.
+    fn apply_logged(&mut self, logged: &Logged, row: bool, ledger: &mut Ledger) {
+        let Logged {
+            shard: id,
+            origin,
+            entry,
+            siblings,
+            ..
+        } = logged;
+        let at = logged.coord();
+        let floor = self.row.logs.get(origin).map_or(0, |log| log.floor);
+        if at.seq > floor {
+            let log = self.logs.entry(*origin).or_default();
+            ledger.resident += log.push(at.seq, (entry.hash, entry.op.clone()));
+        }
         match entry.op.decode() {
-            Ok(Op::Start { .. }) | Err(_) => {}
+            Ok(Op::Start { .. } | Op::Confirm { .. }) | Err(_) => {}
             Ok(Op::Append(envelope, body)) => {
-                let at = logged.coord();
-                let user = self.users.entry(envelope.to.clone()).or_default();
-                user.inbox
-                    .entry(*origin)
-                    .or_default()
-                    .push(entry.seq, entry.op.clone());
-                user.row.unread += 1;
-                user.row.unread_bytes += entry.op.len() as u64;
-                if !siblings.is_empty() {
-                    for sibling in siblings {
-                        if !user.row.trimmed.covers(*sibling) {
-                            user.row.siblings.entry(*sibling).or_default().insert(at);
-                        }
-                    }
-                    user.row
-                        .siblings
-                        .entry(at)
-                        .or_default()
-                        .extend(siblings.iter().copied());
+                let user = self.user(*id, &envelope.to, ledger);
+                if row {
+                    user.row.apply_append(at, entry.op.len(), siblings);
+                }
+                if !user.row.trimmed.covers(at) {
+                    let inbox = user.inbox.entry(*origin).or_default();
+                    ledger.resident += inbox.push(at.seq, entry.op.clone());
                 }
                 let digest = op::digest(envelope.kind, &body);
                 let key = DedupKey::of(&envelope);
-                self.dedup.entry(key).or_default().insert(digest, at);
+                ledger.dedup.push((*id, key.clone()));
+                let record = match self.dedup.entry(key) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(vacant) => {
+                        ledger.resident += DEDUP_WEIGHT;
+                        vacant.insert(DedupRow::default())
+                    }
+                };
+                record.insert(digest, at);
             }
             Ok(Op::Cursor { user, device, cursor }) => {
-                let user = self.users.entry(user).or_default();
-                user.device(device).cursor.merge(&cursor);
+                let user = self.user(*id, &user, ledger);
+                if row {
+                    user.row.device(device).cursor.merge(&cursor);
+                }
             }
             Ok(Op::Device { user, device, change }) => {
-                let user = self.users.entry(user).or_default();
-                match change {
-                    DeviceChange::Register { epoch, cursor } => {
-                        let row = user.device(device);
-                        let returns = row.expired && epoch > row.epoch;
-                        if epoch > row.epoch {
-                            row.epoch = epoch;
-                            row.expired = false;
-                        }
-                        row.cursor.merge(&cursor);
-                        if returns {
-                            user.row.consumed = user.row.trimmed.clone();
-                        }
-                    }
-                    DeviceChange::Expire { epoch } => {
-                        let row = user.device(device);
-                        row.expired |= epoch == row.epoch;
-                    }
-                    DeviceChange::Veto { epoch } => {
-                        let row = user.device(device);
-                        let returns = row.expired && epoch == row.epoch;
-                        row.expired &= !returns;
-                        if returns {
-                            user.row.consumed = user.row.trimmed.clone();
-                        }
-                    }
-                }
-            }
-            Ok(Op::Confirm {
-                holder,
-                applied,
-                needed,
-            }) => {
-                let at = (entry.op.hlc(), *origin, entry.seq);
-                if holder == *me {
-                    self.row.news = 0;
-                    self.row.confirms = 0;
-                }
-                let known = self.row.confirmed.get(&holder);
-                if known.is_none_or(|known| known.at < at) {
-                    self.row
-                        .confirmed
-                        .insert(holder, ConfirmRow { applied, needed, at });
+                let user = self.user(*id, &user, ledger);
+                if row {
+                    user.row.apply_change(device, change);
                 }
             }
         }
     }
 }
 
-impl UserState {
+impl UserRow {
+    fn apply_append(&mut self, at: Coord, bytes: usize, siblings: &[Coord]) {
+        self.unread += 1;
+        self.unread_bytes += bytes as u64;
+        if siblings.is_empty() {
+            return;
+        }
+        for sibling in siblings {
+            if !self.trimmed.covers(*sibling) {
+                self.siblings.entry(*sibling).or_default().insert(at);
+            }
+        }
+        self.siblings
+            .entry(at)
+            .or_default()
+            .extend(siblings.iter().copied());
+    }
+
+    fn apply_change(&mut self, device: DeviceId, change: DeviceChange) {
+        let row = self.device(device);
+        let returns = match change {
+            DeviceChange::Register { epoch, cursor } => {
+                let returns = row.expired && epoch > row.epoch;
+                if epoch > row.epoch {
+                    row.epoch = epoch;
+                    row.expired = false;
+                }
+                row.cursor.merge(&cursor);
+                returns
+            }
+            DeviceChange::Expire { epoch } => {
+                row.expired |= epoch == row.epoch;
+                false
+            }
+            DeviceChange::Veto { epoch } => {
+                let returns = row.expired && epoch == row.epoch;
+                row.expired &= !returns;
+                returns
+            }
+        };
+        if returns {
+            self.consumed = self.trimmed.clone();
+        }
+    }
+
     /// The row of a device; one that was not known starts here, and what it has not seen is unread again.
     fn device(&mut self, device: DeviceId) -> &mut DeviceRow {
-        let row = &mut self.row;
-        row.devices.entry(device).or_insert_with(|| {
-            row.consumed = row.trimmed.clone();
+        self.devices.entry(device).or_insert_with(|| {
+            self.consumed = self.trimmed.clone();
             DeviceRow::default()
         })
     }
@@ -643,6 +795,12 @@ impl UserState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Weigh for &str {
+        fn weight(&self) -> usize {
+            self.len()
+        }
+    }
 
     #[test]
     fn a_series_reads_across_its_page_and_its_tail() {

@@ -208,7 +208,7 @@ impl Engine for MemoryEngine {
         if let (Ok((_, decisions)), true) = (&decided, lost != Some(false)) {
             shared.write(self.touched(decisions));
         }
-        self.state.shards.clear();
+        self.state.clear();
         let (outcomes, decisions) = decided?;
         if lost.is_some() {
             let reason = "injected: the result of a commit is not known".to_owned();
