@@ -664,8 +664,7 @@ impl ShardRow {
             }
             let known = self.confirmed.get(&holder);
             if known.is_none_or(|known| known.at < at) {
-                self.confirmed
-                    .insert(holder, ConfirmRow { applied, needed, at });
+                self.confirmed.insert(holder, ConfirmRow { applied, needed, at });
             }
         }
     }

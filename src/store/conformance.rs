@@ -5,6 +5,8 @@
 
 mod cases;
 pub(crate) mod kit;
+pub(crate) mod model;
+pub(crate) mod random;
 
 use super::engine::Engine;
 use crate::core::state::StoreIdentity;

@@ -280,6 +280,29 @@ impl<D: Disk> Journal<D> {
         self.prepare(capacity, bytes)
     }
 
+    /// Prepares a piece of the next segment where it is less ready than the active one is full, twice over: between
+    /// appends without a pause this spreads the zeros over the first half of a segment. Errors as for
+    /// [`Journal::prepare_next`].
+    pub fn prepare_ahead(&mut self, piece: u64) -> Result<(), JournalError> {
+        let ready = self.prepared.as_ref().map_or(0, |next| next.zeroed);
+        let used = self.segments.last().map_or(0, |active| active.end);
+        if self.is_next_prepared() || ready >= used.saturating_mul(2) {
+            return Ok(());
+        }
+        self.prepare_next(piece).map(drop)
+    }
+
+    /// Whether a payload of `length` fits without a new segment, or into one that is prepared: appending it will not
+    /// find the disk full.
+    pub fn has_room(&self, length: usize) -> bool {
+        let fits = |end: u64, block: u32, capacity: u64| end + record_space(length, block) <= capacity;
+        let block = self.options.block_bytes;
+        let active = self.segments.last();
+        active.is_some_and(|active| fits(active.end, active.header.block, active.header.capacity))
+            || (self.is_next_prepared()
+                && (self.prepared.as_ref()).is_some_and(|next| fits(u64::from(block), block, next.capacity)))
+    }
+
     /// Whether the next segment is ready, so that rolling over is quick.
     pub fn is_next_prepared(&self) -> bool {
         self.prepared.as_ref().is_some_and(|p| p.zeroed == p.capacity)

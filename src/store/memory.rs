@@ -340,4 +340,4 @@ impl Touched {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

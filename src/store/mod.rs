@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`engine`] | the interface that a shard's owner calls |
 //! | [`opening`] | what a store keeps about itself, and why it refuses to open |
+//! | [`embedded`] | the engine of a region with one core node: a journal, and tables behind it |
 //! | [`memory`] | the engine over an ordered map in memory: tests, simulator |
 //! | [`keys`], [`paging`] | rows as bytes; pages of inboxes and logs, for every engine |
 //! | [`journal`] | one durable record per group commit, in segments of our own |
 //! | [`disk`] | the files under the journal, real and simulated |
 
 pub mod disk;
+pub mod embedded;
 pub mod engine;
 pub mod journal;
 pub mod keys;

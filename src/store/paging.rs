@@ -112,34 +112,64 @@ impl Window {
         self.above = self.above.max(after);
     }
 
-    /// Takes items in rising order until the window is full: `step` items above the last need, or four times as many
-    /// in all, so that needs far apart do not load what lies between (the page then ends before the last one, and the
-    /// operation says that more is to do). `behind` is where the series ends in the engine.
+    /// Begins the page; `behind` is where the series ends in the engine.
+    pub fn page<T>(self, step: usize, behind: Seq) -> PageBuilder<T> {
+        PageBuilder {
+            window: self,
+            step,
+            above: 0,
+            page: Page {
+                after: self.after,
+                to: behind.max(self.after),
+                items: Vec::new(),
+            },
+        }
+    }
+}
+
+/// Takes items in rising order until a window is full: `step` items above the last need, or four times as many in all,
+/// so that needs far apart do not load what lies between (the page then ends before the last one, and the operation
+/// says that more is to do).
+#[derive(Debug)]
+pub struct PageBuilder<T> {
+    window: Window,
+    step: usize,
+    above: usize,
+    page: Page<T>,
+}
+
+impl<T> PageBuilder<T> {
+    /// Takes an item; says whether there is room for another one.
+    pub fn push(&mut self, seq: Seq, item: T) -> bool {
+        self.page.items.push((seq, item));
+        self.above += usize::from(seq > self.window.above);
+        let full = self.above == self.step || self.page.items.len() == 4 * self.step;
+        if full {
+            self.page.to = seq;
+        }
+        !full
+    }
+
+    /// The page; where items ended before the window was full, nothing lies between them and the end of the series.
+    pub fn finish(self) -> Page<T> {
+        self.page
+    }
+
+    /// Takes all items that fit.
     ///
     /// # Errors
     /// Those of the items.
-    pub fn page<T>(
-        self,
-        step: usize,
-        behind: Seq,
+    pub fn fill(
+        mut self,
         items: impl Iterator<Item = Result<(Seq, T), StoreError>>,
     ) -> Result<Page<T>, StoreError> {
-        let mut page = Page {
-            after: self.after,
-            to: behind.max(self.after),
-            items: Vec::new(),
-        };
-        let mut above = 0;
         for item in items {
             let (seq, item) = item?;
-            page.items.push((seq, item));
-            above += usize::from(seq > self.above);
-            if above == step || page.items.len() == 4 * step {
-                page.to = seq;
+            if !self.push(seq, item) {
                 break;
             }
         }
-        Ok(page)
+        Ok(self.page)
     }
 }
 

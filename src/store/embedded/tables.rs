@@ -3,7 +3,7 @@
 //! Writes are atomic batches, visible at once, durable after a flush; a crash may lose any part of what was written
 //! since the last flush, and keep any other part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -38,6 +38,9 @@ pub struct Change {
     pub value: Option<Vec<u8>>,
 }
 
+/// Takes a key and its value and says whether to go on.
+pub type Visit<'a> = dyn FnMut(&[u8], Bytes) -> Result<bool, StoreError> + 'a;
+
 /// Ordered tables of keys and values.
 pub trait Tables: Send {
     /// How messages name the place.
@@ -53,13 +56,7 @@ pub trait Tables: Send {
     ///
     /// # Errors
     /// As for [`Tables::get`], and those of `visit`.
-    fn range(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], Bytes) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError>;
+    fn range(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
 
     /// Writes a batch, leaving `batch` empty.
     ///
@@ -82,11 +79,11 @@ pub trait Tables: Send {
     /// As for [`Tables::write`].
     fn begin_flush(&mut self) -> Result<(), StoreError>;
 
-    /// Whether the flush that was begun last is over; never waits long.
+    /// Whether the flush that was begun last is over; with `wait` only then does it return.
     ///
     /// # Errors
     /// As for [`Tables::write`].
-    fn flushed(&mut self) -> Result<bool, StoreError>;
+    fn flushed(&mut self, wait: bool) -> Result<bool, StoreError>;
 }
 
 /// Tables in memory. Clones are handles to the same tables, so that one outlives the engine that used them.
@@ -95,18 +92,21 @@ pub struct MemTables(Arc<Mutex<Shared>>);
 
 #[derive(Debug, Clone, Default)]
 struct Shared {
-    now: Rows,
-    /// What a crash goes back to.
-    durable: Rows,
-    /// Calls of [`Tables::flushed`] that a flush takes.
+    rows: Rows,
+    /// What each key held before it was written, since the flush that was begun last.
+    undo: Undo,
+    /// The same for what that flush covers, until it is over.
+    flushing: Undo,
+    /// Questions whether it is over that a flush takes.
     slow: u32,
     left: u32,
-    /// Writes that succeed before every one fails.
+    /// Batches and flushes that succeed before every one fails.
     fail_after: Option<u64>,
     written: u64,
     flushes: u64,
 }
 
+type Undo = BTreeMap<(Table, Vec<u8>), Option<Bytes>>;
 type Rows = BTreeMap<(Table, Vec<u8>), Bytes>;
 
 impl MemTables {
@@ -125,25 +125,24 @@ impl MemTables {
         self.lock().fail_after = Some(after);
     }
 
-    /// The power fails: of each key that was written since the last flush, `keep` decides whether it survives.
+    /// The power fails: of each change since the last flush that is over, `keep` decides whether it survives.
     pub fn crash(&self, mut keep: impl FnMut() -> bool) {
         let mut shared = self.lock();
-        let Shared { now, durable, .. } = &mut *shared;
-        let old = std::mem::take(durable);
-        let mut changed: Vec<_> = now.keys().chain(old.keys()).cloned().collect();
-        changed.sort_unstable();
-        changed.dedup();
-        changed.retain(|key| now.get(key) != old.get(key));
-        for key in changed {
-            if !keep() {
-                match old.get(&key) {
-                    Some(value) => now.insert(key, value.clone()),
-                    None => now.remove(&key),
-                };
+        let mut kept = BTreeSet::new();
+        let newest = std::mem::take(&mut shared.undo);
+        let before = std::mem::take(&mut shared.flushing);
+        for (key, old) in newest.into_iter().chain(before) {
+            if kept.contains(&key) || keep() {
+                kept.insert(key);
+                continue;
             }
+            match old {
+                Some(value) => shared.rows.insert(key, value),
+                None => shared.rows.remove(&key),
+            };
         }
-        *durable = now.clone();
         shared.fail_after = None;
+        shared.left = 0;
     }
 
     /// Tables of their own with the same content: an older copy to restore.
@@ -158,7 +157,7 @@ impl MemTables {
             (Table::Dedup(_), Table::Dedup(_)) => true,
             (a, b) => *a == b,
         };
-        shared.now.keys().filter(same).count()
+        shared.rows.keys().filter(same).count()
     }
 
     /// Changes written so far, and flushes.
@@ -173,6 +172,14 @@ impl MemTables {
 }
 
 impl Shared {
+    fn set(&mut self, key: (Table, Vec<u8>), value: Option<Bytes>) {
+        let old = match value {
+            Some(value) => self.rows.insert(key.clone(), value),
+            None => self.rows.remove(&key),
+        };
+        self.undo.entry(key).or_insert(old);
+    }
+
     fn may_fail(&mut self) -> Result<(), StoreError> {
         match &mut self.fail_after {
             None => Ok(()),
@@ -191,18 +198,12 @@ impl Tables for MemTables {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.lock().now.get(&(table, key.to_vec())).cloned())
+        Ok(self.lock().rows.get(&(table, key.to_vec())).cloned())
     }
 
-    fn range(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], Bytes) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError> {
+    fn range(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let shared = self.lock();
-        for ((_, key), value) in shared.now.range((table, from.to_vec())..=(table, to.to_vec())) {
+        for ((_, key), value) in shared.rows.range((table, from.to_vec())..=(table, to.to_vec())) {
             if !visit(key, value.clone())? {
                 break;
             }
@@ -215,10 +216,7 @@ impl Tables for MemTables {
         shared.may_fail()?;
         shared.written += batch.len() as u64;
         for Change { table, key, value } in batch.drain(..) {
-            match value {
-                Some(value) => shared.now.insert((table, key), value.into()),
-                None => shared.now.remove(&(table, key)),
-            };
+            shared.set((table, key), value.map(Bytes::from));
         }
         Ok(())
     }
@@ -226,7 +224,7 @@ impl Tables for MemTables {
     fn dedup_days(&self) -> Vec<u32> {
         let shared = self.lock();
         let mut days = Vec::new();
-        for (table, _) in shared.now.keys() {
+        for (table, _) in shared.rows.keys() {
             if let Table::Dedup(day) = table
                 && days.last() != Some(day)
             {
@@ -239,7 +237,13 @@ impl Tables for MemTables {
     fn drop_dedup(&mut self, day: u32) -> Result<(), StoreError> {
         let mut shared = self.lock();
         shared.may_fail()?;
-        shared.now.retain(|(table, _), _| *table != Table::Dedup(day));
+        let gone = shared
+            .rows
+            .keys()
+            .filter(|(table, _)| *table == Table::Dedup(day));
+        for key in gone.cloned().collect::<Vec<_>>() {
+            shared.set(key, None);
+        }
         Ok(())
     }
 
@@ -247,17 +251,23 @@ impl Tables for MemTables {
         let mut shared = self.lock();
         shared.may_fail()?;
         shared.left = shared.slow;
+        // A flush before this one that was not over is over no sooner than this one.
+        let begun = std::mem::take(&mut shared.undo);
+        for (key, old) in begun {
+            shared.flushing.entry(key).or_insert(old);
+        }
         Ok(())
     }
 
-    fn flushed(&mut self) -> Result<bool, StoreError> {
+    fn flushed(&mut self, wait: bool) -> Result<bool, StoreError> {
         let mut shared = self.lock();
-        if shared.left > 0 {
+        if shared.left > 0 && !wait {
             shared.left -= 1;
             return Ok(false);
         }
+        shared.left = 0;
         shared.flushes += 1;
-        shared.durable = shared.now.clone();
+        shared.flushing.clear();
         Ok(true)
     }
 }

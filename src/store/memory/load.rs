@@ -67,14 +67,14 @@ pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<
     for ((id, origin), window) in logs {
         if let Some(series) = loaded(state, id).logs.get_mut(&origin) {
             let items = log(rows, id, origin, window.after);
-            series.page = Some(window.page(TRIM_STEP, series.behind, items)?);
+            series.page = Some(window.page(TRIM_STEP, series.behind).fill(items)?);
         }
     }
     for ((id, user, origin), window) in inboxes {
         let known = loaded(state, id).users.get_mut(&user);
         if let Some(series) = known.and_then(|known| known.inbox.get_mut(&origin)) {
             let items = inbox(rows, id, &user, origin, window.after);
-            series.page = Some(window.page(CONSUME_STEP, series.behind, items)?);
+            series.page = Some(window.page(CONSUME_STEP, series.behind).fill(items)?);
         }
     }
     Ok(())

@@ -3,7 +3,9 @@ use crate::core::commit::Outcome;
 use crate::store::conformance::kit::{HERE, Store, THERE, at, identity};
 use crate::store::conformance::{Harness, run};
 
-struct Memory(MemoryDisk);
+/// Engines over a disk in memory.
+#[derive(Default)]
+pub(crate) struct Memory(MemoryDisk);
 
 impl Harness for Memory {
     fn create(&mut self, identity: StoreIdentity) -> Box<dyn Engine> {
@@ -20,7 +22,7 @@ impl Harness for Memory {
 
 #[test]
 fn conforms() {
-    run(&mut Memory(MemoryDisk::new()));
+    run(&mut Memory::default());
 }
 
 #[test]

@@ -1,0 +1,517 @@
+//! A naive reference, written from the rules of replication and not from the code: whole histories in lists and sets,
+//! no marks, no counters, nothing removed. It says what an operation must come to, and which of the things that a store
+//! shows may be missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::commit::{ID_FUTURE_MS, ID_WINDOW_MS, Outcome, Refusal, Stop, StoreOp, TIME_MARGIN_MS};
+use crate::core::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, UserId};
+use crate::core::op::{DeviceChange, LoggedOp, Op, digest};
+use crate::core::state::{Logged, StoreIdentity};
+use crate::core::time::Hlc;
+use crate::core::vector::Vector;
+use crate::store::engine::InboxEntry;
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// One shard, as the rules have it.
+#[derive(Debug, Clone)]
+pub(crate) struct Model {
+    pub(crate) identity: StoreIdentity,
+    pub(crate) epoch: Epoch,
+    pub(crate) logs: BTreeMap<Origin, Log>,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) devices: BTreeMap<(UserId, DeviceId), Device>,
+    /// What each holder confirmed, with the operation that said so.
+    confirmed: BTreeMap<RegionId, (Hlc, Origin, Seq, Vector)>,
+    /// Highest hybrid time logged or seen.
+    hlc: Hlc,
+    /// The origin of the last own operation.
+    own: Option<Origin>,
+    /// Operations since our last confirmation: other than confirmations, and confirmations of others.
+    since: (u64, u64),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    pub(crate) ops: Vec<LoggedOp>,
+    /// Highest sequence that ever was stable.
+    pub(crate) was_stable: Seq,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) at: Coord,
+    pub(crate) to: UserId,
+    from: UserId,
+    id: MessageId,
+    digest: u128,
+    op: LoggedOp,
+    /// Whether the store may still answer for its id.
+    remembered: bool,
+    /// Whether it ever was stable and consumed by every device, so that it may be gone.
+    may_go: bool,
+    /// Whether every device ever had consumed it.
+    was_consumed: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Device {
+    epoch: u32,
+    expired: bool,
+    cursor: BTreeMap<Origin, Seq>,
+}
+
+impl Model {
+    pub(crate) fn new(identity: StoreIdentity) -> Self {
+        Self {
+            identity,
+            epoch: Epoch(0),
+            logs: BTreeMap::new(),
+            messages: Vec::new(),
+            devices: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
+            hlc: Hlc::default(),
+            own: None,
+            since: (0, 0),
+        }
+    }
+
+    pub(crate) fn applied(&self) -> Vector {
+        let logs = self.logs.iter();
+        logs.map(|(origin, log)| (*origin, log.ops.len() as Seq))
+            .collect()
+    }
+
+    /// The lowest of what the holders confirmed (R8).
+    pub(crate) fn stable(&self, origin: Origin) -> Seq {
+        let holders = self.identity.holders.iter();
+        let each = holders.map(|holder| self.confirmed.get(holder).map_or(0, |said| said.3.of(origin)));
+        each.min().unwrap_or(0)
+    }
+
+    /// Checks what became of an operation; takes what it logged from `logged`.
+    pub(crate) fn step(
+        &mut self,
+        op: &StoreOp,
+        now: u64,
+        outcome: &Outcome,
+        logged: &mut dyn Iterator<Item = &Logged>,
+    ) {
+        let fenced = Outcome::Refused(Refusal::Fenced { current: self.epoch });
+        let epoch = match op {
+            StoreOp::Bump { .. } => self.epoch,
+            StoreOp::Append { epoch, .. }
+            | StoreOp::Cursor { epoch, .. }
+            | StoreOp::Register { epoch, .. }
+            | StoreOp::Confirm { epoch, .. }
+            | StoreOp::ApplyRemote { epoch, .. }
+            | StoreOp::Trim { epoch, .. }
+            | StoreOp::Remove { epoch, .. }
+            | StoreOp::DropDedup { epoch, .. } => *epoch,
+        };
+        if epoch != self.epoch {
+            assert_eq!(*outcome, fenced);
+            return;
+        }
+        match op {
+            StoreOp::Bump { .. } => {
+                self.epoch = Epoch(self.epoch.0 + 1);
+                assert_eq!(*outcome, Outcome::Bumped { epoch: self.epoch });
+            }
+            StoreOp::Append {
+                envelope,
+                body,
+                seen_ms,
+                known_only,
+                ..
+            } => {
+                let same = |m: &&Message| {
+                    m.remembered && m.id == envelope.id && m.to == envelope.to && m.from == envelope.from
+                };
+                let known: Vec<&Message> = self.messages.iter().filter(same).collect();
+                let body_digest = digest(envelope.kind, body);
+                let copies = known.iter().filter(|m| m.digest == body_digest);
+                let copies: Vec<Coord> = copies.map(|m| m.at).collect();
+                let server_ms = now.max(self.hlc.ms).max(*seen_ms);
+                let refusal = match envelope.id.unix_ms() {
+                    _ if !copies.is_empty() => {
+                        assert_eq!(*outcome, Outcome::Duplicate(copies));
+                        return;
+                    }
+                    _ if !known.is_empty() => Some(Refusal::IdReused),
+                    _ if *known_only => Some(Refusal::AlreadyJudged),
+                    None => Some(Refusal::IdMalformed),
+                    Some(ms) if ms + ID_WINDOW_MS < server_ms => Some(Refusal::IdTooOld { server_ms }),
+                    Some(ms) if ms > server_ms + ID_FUTURE_MS => Some(Refusal::IdInFuture { server_ms }),
+                    Some(_) => None,
+                };
+                if let Some(refusal) = refusal {
+                    assert_eq!(*outcome, Outcome::Refused(refusal));
+                    return;
+                }
+                let limit = self.identity.limits.inbox_messages as usize;
+                let of_user = || self.messages.iter().filter(|m| m.to == envelope.to);
+                if let Outcome::Refused(Refusal::InboxFull { .. }) = outcome {
+                    let kept = of_user().filter(|m| !m.may_go).count();
+                    assert!(kept >= limit, "full with {kept} messages");
+                    return;
+                }
+                let waiting = of_user().filter(|m| !m.was_consumed).count();
+                assert!(waiting < limit, "accepted though {waiting} messages wait");
+                let expected = Op::Append((**envelope).clone(), body.clone());
+                let at = self.take_own(now, &expected, logged);
+                assert_eq!(*outcome, Outcome::Appended(at));
+            }
+            StoreOp::Cursor {
+                user, device, cursor, ..
+            } => {
+                let cursor = clamp(cursor, &self.applied());
+                let known = self.devices.get(&(user.clone(), device.clone()));
+                if known.is_none_or(|known| !known.covers_all(&cursor)) {
+                    let (user, device) = (user.clone(), device.clone());
+                    self.take_own(now, &Op::Cursor { user, device, cursor }, logged);
+                }
+                assert_eq!(*outcome, Outcome::Done { more: false });
+            }
+            StoreOp::Register {
+                user, device, claim, ..
+            } => {
+                let cursor = clamp(claim, &self.applied());
+                let known = self.devices.get(&(user.clone(), device.clone()));
+                if !known.is_some_and(|known| !known.expired && known.covers_all(&cursor)) {
+                    let live = self.devices.iter();
+                    let live = live.filter(|((of, _), known)| of == user && !known.expired);
+                    let limit = self.identity.limits.devices;
+                    if known.is_none_or(|known| known.expired) && live.count() >= limit {
+                        let limit = limit as u64;
+                        assert_eq!(*outcome, Outcome::Refused(Refusal::TooManyDevices { limit }));
+                        return;
+                    }
+                    let epoch = known.map_or(1, |known| known.epoch.max(1) + u32::from(known.expired));
+                    let (user, device) = (user.clone(), device.clone());
+                    let change = DeviceChange::Register { epoch, cursor };
+                    self.take_own(now, &Op::Device { user, device, change }, logged);
+                }
+                assert_eq!(*outcome, Outcome::Done { more: false });
+            }
+            StoreOp::Confirm { .. } => {
+                if self.since.0 > 0 || self.since.1 >= 8 {
+                    // The start of a new origin is applied when the confirmation is made.
+                    self.take_start(now, logged);
+                    let expected = Op::Confirm {
+                        holder: self.identity.region.clone(),
+                        applied: self.applied(),
+                        needed: Vec::new(),
+                    };
+                    self.take_own(now, &expected, logged);
+                }
+                assert_eq!(*outcome, Outcome::Done { more: false });
+            }
+            StoreOp::ApplyRemote {
+                origin,
+                region,
+                first,
+                before,
+                ops,
+                ..
+            } => self.apply_remote(*origin, region, *first, *before, ops, outcome, logged),
+            StoreOp::Trim { .. } | StoreOp::Remove { .. } => {
+                assert_eq!(*outcome, Outcome::Done { more: false });
+            }
+            StoreOp::DropDedup { day, .. } => {
+                let left_window = (u64::from(*day) + 1) * DAY_MS + ID_WINDOW_MS;
+                let old = now > left_window + TIME_MARGIN_MS;
+                let unstable = self.logs.iter().any(|(origin, log)| {
+                    let stable = self.stable(*origin) as usize;
+                    let rest = log.ops.get(stable..).unwrap_or_default();
+                    rest.iter().any(|op| op.hlc().ms <= left_window)
+                });
+                if old && !unstable {
+                    for message in &mut self.messages {
+                        message.remembered &= message.id.unix_ms().unwrap_or(0) / DAY_MS != u64::from(*day);
+                    }
+                }
+                let more = old && unstable;
+                assert_eq!(*outcome, Outcome::Done { more });
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
+    fn apply_remote(
+        &mut self,
+        origin: Origin,
+        region: &RegionId,
+        first: Seq,
+        before: u64,
+        ops: &[LoggedOp],
+        outcome: &Outcome,
+        logged: &mut dyn Iterator<Item = &Logged>,
+    ) {
+        let have = self.logs.get(&origin).map_or(0, |log| log.ops.len() as Seq);
+        let expect = |through, stopped| {
+            assert_eq!(*outcome, Outcome::Applied { through, stopped });
+        };
+        if first == 0 || first > have + 1 {
+            return expect(have, Some(Stop::Gap { have, first }));
+        }
+        let overlap = (have + 1 - first) as usize;
+        if ops.len() >= overlap {
+            let theirs = ops[..overlap]
+                .iter()
+                .fold(before, |hash, op| op.running_hash(hash));
+            let ours = self
+                .logs
+                .get(&origin)
+                .map_or(0, |log| log.ops.iter().fold(0, |hash, op| op.running_hash(hash)));
+            if ours != theirs {
+                let at = have;
+                return expect(have, Some(Stop::Diverged { at, ours, theirs }));
+            }
+        }
+        let mut through = have;
+        for op in ops.iter().skip(overlap) {
+            let seq = through + 1;
+            let stop = match op.decode() {
+                Err(error) => Some(Stop::Unreadable { at: seq, error }),
+                Ok(Op::Start {
+                    region: owner,
+                    previous,
+                }) => {
+                    let missing = previous.filter(|at| self.applied().of(at.origin) < at.seq);
+                    if seq != 1 || owner != *region {
+                        Some(Stop::OutOfPlace(seq))
+                    } else {
+                        missing.map(Stop::StartsAfter)
+                    }
+                }
+                Ok(_) if seq == 1 => Some(Stop::OutOfPlace(seq)),
+                Ok(_) => None,
+            };
+            if stop.is_some() {
+                return expect(through, stop);
+            }
+            let entry = logged.next().expect("an applied operation is reported");
+            assert_eq!((entry.origin, entry.entry.seq, entry.own), (origin, seq, false));
+            assert_eq!(entry.entry.op, *op);
+            self.record(entry);
+            through = seq;
+        }
+        expect(through, None);
+    }
+
+    /// The next logged operations are this one, after a start where the origin is new.
+    fn take_own(&mut self, now: u64, expected: &Op, logged: &mut dyn Iterator<Item = &Logged>) -> Coord {
+        self.take_start(now, logged);
+        self.take_here(expected, logged)
+    }
+
+    fn take_start(&mut self, _now: u64, logged: &mut dyn Iterator<Item = &Logged>) {
+        let origin = self.identity.origin;
+        if self.own == Some(origin) {
+            return;
+        }
+        let previous = self.own.map(|own| Coord {
+            origin: own,
+            seq: self.logs[&own].ops.len() as Seq,
+        });
+        let region = self.identity.region.clone();
+        self.take_here(&Op::Start { region, previous }, logged);
+        self.own = Some(origin);
+    }
+
+    fn take_here(&mut self, expected: &Op, logged: &mut dyn Iterator<Item = &Logged>) -> Coord {
+        let entry = logged.next().expect("an own operation is reported");
+        let seq = self.applied().of(self.identity.origin) + 1;
+        let at = Coord {
+            origin: self.identity.origin,
+            seq,
+        };
+        assert_eq!((entry.coord(), entry.own), (at, true));
+        assert_eq!(entry.entry.op.decode().as_ref(), Ok(expected));
+        assert!(entry.entry.op.hlc() > self.hlc, "hybrid time does not rise (R7)");
+        self.record(entry);
+        at
+    }
+
+    fn record(&mut self, logged: &Logged) {
+        let (at, op) = (logged.coord(), &logged.entry.op);
+        let log = self.logs.entry(at.origin).or_insert_with(|| Log {
+            ops: Vec::new(),
+            was_stable: 0,
+        });
+        assert_eq!(at.seq, log.ops.len() as Seq + 1, "sequences are contiguous");
+        log.ops.push(op.clone());
+        self.hlc = self.hlc.max(logged.hlc);
+        let decoded = op.decode().unwrap();
+        if !matches!(decoded, Op::Confirm { .. }) {
+            self.since.0 += 1;
+        } else if logged.region != self.identity.region {
+            self.since.1 += 1;
+        }
+        match decoded {
+            Op::Start { .. } => {}
+            Op::Append(envelope, body) => self.messages.push(Message {
+                at,
+                to: envelope.to,
+                from: envelope.from,
+                id: envelope.id,
+                digest: digest(envelope.kind, &body),
+                op: op.clone(),
+                remembered: true,
+                may_go: false,
+                was_consumed: false,
+            }),
+            Op::Cursor { user, device, cursor } => {
+                self.devices.entry((user, device)).or_default().merge(&cursor);
+            }
+            Op::Device { user, device, change } => {
+                let device = self.devices.entry((user, device)).or_default();
+                match change {
+                    DeviceChange::Register { epoch, cursor } => {
+                        if epoch > device.epoch {
+                            device.epoch = epoch;
+                            device.expired = false;
+                        }
+                        device.merge(&cursor);
+                    }
+                    DeviceChange::Expire { epoch } => device.expired |= device.epoch == epoch,
+                    DeviceChange::Veto { epoch } => device.expired &= device.epoch != epoch,
+                }
+            }
+            Op::Confirm { holder, applied, .. } => {
+                let said = (op.hlc(), at.origin, at.seq, applied);
+                if holder == self.identity.region {
+                    self.since = (0, 0);
+                }
+                let known = self.confirmed.get(&holder);
+                if known.is_none_or(|known| (known.0, known.1, known.2) < (said.0, said.1, said.2)) {
+                    self.confirmed.insert(holder, said);
+                }
+            }
+        }
+        self.remember();
+    }
+
+    /// Notes what is stable and consumed at this moment.
+    fn remember(&mut self) {
+        let stable: BTreeMap<Origin, Seq> = self.logs.keys().map(|o| (*o, self.stable(*o))).collect();
+        for (origin, log) in &mut self.logs {
+            log.was_stable = log.was_stable.max(stable[origin]);
+        }
+        for index in 0..self.messages.len() {
+            let at = self.messages[index].at;
+            let consumed = self.consumed(index);
+            let stable = at.seq <= self.logs[&at.origin].was_stable;
+            self.messages[index].was_consumed |= consumed;
+            self.messages[index].may_go |= consumed && stable;
+        }
+    }
+
+    /// Whether there is a device and each has consumed the message, or a copy of it (R10, R15).
+    fn consumed(&self, index: usize) -> bool {
+        let message = &self.messages[index];
+        let of_user = self.devices.iter();
+        let of_user = of_user.filter(|((user, _), device)| *user == message.to && !device.expired);
+        let devices: Vec<&Device> = of_user.map(|(_, device)| device).collect();
+        let copies = self.copies(message);
+        !devices.is_empty()
+            && devices
+                .iter()
+                .all(|device| copies.iter().any(|at| device.covers(*at)))
+    }
+
+    /// The coordinates of a message and its copies.
+    fn copies(&self, message: &Message) -> BTreeSet<Coord> {
+        let same = |m: &&Message| {
+            (&m.to, &m.from, m.id, m.digest) == (&message.to, &message.from, message.id, message.digest)
+        };
+        self.messages.iter().filter(same).map(|m| m.at).collect()
+    }
+
+    /// Checks an inbox: nothing is missing that may not be, everything has the right bytes and stands in order.
+    pub(crate) fn check_inbox(&self, user: &UserId, inbox: &[InboxEntry]) {
+        let present: BTreeSet<Coord> = inbox.iter().map(|entry| entry.at).collect();
+        assert_eq!(present.len(), inbox.len(), "an entry comes twice");
+        for message in self.messages.iter().filter(|m| m.to == *user) {
+            let is = present.contains(&message.at);
+            assert!(is || message.may_go, "{} is gone (R10)", message.at);
+        }
+        for entry in inbox {
+            let message = self.messages.iter().find(|m| m.at == entry.at);
+            let message = message.expect("what is in an inbox was logged");
+            assert_eq!((&message.to, &message.op), (user, &entry.op));
+            let mut copies = self.copies(message);
+            copies.remove(&message.at);
+            let siblings: BTreeSet<Coord> = entry.siblings.iter().copied().collect();
+            assert!(siblings.is_subset(&copies), "siblings that are none");
+        }
+        // Each origin in its order; between origins the lowest hybrid time among the heads.
+        let mut rest: BTreeMap<Origin, Vec<&InboxEntry>> = BTreeMap::new();
+        for entry in inbox {
+            rest.entry(entry.at.origin).or_default().push(entry);
+        }
+        for entries in rest.values_mut() {
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.at.seq));
+        }
+        for entry in inbox {
+            let heads = rest.values().filter_map(|entries| entries.last());
+            let first = heads.min_by_key(|entry| (entry.op.hlc(), entry.at.origin));
+            let first = first.expect("as many heads as entries").at;
+            assert_eq!(entry.at, first, "delivery order");
+            rest.get_mut(&first.origin).and_then(Vec::pop);
+        }
+    }
+
+    /// After all was trimmed and removed: nothing consumed and stable is left, of each origin in its order.
+    pub(crate) fn check_settled(&self, user: &UserId, inbox: &[InboxEntry]) {
+        let mut seen = BTreeSet::new();
+        let mut entries: Vec<Coord> = inbox.iter().map(|entry| entry.at).collect();
+        entries.sort_unstable();
+        for at in entries {
+            if !seen.insert(at.origin) {
+                continue;
+            }
+            let index = self.messages.iter().position(|m| m.at == at).expect("logged");
+            let stable = at.seq <= self.stable(at.origin);
+            assert!(
+                !(stable && self.consumed(index) && self.knows_copies(index)),
+                "{at} of {user} is stable and consumed, and still there"
+            );
+        }
+    }
+
+    /// Copies that were logged when the id was forgotten do not know each other.
+    fn knows_copies(&self, index: usize) -> bool {
+        let message = &self.messages[index];
+        let alone = self.copies(message).len() == 1;
+        alone || message.remembered
+    }
+}
+
+impl Device {
+    fn covers(&self, at: Coord) -> bool {
+        self.cursor.get(&at.origin).is_some_and(|seq| *seq >= at.seq)
+    }
+
+    fn covers_all(&self, cursor: &Vector) -> bool {
+        cursor
+            .iter()
+            .all(|(origin, seq)| self.covers(Coord { origin, seq }))
+    }
+
+    fn merge(&mut self, cursor: &Vector) {
+        for (origin, seq) in cursor.iter() {
+            let known = self.cursor.entry(origin).or_default();
+            *known = (*known).max(seq);
+        }
+    }
+}
+
+fn clamp(cursor: &Vector, applied: &Vector) -> Vector {
+    let items = cursor
+        .iter()
+        .map(|(origin, seq)| (origin, seq.min(applied.of(origin))));
+    items.filter(|(_, seq)| *seq > 0).collect()
+}

@@ -1,0 +1,471 @@
+//! Random operations against several engines at once: every outcome and every read must be the same, and as the model
+//! has it.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::Harness;
+use super::kit::{HERE, Remote, S, T0, THERE, device, envelope, id, identity, user, vector};
+use super::model::Model;
+use crate::core::commit::StoreOp;
+use crate::core::ids::{Epoch, Origin, Seq, UserId};
+use crate::core::op::{DeviceChange, Op};
+use crate::core::state::StoreIdentity;
+use crate::core::vector::Vector;
+use crate::store::engine::{Engine, InboxEntry, LogPage, Read, ReadReply};
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+const USERS: [&str; 3] = ["bob", "carol", "dave"];
+const DEVICES: [&str; 3] = ["phone", "tablet", "laptop"];
+const SENDERS: [&str; 2] = ["alice", "erin"];
+
+/// What happens next; numbers are taken modulo what there is.
+#[derive(Debug, Clone)]
+pub(crate) enum Act {
+    /// A message: to, from, number of its id, body, days since the id was made, judged before.
+    Append(u8, u8, u8, bool, u8, bool),
+    /// A device acknowledged an origin's log to so many from its end.
+    Cursor(u8, u8, u8, u8),
+    Register(u8, u8, u8, u8),
+    Confirm,
+    Trim,
+    Remove(u8),
+    Bump,
+    DropDedup(u8),
+    /// An operation under an old epoch.
+    Fenced(u8),
+    /// The other region logs something.
+    There(There),
+    /// A run of its log arrives: how many it repeats, how many come, whether a gap is before it, or other bytes.
+    Apply(u8, u8, bool, bool),
+    /// The other region's store starts again.
+    ThereRestarts,
+    /// Time passes: hours.
+    Wait(u16),
+    /// What is collected so far is committed.
+    Commit,
+    Idle,
+    /// Everything is trimmed and removed, as far as it may be.
+    Settle,
+    /// The store ends and starts again.
+    Restart,
+    /// Everything is read.
+    Look(u8),
+}
+
+/// What the other region logs.
+#[derive(Debug, Clone)]
+pub(crate) enum There {
+    Append(u8, u8, u8, bool),
+    Cursor(u8, u8, u8, u8),
+    Register(u8, u8),
+    Expire(u8, u8),
+    Veto(u8, u8),
+    Confirm(u8),
+}
+
+pub(crate) fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
+    let there = prop_oneof![
+        4 => (any::<u8>(), any::<u8>(), 0u8..12, any::<bool>()).prop_map(|(a, b, c, d)| There::Append(a, b, c, d)),
+        2 => (any::<u8>(), any::<u8>(), any::<u8>(), 0u8..4).prop_map(|(a, b, c, d)| There::Cursor(a, b, c, d)),
+        1 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| There::Register(a, b)),
+        1 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| There::Expire(a, b)),
+        1 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| There::Veto(a, b)),
+        2 => (0u8..4).prop_map(There::Confirm),
+    ];
+    let append = (any::<u8>(), any::<u8>(), 0u8..12, any::<bool>(), 0u8..40, 0u8..20);
+    let act = prop_oneof![
+        12 => append.prop_map(|(a, b, c, d, e, f)| Act::Append(a, b, c, d, e, f == 0)),
+        6 => (any::<u8>(), any::<u8>(), any::<u8>(), 0u8..4).prop_map(|(a, b, c, d)| Act::Cursor(a, b, c, d)),
+        3 => (any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>()).prop_map(|(a, b, c, d)| Act::Register(a, b, c, d)),
+        4 => Just(Act::Confirm),
+        3 => Just(Act::Trim),
+        2 => any::<u8>().prop_map(Act::Remove),
+        1 => Just(Act::Bump),
+        1 => (0u8..30).prop_map(Act::DropDedup),
+        1 => any::<u8>().prop_map(Act::Fenced),
+        10 => there.prop_map(Act::There),
+        8 => (0u8..4, 0u8..6, 0u8..12, 0u8..20).prop_map(|(a, b, c, d)| Act::Apply(a, b, c == 0, d == 0)),
+        1 => Just(Act::ThereRestarts),
+        1 => (0u16..100).prop_map(Act::Wait),
+        20 => Just(Act::Commit),
+        3 => Just(Act::Idle),
+        2 => Just(Act::Settle),
+        1 => Just(Act::Restart),
+        3 => (1u8..6).prop_map(Act::Look),
+    ];
+    proptest::collection::vec(act, 1..most)
+}
+
+/// The engines under test, the model, and the other region.
+struct Run<'a> {
+    harnesses: Vec<&'a mut dyn Harness>,
+    engines: Vec<Box<dyn Engine>>,
+    model: Model,
+    now: u64,
+    batch: Vec<StoreOp>,
+    logs: Vec<Remote>,
+    origins: u64,
+}
+
+/// Runs the acts. The first act is always that an owner takes over.
+pub(crate) fn drive(mut harnesses: Vec<&mut dyn Harness>, acts: &[Act], both: bool) {
+    let mut first = identity(1_000, if both { &[HERE, THERE] } else { &[HERE] });
+    first.limits.inbox_messages = 5;
+    first.limits.devices = 2;
+    let engines = harnesses.iter_mut().map(|harness| harness.create(first.clone()));
+    let engines = engines.collect();
+    let mut run = Run {
+        harnesses,
+        engines,
+        model: Model::new(first),
+        now: T0,
+        batch: vec![StoreOp::Bump { shard: S }],
+        logs: vec![Remote::new(THERE, 500, None, T0)],
+        origins: 0,
+    };
+    run.commit();
+    for act in acts {
+        run.act(act);
+    }
+    run.act(&Act::Restart);
+    run.act(&Act::Settle);
+    run.act(&Act::Look(3));
+}
+
+impl Run<'_> {
+    fn epoch(&self) -> Epoch {
+        // Operations behind a take-over in the same batch know its epoch.
+        let bumps = self.batch.iter().filter(|op| matches!(op, StoreOp::Bump { .. }));
+        Epoch(self.model.epoch.0 + bumps.count() as u64)
+    }
+
+    fn act(&mut self, act: &Act) {
+        let epoch = self.epoch();
+        let shard = S;
+        match act {
+            Act::Append(to, from, number, odd, age, known_only) => {
+                // Most ids are new; a few lie out of the window.
+                let age = if *age < 30 { 0 } else { u64::from(*age) - 30 };
+                let id = id((self.now - age * DAY_MS) / DAY_MS * DAY_MS, u64::from(*number));
+                let body = if *odd { "odd" } else { "even" };
+                self.batch.push(StoreOp::Append {
+                    shard,
+                    epoch,
+                    envelope: Box::new(envelope(pick(&USERS, *to), pick(&SENDERS, *from), id)),
+                    body: Bytes::from_static(body.as_bytes()),
+                    seen_ms: if *from > 250 { self.now + DAY_MS } else { 0 },
+                    known_only: *known_only,
+                });
+            }
+            Act::Cursor(of, with, origin, back) => {
+                let cursor = self.position(*origin, *back);
+                self.batch.push(StoreOp::Cursor {
+                    shard,
+                    epoch,
+                    user: user(pick(&USERS, *of)),
+                    device: device(pick(&DEVICES, *with)),
+                    cursor,
+                });
+            }
+            Act::Register(of, with, origin, back) => {
+                let claim = if *back % 2 == 0 {
+                    Vector::new()
+                } else {
+                    self.position(*origin, *back / 2)
+                };
+                self.batch.push(StoreOp::Register {
+                    shard,
+                    epoch,
+                    user: user(pick(&USERS, *of)),
+                    device: device(pick(&DEVICES, *with)),
+                    claim,
+                });
+            }
+            Act::Confirm => self.batch.push(StoreOp::Confirm { shard, epoch }),
+            Act::Trim => self.batch.push(StoreOp::Trim { shard, epoch }),
+            Act::Remove(of) => self.batch.push(StoreOp::Remove {
+                shard,
+                epoch,
+                user: user(pick(&USERS, *of)),
+            }),
+            Act::Bump => self.batch.push(StoreOp::Bump { shard }),
+            Act::DropDedup(back) => {
+                let day = (self.now / DAY_MS - u64::from(*back)) as u32;
+                self.batch.push(StoreOp::DropDedup { shard, epoch, day });
+            }
+            Act::Fenced(other) => self.batch.push(StoreOp::Confirm {
+                shard,
+                epoch: Epoch(epoch.0 + 1 + u64::from(*other)),
+            }),
+            Act::There(what) => self.there(what),
+            Act::Apply(repeat, count, gap, other) => self.apply(*repeat, *count, *gap, *other),
+            Act::ThereRestarts => {
+                let last = self.logs.last().expect("there is always one");
+                let previous = super::kit::at(last.origin.0, last.ops.len() as Seq);
+                // Origins are random: the order of their numbers says nothing.
+                let origin = 500 + (self.logs.len() as u64 * 7_919) % 997;
+                self.logs
+                    .push(Remote::new(THERE, origin, Some(previous), self.now));
+            }
+            Act::Wait(hours) => self.now += u64::from(*hours) * 60 * 60 * 1000 + 17,
+            Act::Commit => self.commit(),
+            Act::Idle => {
+                for engine in &mut self.engines {
+                    engine.idle().unwrap();
+                }
+            }
+            Act::Settle => self.settle(),
+            Act::Restart => self.restart(),
+            Act::Look(page) => {
+                self.commit();
+                self.look(usize::from(*page));
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        let ops = std::mem::take(&mut self.batch);
+        self.now += 3;
+        let mut results = Vec::new();
+        for engine in &mut self.engines {
+            results.push(engine.commit(ops.clone(), self.now).unwrap());
+        }
+        for result in &results[1..] {
+            assert_eq!(*result, results[0], "the engines differ");
+        }
+        let committed = &results[0];
+        assert_eq!(committed.outcomes.len(), ops.len());
+        let mut logged = committed.logged.iter();
+        for (op, outcome) in ops.iter().zip(&committed.outcomes) {
+            self.model.step(op, self.now, outcome, &mut logged);
+        }
+        assert_eq!(logged.next(), None, "more was logged than was asked for");
+    }
+
+    fn settle(&mut self) {
+        self.commit();
+        let (shard, epoch) = (S, self.epoch());
+        self.batch.push(StoreOp::Trim { shard, epoch });
+        for name in USERS {
+            let user = user(name);
+            self.batch.push(StoreOp::Remove { shard, epoch, user });
+        }
+        self.commit();
+        for name in USERS {
+            let user = user(name);
+            let inbox = self.inbox(&user, 100);
+            self.model.check_inbox(&user, &inbox);
+            self.model.check_settled(&user, &inbox);
+        }
+        let ReadReply::Shard(row) = self.read(&Read::Shard(S)) else {
+            panic!("not a shard");
+        };
+        for (origin, log) in &row.logs {
+            // A stable vector may name what is not here yet.
+            let stable = self.model.stable(*origin).min(log.seq);
+            assert!(
+                log.floor >= stable,
+                "stable to {stable}, trimmed to {}",
+                log.floor
+            );
+        }
+    }
+
+    fn restart(&mut self) {
+        self.commit();
+        self.origins += 1;
+        let origin = Origin((self.origins * 104_729) % 10_007 + 2_000);
+        let identity = StoreIdentity {
+            origin,
+            ..self.model.identity.clone()
+        };
+        self.model.identity = identity.clone();
+        let old = std::mem::take(&mut self.engines);
+        for (harness, engine) in self.harnesses.iter_mut().zip(old) {
+            self.engines.push(harness.reopen(engine, identity.clone()));
+        }
+        self.batch.push(StoreOp::Bump { shard: S });
+        self.commit();
+        self.look(4);
+    }
+
+    fn look(&mut self, page: usize) {
+        let ReadReply::Shard(row) = self.read(&Read::Shard(S)) else {
+            panic!("not a shard");
+        };
+        assert_eq!(row.applied(), self.model.applied());
+        assert_eq!(row.epoch, self.model.epoch);
+        for name in USERS {
+            let user = user(name);
+            self.read(&Read::User(S, user.clone()));
+            let inbox = self.inbox(&user, page);
+            self.model.check_inbox(&user, &inbox);
+        }
+        for (origin, log) in &row.logs {
+            self.check_log(*origin, log.floor, page);
+        }
+    }
+
+    fn check_log(&mut self, origin: Origin, floor: Seq, page: usize) {
+        let log = self.model.logs[&origin].clone();
+        assert!(floor <= log.was_stable, "trimmed above stable (R9)");
+        if floor > 0 {
+            let read = log_read(origin, floor - 1, page);
+            assert_eq!(self.read(&read), ReadReply::Log(LogPage::Trimmed { floor }));
+        }
+        let (mut after, mut hash) = (floor, None);
+        loop {
+            let ReadReply::Log(LogPage::Run { before, entries, end }) =
+                self.read(&log_read(origin, after, page))
+            else {
+                panic!("trimmed above its floor");
+            };
+            assert!(hash.is_none_or(|hash| hash == before));
+            let mut running = before;
+            for entry in entries {
+                after += 1;
+                running = entry.op.running_hash(running);
+                assert_eq!((entry.seq, entry.hash), (after, running));
+                assert_eq!(entry.op, log.ops[after as usize - 1]);
+            }
+            hash = Some(running);
+            if end {
+                break;
+            }
+        }
+        assert_eq!(after, log.ops.len() as Seq);
+    }
+
+    fn inbox(&mut self, user: &UserId, page: usize) -> Vec<InboxEntry> {
+        let mut after = Vector::new();
+        let mut out = Vec::new();
+        loop {
+            let read = Read::Inbox {
+                shard: S,
+                user: user.clone(),
+                after: after.clone(),
+                max_items: page,
+                max_bytes: 300 * page,
+            };
+            let ReadReply::Inbox(page) = self.read(&read) else {
+                panic!("not an inbox");
+            };
+            for entry in page.entries {
+                after.raise(entry.at.origin, entry.at.seq);
+                out.push(entry);
+            }
+            if page.end {
+                return out;
+            }
+        }
+    }
+
+    /// The same from every engine.
+    fn read(&mut self, read: &Read) -> ReadReply {
+        let mut replies = self.engines.iter_mut().map(|engine| engine.read(read).unwrap());
+        let first = replies.next().expect("an engine");
+        for reply in replies {
+            assert_eq!(reply, first, "the engines differ: {read:?}");
+        }
+        first
+    }
+
+    fn there(&mut self, what: &There) {
+        let now = self.now;
+        let known = self.model.applied();
+        let log = self.logs.last_mut().expect("there is always one");
+        let change = |of: &u8, with: &u8, change| Op::Device {
+            user: user(pick(&USERS, *of)),
+            device: device(pick(&DEVICES, *with)),
+            change,
+        };
+        let op = match what {
+            There::Append(to, from, number, odd) => {
+                let id = id(now / DAY_MS * DAY_MS, u64::from(*number));
+                let body = if *odd { "odd" } else { "even" };
+                let envelope = envelope(pick(&USERS, *to), pick(&SENDERS, *from), id);
+                Op::Append(envelope, Bytes::from_static(body.as_bytes()))
+            }
+            There::Cursor(of, with, origin, back) => {
+                // A cursor there may cover what is not here yet.
+                let mut origins: Vec<(u64, Seq)> = known.iter().map(|(o, seq)| (o.0, seq)).collect();
+                origins.push((log.origin.0, log.ops.len() as Seq));
+                let (origin, seq) = origins[usize::from(*origin) % origins.len()];
+                Op::Cursor {
+                    user: user(pick(&USERS, *of)),
+                    device: device(pick(&DEVICES, *with)),
+                    cursor: vector(&[(origin, seq.saturating_sub(u64::from(*back)).max(1))]),
+                }
+            }
+            There::Register(of, with) => {
+                let cursor = Vector::new();
+                change(of, with, DeviceChange::Register { epoch: 1, cursor })
+            }
+            There::Expire(of, with) => change(of, with, DeviceChange::Expire { epoch: 1 }),
+            There::Veto(of, with) => change(of, with, DeviceChange::Veto { epoch: 1 }),
+            There::Confirm(back) => {
+                let back = u64::from(*back);
+                let mut applied: Vector = known
+                    .iter()
+                    .map(|(origin, seq)| (origin, seq.saturating_sub(back)))
+                    .collect();
+                applied.raise(log.origin, log.ops.len() as Seq);
+                Op::Confirm {
+                    holder: log.region.clone(),
+                    applied,
+                    needed: Vec::new(),
+                }
+            }
+        };
+        log.push(now, &op);
+    }
+
+    fn apply(&mut self, repeat: u8, count: u8, gap: bool, other: bool) {
+        let applied = self.model.applied();
+        let behind = |log: &&Remote| applied.of(log.origin) < log.ops.len() as Seq;
+        let log = self.logs.iter().find(behind).or(self.logs.last());
+        let mut log = log.expect("there is always one").clone();
+        let have = applied.of(log.origin);
+        let last = log.ops.len() as Seq;
+        let first = if gap {
+            have + 2
+        } else {
+            (have + 1).saturating_sub(u64::from(repeat)).max(1)
+        };
+        let first = first.min(last);
+        let to = (first + u64::from(repeat) + u64::from(count)).min(last);
+        if other && first > 1 {
+            // Another history before the run.
+            log.ops.swap(0, first as usize - 2);
+        }
+        self.batch.push(log.run(self.epoch(), first, to));
+    }
+
+    /// A position in one of the logs that are here, or behind their end.
+    fn position(&self, origin: u8, back: u8) -> Vector {
+        let applied: Vec<(Origin, Seq)> = self.model.applied().iter().collect();
+        let Some((origin, seq)) = applied.get(usize::from(origin) % applied.len().max(1)) else {
+            return Vector::new();
+        };
+        let seq = match back {
+            3 => seq + 5,
+            back => seq.saturating_sub(u64::from(back)).max(1),
+        };
+        vector(&[(origin.0, seq)])
+    }
+}
+
+fn log_read(origin: Origin, after: Seq, page: usize) -> Read {
+    Read::Log {
+        shard: S,
+        origin,
+        after,
+        max_items: page,
+        max_bytes: 300 * page,
+    }
+}
+
+fn pick<'a>(names: &[&'a str], number: u8) -> &'a str {
+    names[usize::from(number) % names.len()]
+}

@@ -1,0 +1,496 @@
+//! Write-behind: what changed since the last checkpoint goes to the tables in slices, then memory is given back.
+//!
+//! ```text
+//! begin at commit C --> slices: dirty users, dedup records, logs, shard rows --> flush --> meta: covered = C --> flush
+//!   --> journal segments through C are deleted --> memory is given back down to its limit
+//! ```
+//!
+//! Commits go on between slices. A row is written as it is at that moment, with the number of the last commit that it
+//! includes; what changes later is dirty again for the next checkpoint. Nothing that a checkpoint wrote counts before
+//! `covered` says so (see [`replay`](super::replay)), so slices need no order among each other, with one exception: a
+//! log entry of a message only names its inbox entry, so logs are written up to where they stood when the checkpoint
+//! began, after the messages of all dirty users of the shard.
+//!
+//! Only what is live is written: rows and items that came and went between two checkpoints never reach the tables. Of
+//! what was written and then removed, the extents of a series say where to look for keys to delete.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::record::{Extent, Meta, StoredDedup, StoredShard, StoredUser};
+use super::tables::{Change, Table, Tables};
+use super::view::{Marks, Recent, View};
+use crate::core::ids::{Origin, Seq, ShardId, UserId};
+use crate::core::op::kind;
+use crate::core::state::{DEDUP_WEIGHT, Decision, DedupKey, Series, ShardState, USER_WEIGHT};
+use crate::store::engine::StoreError;
+use crate::store::keys::{self, LogValue};
+
+/// Dropped days that a shard remembers, so that old records of them stay dropped until their table is: far more than
+/// the days whose tables can exist.
+const DROPPED_DAYS: usize = 60;
+/// What a change costs of a slice's budget beside its bytes.
+const CHANGE_COST: usize = 64;
+/// Part of the memory limit that dedup records may keep after a checkpoint: the rest is for messages.
+const DEDUP_SHARE: usize = 4;
+
+/// What changed since the last checkpoint began.
+#[derive(Debug, Default)]
+pub(super) struct Dirty {
+    pub(super) shards: BTreeMap<ShardId, DirtyShard>,
+}
+
+/// What changed in a shard. Its row always did.
+#[derive(Debug, Default)]
+pub(super) struct DirtyShard {
+    users: BTreeSet<UserId>,
+    dedup: Vec<DedupKey>,
+    /// When the checkpoint began, the logs went to here.
+    logs: BTreeMap<Origin, Seq>,
+}
+
+/// A checkpoint under way.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    /// Covers the commits through this one.
+    pub(super) covered: u64,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Writing(Dirty),
+    Flushing,
+    /// The word that it is complete is being flushed.
+    Sealing,
+    Evicting {
+        next: ShardId,
+    },
+}
+
+/// What a step of a checkpoint came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// There is more to write.
+    More,
+    /// The tables are flushing.
+    Waiting,
+    /// Commits through this one are covered, durably: the journal may drop them.
+    Covered(u64),
+    /// Over.
+    Done,
+}
+
+/// What a checkpoint may do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget {
+    /// Bytes that one slice writes, roughly.
+    pub(super) slice: usize,
+    /// Bytes in memory after it.
+    pub(super) memory: usize,
+    /// Wait for flushes.
+    pub(super) wait: bool,
+}
+
+impl<T: Tables> View<T> {
+    /// Notes what applied decisions touched.
+    pub(super) fn absorb(&mut self, decisions: &[Decision]) {
+        let shards = &mut self.dirty.shards;
+        for decision in decisions {
+            let id = decision.shard();
+            shards.entry(id).or_default();
+            if let Decision::DedupDropped { day, .. } = decision {
+                let marks = self.marks.entry(id).or_default();
+                marks.revived.remove(day);
+                marks.dropped.insert(*day, self.last);
+                while marks.dropped.len() > DROPPED_DAYS {
+                    marks.dropped.pop_first();
+                }
+            }
+        }
+        let ledger = &mut self.state.ledger;
+        for (id, user) in ledger.users.drain(..) {
+            shards.entry(id).or_default().users.insert(user);
+        }
+        for (id, key) in ledger.dedup.drain(..) {
+            let bucket = key.id.unix_ms().unwrap_or(0) / Recent::BUCKET_MS;
+            *self.dedup.counts.entry(bucket).or_default() += 1;
+            shards.entry(id).or_default().dedup.push(key);
+        }
+    }
+
+    /// Begins to give memory back that needs no writing, unless a checkpoint is under way.
+    pub(super) fn begin_evicting(&mut self) {
+        if self.checkpoint.is_none() {
+            self.checkpoint = Some(Checkpoint {
+                covered: self.last,
+                phase: Phase::Evicting { next: ShardId(0) },
+            });
+        }
+    }
+
+    /// Begins a checkpoint of everything through the last commit, unless one is under way.
+    pub(super) fn begin_checkpoint(&mut self) {
+        if self.checkpoint.is_some() {
+            return;
+        }
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for (id, shard) in &mut dirty.shards {
+            if let Some(state) = self.state.shards.get(id) {
+                let logs = state.row.logs.iter();
+                shard.logs = logs.map(|(origin, log)| (*origin, log.seq)).collect();
+            }
+        }
+        self.checkpoint = Some(Checkpoint {
+            covered: self.last,
+            phase: Phase::Writing(dirty),
+        });
+    }
+
+    /// Goes on with the checkpoint under way; `meta` is what to say when it is complete.
+    pub(super) fn step_checkpoint(
+        &mut self,
+        budget: Budget,
+        meta: impl FnOnce(u64, u64) -> Meta,
+    ) -> Result<Step, StoreError> {
+        let Some(Checkpoint { covered, phase }) = self.checkpoint.take() else {
+            return Ok(Step::Done);
+        };
+        let (phase, step) = match phase {
+            Phase::Writing(mut dirty) => {
+                if self.write_slice(&mut dirty, budget.slice)? {
+                    (Phase::Writing(dirty), Step::More)
+                } else {
+                    self.tables.begin_flush()?;
+                    (Phase::Flushing, Step::Waiting)
+                }
+            }
+            Phase::Flushing if self.tables.flushed(budget.wait)? => {
+                let value = meta(covered, self.dedup.newest_ms).encode();
+                let mut batch = vec![Change {
+                    table: Table::Meta,
+                    key: keys::meta(),
+                    value: Some(value),
+                }];
+                self.tables.write(&mut batch)?;
+                self.tables.begin_flush()?;
+                (Phase::Sealing, Step::Waiting)
+            }
+            Phase::Flushing => (Phase::Flushing, Step::Waiting),
+            Phase::Sealing if self.tables.flushed(budget.wait)? => {
+                self.drop_days()?;
+                self.forget_dedup(budget.memory / DEDUP_SHARE);
+                (Phase::Evicting { next: ShardId(0) }, Step::Covered(covered))
+            }
+            Phase::Sealing => (Phase::Sealing, Step::Waiting),
+            Phase::Evicting { next } => match self.evict_slice(next, budget) {
+                Some(next) => (Phase::Evicting { next }, Step::More),
+                None => return Ok(Step::Done),
+            },
+        };
+        self.checkpoint = Some(Checkpoint { covered, phase });
+        Ok(step)
+    }
+
+    /// Writes about `budget` bytes; says whether anything is left.
+    fn write_slice(&mut self, dirty: &mut Dirty, budget: usize) -> Result<bool, StoreError> {
+        let mut slice = Slice {
+            batch: Vec::new(),
+            left: budget.max(1),
+        };
+        while let Some(mut entry) = dirty.shards.first_entry() {
+            let id = *entry.key();
+            self.write_shard(id, entry.get_mut(), &mut slice)?;
+            if slice.left == 0 {
+                break;
+            }
+            entry.remove();
+        }
+        self.tables.write(&mut slice.batch)?;
+        Ok(!dirty.shards.is_empty())
+    }
+
+    /// Writes what is dirty of a shard, as far as the slice goes: it is done when the slice has something left.
+    fn write_shard(
+        &mut self,
+        id: ShardId,
+        dirty: &mut DirtyShard,
+        slice: &mut Slice,
+    ) -> Result<(), StoreError> {
+        while let Some(user) = dirty.users.first() {
+            self.write_user(id, user, slice)?;
+            if slice.left == 0 {
+                return Ok(());
+            }
+            dirty.users.pop_first();
+        }
+        let shard = self.state.shards.entry(id).or_default();
+        let marks = self.marks.entry(id).or_default();
+        while let Some(key) = dirty.dedup.last() {
+            if let Some(row) = shard.dedup.get(key) {
+                if marks.dropped.contains_key(&key.day()) {
+                    marks.revived.insert(key.day());
+                }
+                let stored = StoredDedup {
+                    as_of: self.last,
+                    row: row.clone(),
+                };
+                self.dedup.newest_ms = self.dedup.newest_ms.max(key.id.unix_ms().unwrap_or(0));
+                slice.put(
+                    Table::Dedup(key.day()),
+                    keys::dedup(id, key),
+                    keys::encode(&stored),
+                );
+            }
+            dirty.dedup.pop();
+            if slice.left == 0 {
+                return Ok(());
+            }
+        }
+        self.write_head(id, &dirty.logs, slice)
+    }
+
+    /// Messages, deletions, then the row.
+    fn write_user(&mut self, id: ShardId, user: &UserId, slice: &mut Slice) -> Result<(), StoreError> {
+        let marks = self.marks.entry(id).or_default();
+        let Some(known) = self.state.shards.get(&id).and_then(|shard| shard.users.get(user)) else {
+            return Ok(());
+        };
+        let mut extents = marks.users.remove(user).unwrap_or_default();
+        for (origin, series) in &known.inbox {
+            slice.put_items(
+                Table::Inbox,
+                extents.entry(*origin).or_default(),
+                series,
+                Seq::MAX,
+                |seq, op| (keys::inbox(id, user, *origin, seq), keys::encode_inbox(op)),
+            );
+        }
+        for (origin, extent) in &mut extents {
+            let key = |seq| keys::inbox(id, user, *origin, seq);
+            slice.delete(
+                &self.tables,
+                Table::Inbox,
+                extent,
+                known.row.trimmed.of(*origin),
+                key,
+            )?;
+        }
+        extents.retain(|_, extent| extent.lo < extent.hi);
+        let stored = StoredUser {
+            as_of: self.last,
+            inbox: extents,
+            row: known.row.clone(),
+        };
+        if slice.left > 0 {
+            slice.put(Table::Users, keys::user(id, user), keys::encode(&stored));
+            slice.left = slice.left.max(1);
+        }
+        if !stored.inbox.is_empty() {
+            marks.users.insert(user.clone(), stored.inbox);
+        }
+        Ok(())
+    }
+
+    /// Log entries, deletions, then the row.
+    fn write_head(
+        &mut self,
+        id: ShardId,
+        logs: &BTreeMap<Origin, Seq>,
+        slice: &mut Slice,
+    ) -> Result<(), StoreError> {
+        let shard = self.state.shards.entry(id).or_default();
+        let marks = self.marks.entry(id).or_default();
+        for (origin, to) in logs {
+            let Some(series) = shard.logs.get(origin) else {
+                continue;
+            };
+            let extent = marks.logs.entry(*origin).or_default();
+            slice.put_items(Table::Log, extent, series, *to, |seq, (hash, op)| {
+                let value = match op.kind() {
+                    kind::APPEND => op.envelope().map(|envelope| LogValue::Inbox(envelope.to)).ok(),
+                    _ => None,
+                };
+                let value = value.unwrap_or_else(|| LogValue::Inline(op.clone()));
+                (keys::log(id, *origin, seq), keys::encode_log(*hash, &value))
+            });
+        }
+        for (origin, extent) in &mut marks.logs {
+            let floor = shard.row.logs.get(origin).map_or(0, |log| log.floor);
+            let key = |seq| keys::log(id, *origin, seq);
+            slice.delete(&self.tables, Table::Log, extent, floor, key)?;
+        }
+        marks.logs.retain(|_, extent| extent.lo < extent.hi);
+        if slice.left > 0 {
+            let stored = StoredShard {
+                as_of: self.last,
+                logs: marks.logs.clone(),
+                dropped: marks.dropped.clone(),
+                revived: marks.revived.clone(),
+                row: shard.row.clone(),
+            };
+            slice.put(Table::Shards, keys::shard(id), keys::encode(&stored));
+            slice.left = slice.left.max(1);
+        }
+        Ok(())
+    }
+
+    /// Drops the tables of dedup days that every shard dropped, unless a newer record of such a day is still to come.
+    fn drop_days(&mut self) -> Result<(), StoreError> {
+        for day in self.tables.dedup_days() {
+            let gone = self.state.shards.iter().all(|(id, shard)| {
+                self.marks.get(id).is_some_and(|marks| marks.dropped_all(day))
+                    && !shard.dedup.keys().any(|key| key.day() == day)
+            });
+            if gone {
+                self.tables.drop_dedup(day)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the time from which all dedup records are in memory, so that what stays weighs at most `limit`.
+    fn forget_dedup(&mut self, limit: usize) {
+        let mut weight = 0;
+        let mut from = self.dedup.from_ms / Recent::BUCKET_MS;
+        for (bucket, count) in self.dedup.counts.iter().rev() {
+            weight += count * DEDUP_WEIGHT;
+            if weight > limit {
+                from = from.max(bucket + 1);
+                break;
+            }
+        }
+        self.dedup.from_ms = self.dedup.from_ms.max(from * Recent::BUCKET_MS);
+        self.dedup.counts = self.dedup.counts.split_off(&from);
+    }
+
+    /// Gives memory back, some shards at a time; says where to go on.
+    fn evict_slice(&mut self, next: ShardId, budget: Budget) -> Option<ShardId> {
+        let mut work = 0;
+        let ids: Vec<ShardId> = self.state.shards.range(next..).map(|(id, _)| *id).collect();
+        for id in ids {
+            // A thousand rows looked at cost about what writing one of a slice's kilobytes does.
+            if work > budget.slice / CHANGE_COST {
+                return Some(id);
+            }
+            let shard = self.state.shards.entry(id).or_default();
+            let marks = self.marks.entry(id).or_default();
+            let dirty = self.dirty.shards.get(&id);
+            work += shard.dedup.len() + shard.users.len();
+            let mut freed = forget_dedup(shard, dirty, self.dedup.from_ms);
+            if self.state.ledger.resident > budget.memory {
+                freed += evict(shard, marks, dirty);
+            }
+            self.state.ledger.drop(freed);
+        }
+        None
+    }
+}
+
+/// Drops dedup records that are in the tables and older than those that memory keeps.
+fn forget_dedup(shard: &mut ShardState, dirty: Option<&DirtyShard>, from_ms: u64) -> usize {
+    let old = |key: &DedupKey| key.id.unix_ms().unwrap_or(0) < from_ms;
+    if !shard.dedup.first_key_value().is_some_and(|(key, _)| old(key)) {
+        return 0;
+    }
+    let fresh = dirty.map(|dirty| dirty.dedup.iter().filter(|key| old(key)));
+    let fresh: BTreeSet<&DedupKey> = fresh.into_iter().flatten().collect();
+    let before = shard.dedup.len();
+    shard.dedup.retain(|key, _| !old(key) || fresh.contains(key));
+    (before - shard.dedup.len()) * DEDUP_WEIGHT
+}
+
+/// Leaves to the tables what they have: items of logs and inboxes, and users that did not change since.
+fn evict(shard: &mut ShardState, marks: &mut Marks, dirty: Option<&DirtyShard>) -> usize {
+    let mut freed = 0;
+    for (origin, series) in &mut shard.logs {
+        if let Some(extent) = marks.logs.get(origin) {
+            freed += series.leave_behind(extent.hi);
+        }
+    }
+    shard.users.retain(|user, known| {
+        if let Some(extents) = marks.users.get(user) {
+            for (origin, series) in &mut known.inbox {
+                if let Some(extent) = extents.get(origin) {
+                    freed += series.leave_behind(extent.hi);
+                }
+            }
+        }
+        let stays = dirty.is_some_and(|dirty| dirty.users.contains(user))
+            || known.inbox.values().any(|series| !series.tail.is_empty());
+        if !stays {
+            marks.users.remove(user);
+            freed += USER_WEIGHT;
+        }
+        stays
+    });
+    freed
+}
+
+/// A batch for the tables and what may still go into it; 0 left means stop.
+struct Slice {
+    batch: Vec<Change>,
+    left: usize,
+}
+
+impl Slice {
+    fn put(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
+        self.left = self.left.saturating_sub(key.len() + value.len() + CHANGE_COST);
+        self.batch.push(Change {
+            table,
+            key,
+            value: Some(value),
+        });
+    }
+
+    /// Puts the items of a series that are above its extent and at or below `to`.
+    fn put_items<I>(
+        &mut self,
+        table: Table,
+        extent: &mut Extent,
+        series: &Series<I>,
+        to: Seq,
+        row: impl Fn(Seq, &I) -> (Vec<u8>, Vec<u8>),
+    ) {
+        let from = series.tail.partition_point(|(seq, _)| *seq <= extent.hi);
+        for (seq, item) in series.tail.range(from..) {
+            if self.left == 0 || *seq > to {
+                return;
+            }
+            let (key, value) = row(*seq, item);
+            self.put(table, key, value);
+            if extent.lo >= extent.hi {
+                extent.lo = seq - 1;
+            }
+            extent.hi = *seq;
+        }
+    }
+
+    /// Deletes what the tables have of a series at or below `to`.
+    fn delete(
+        &mut self,
+        tables: &impl Tables,
+        table: Table,
+        extent: &mut Extent,
+        to: Seq,
+        key: impl Fn(Seq) -> Vec<u8>,
+    ) -> Result<(), StoreError> {
+        if to <= extent.lo || self.left == 0 {
+            return Ok(());
+        }
+        let mut at = to;
+        tables.range(table, &key(extent.lo + 1), &key(to), &mut |key, _| {
+            self.left = self.left.saturating_sub(key.len() + CHANGE_COST);
+            self.batch.push(Change {
+                table,
+                key: key.to_vec(),
+                value: None,
+            });
+            if self.left == 0 {
+                at = keys::seq_of(key).map_err(|e| super::view::damaged(&e))?;
+            }
+            Ok(self.left > 0)
+        })?;
+        extent.lo = at;
+        Ok(())
+    }
+}

@@ -1,0 +1,317 @@
+//! The embedded engine on a folder: journal files and fjall tables.
+//!
+//! ```text
+//! <folder>/store/journal/   segments of the journal
+//! <folder>/store/tables/    fjall
+//! ```
+//!
+//! A store is built under `store.new` and renamed when it is whole, so a folder holds a store or none.
+//!
+//! Of fjall only what was flushed to its tables counts: its own journal is not relied on, and kept small. One thread
+//! writes plain batches; flushing and compaction run on fjall's worker.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::tables::{Change, Table, Tables, Visit};
+use super::{EmbeddedEngine, OpenReport, Options};
+use crate::core::state::StoreIdentity;
+use crate::store::disk::{Locked, RealDisk};
+use crate::store::engine::StoreError;
+use crate::store::opening::OpenError;
+
+/// The least that fjall allows for its own journal, in bytes: we do not rely on it.
+const FJALL_JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
+/// A table's part in memory before fjall flushes it by itself, in bytes. Four of them waiting stall a write.
+const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
+/// Flushing and compaction: commits must not wait for them, nor should they take more than a core.
+const WORKERS: usize = 1;
+/// How often to look whether a flush that is waited for is over.
+const FLUSH_POLL: Duration = Duration::from_millis(1);
+/// Names of the keyspaces that hold a day of dedup records begin with this.
+const DEDUP_PREFIX: &str = "dedup-";
+
+/// The engine that a region with one core node runs.
+pub type FolderEngine = EmbeddedEngine<RealDisk, FjallTables>;
+
+/// Creates a store in a folder, which must hold none. `identity` carries its first origin.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn create(folder: &Path, identity: StoreIdentity, options: Options) -> Result<FolderEngine, OpenError> {
+    let place = Place::of(folder);
+    let store = &place.store;
+    if store.try_exists().map_err(|e| place.io(&e))? {
+        return Err(OpenError::Exists {
+            location: place.text(),
+        });
+    }
+    let building = folder.join("store.new");
+    match std::fs::remove_dir_all(&building) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(place.io(&e)),
+        _ => {}
+    }
+    let disk = RealDisk::create(building.join("journal")).map_err(|e| place.disk(&e))?;
+    let tables = FjallTables::open(&building.join("tables"), &options).map_err(|e| place.fjall(&e))?;
+    drop(EmbeddedEngine::create(
+        disk,
+        tables,
+        identity.clone(),
+        options.clone(),
+    )?);
+    std::fs::rename(&building, store).map_err(|e| place.io(&e))?;
+    sync_folder(folder).map_err(|e| place.io(&e))?;
+    Ok(open(folder, identity, options)?.0)
+}
+
+/// Opens the store in a folder. `identity` carries a new origin (R1).
+///
+/// # Errors
+/// [`OpenError`]; without a store there it is [`OpenError::Missing`].
+pub fn open(
+    folder: &Path,
+    identity: StoreIdentity,
+    options: Options,
+) -> Result<(FolderEngine, OpenReport), OpenError> {
+    let place = Place::of(folder);
+    if !exists(folder).map_err(|e| place.io(&e))? {
+        return Err(OpenError::Missing {
+            location: place.text(),
+        });
+    }
+    let disk = RealDisk::open(place.store.join("journal")).map_err(|e| place.disk(&e))?;
+    let tables = place.store.join("tables");
+    if !tables.try_exists().map_err(|e| place.io(&e))? {
+        let reason = "it has a journal and no tables: restore both from the same moment".to_owned();
+        return Err(OpenError::Corrupt {
+            location: place.text(),
+            reason,
+        });
+    }
+    let tables = FjallTables::open(&tables, &options).map_err(|e| place.fjall(&e))?;
+    EmbeddedEngine::open(disk, tables, identity, options)
+}
+
+/// Whether a folder holds a store.
+///
+/// # Errors
+/// Those of the file system.
+pub fn exists(folder: &Path) -> io::Result<bool> {
+    folder.join("store").try_exists()
+}
+
+struct Place {
+    folder: PathBuf,
+    store: PathBuf,
+}
+
+impl Place {
+    fn of(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            store: folder.join("store"),
+        }
+    }
+
+    fn text(&self) -> String {
+        self.folder.display().to_string()
+    }
+
+    fn io(&self, error: &io::Error) -> OpenError {
+        OpenError::Io {
+            location: self.text(),
+            reason: error.to_string(),
+        }
+    }
+
+    fn disk(&self, error: &io::Error) -> OpenError {
+        let (location, reason) = (self.text(), error.to_string());
+        let locked = error.get_ref().is_some_and(|inner| inner.is::<Locked>());
+        match error.kind() {
+            _ if locked => OpenError::Locked { location, reason },
+            io::ErrorKind::NotFound => OpenError::Corrupt {
+                location,
+                reason: format!(
+                    "it has no journal ({reason}): restore journal and tables from the same moment"
+                ),
+            },
+            _ => OpenError::Io { location, reason },
+        }
+    }
+
+    fn fjall(&self, error: &fjall::Error) -> OpenError {
+        let (location, reason) = (self.text(), format!("tables: {error}"));
+        match error {
+            fjall::Error::Locked => OpenError::Locked { location, reason },
+            fjall::Error::Io(_) => OpenError::Io { location, reason },
+            _ => OpenError::Corrupt {
+                location,
+                reason: format!("{reason}; restore journal and tables from the same moment"),
+            },
+        }
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
+}
+
+/// Tables in fjall keyspaces: one for each kind, and one for each day of dedup.
+pub struct FjallTables {
+    location: String,
+    db: Database,
+    meta: Keyspace,
+    shards: Keyspace,
+    users: Keyspace,
+    log: Keyspace,
+    inbox: Keyspace,
+    dedup: BTreeMap<u32, Keyspace>,
+}
+
+impl FjallTables {
+    /// Opens them, creating what is missing.
+    fn open(folder: &Path, options: &Options) -> fjall::Result<Self> {
+        let db = Database::builder(folder)
+            .cache_size(options.cache_bytes)
+            .max_journaling_size(FJALL_JOURNAL_BYTES)
+            .manual_journal_persist(true)
+            .worker_threads(WORKERS)
+            .open()?;
+        let mut dedup = BTreeMap::new();
+        for name in db.list_keyspace_names() {
+            if let Some(day) = name.strip_prefix(DEDUP_PREFIX).and_then(|day| day.parse().ok()) {
+                dedup.insert(day, db.keyspace(&name, keyspace_options)?);
+            }
+        }
+        Ok(Self {
+            location: folder.display().to_string(),
+            meta: db.keyspace("meta", keyspace_options)?,
+            shards: db.keyspace("shards", keyspace_options)?,
+            users: db.keyspace("users", keyspace_options)?,
+            log: db.keyspace("log", keyspace_options)?,
+            inbox: db.keyspace("inbox", keyspace_options)?,
+            dedup,
+            db,
+        })
+    }
+
+    /// `None` for a day without records.
+    fn keyspace(&self, table: Table) -> Option<&Keyspace> {
+        Some(match table {
+            Table::Meta => &self.meta,
+            Table::Shards => &self.shards,
+            Table::Users => &self.users,
+            Table::Log => &self.log,
+            Table::Inbox => &self.inbox,
+            Table::Dedup(day) => return self.dedup.get(&day),
+        })
+    }
+
+    fn keyspaces(&self) -> impl Iterator<Item = &Keyspace> {
+        let fixed = [&self.meta, &self.shards, &self.users, &self.log, &self.inbox];
+        fixed.into_iter().chain(self.dedup.values())
+    }
+
+    fn error(&self, error: &fjall::Error) -> StoreError {
+        let text = format!("tables in {}: {error}", self.location);
+        match error {
+            fjall::Error::Storage(fjall::LsmError::Io(_)) => StoreError::Fatal(text),
+            fjall::Error::Storage(_) => {
+                StoreError::Corrupt(format!("{text}; restore journal and tables from the same moment"))
+            }
+            _ => StoreError::Fatal(text),
+        }
+    }
+}
+
+fn keyspace_options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
+}
+
+impl Tables for FjallTables {
+    fn location(&self) -> String {
+        self.location.clone()
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let Some(keyspace) = self.keyspace(table) else {
+            return Ok(None);
+        };
+        let value = keyspace.get(key).map_err(|e| self.error(&e))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn range(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let Some(keyspace) = self.keyspace(table) else {
+            return Ok(());
+        };
+        for item in keyspace.range(from..=to) {
+            let (key, value) = item.into_inner().map_err(|e| self.error(&e))?;
+            if !visit(&key, Bytes::copy_from_slice(&value))? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &mut Vec<Change>) -> Result<(), StoreError> {
+        let mut writes = self.db.batch();
+        for Change { table, key, value } in batch.drain(..) {
+            let keyspace = match table {
+                Table::Dedup(day) if !self.dedup.contains_key(&day) => {
+                    let name = format!("{DEDUP_PREFIX}{day}");
+                    let made = self.db.keyspace(&name, keyspace_options);
+                    let made = made.map_err(|e| self.error(&e))?;
+                    self.dedup.entry(day).or_insert(made)
+                }
+                table => match self.keyspace(table) {
+                    Some(keyspace) => keyspace,
+                    None => continue, // only a day of dedup, made above
+                },
+            };
+            match value {
+                Some(value) => writes.insert(keyspace, key, value),
+                None => writes.remove(keyspace, key),
+            }
+        }
+        writes.commit().map_err(|e| self.error(&e))
+    }
+
+    fn dedup_days(&self) -> Vec<u32> {
+        self.dedup.keys().copied().collect()
+    }
+
+    fn drop_dedup(&mut self, day: u32) -> Result<(), StoreError> {
+        match self.dedup.remove(&day) {
+            Some(keyspace) => self.db.delete_keyspace(keyspace).map_err(|e| self.error(&e)),
+            None => Ok(()),
+        }
+    }
+
+    fn begin_flush(&mut self) -> Result<(), StoreError> {
+        for keyspace in self.keyspaces() {
+            keyspace.rotate_memtable().map_err(|e| self.error(&e))?;
+        }
+        Ok(())
+    }
+
+    fn flushed(&mut self, wait: bool) -> Result<bool, StoreError> {
+        loop {
+            // The only way to learn that a flush failed, after which none ends.
+            let sound = self.db.persist(PersistMode::Buffer);
+            sound.map_err(|e| self.error(&e))?;
+            let over = self
+                .keyspaces()
+                .all(|keyspace| keyspace.sealed_memtable_count() == 0);
+            if over || !wait {
+                return Ok(over);
+            }
+            std::thread::sleep(FLUSH_POLL);
+        }
+    }
+}

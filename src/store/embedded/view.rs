@@ -1,0 +1,473 @@
+//! The state in memory over the tables: loading what commits need, and reading.
+//!
+//! In memory are all shard rows, the users and dedup records that were used lately, and of each log and inbox the newer
+//! items. Older items lie behind, in the tables ([`Series::behind`](crate::core::state::Series)); a commit that needs
+//! some of them gets a page, dropped after it. Of dedup, every record with an id time from `dedup_from_ms` on is in
+//! memory, so an id that is new needs no look into the tables.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+
+use super::checkpoint::{Checkpoint, Dirty};
+use super::record::{Extents, StoredDedup, StoredShard, StoredUser};
+use super::tables::{Table, Tables};
+use crate::core::commit::{CONSUME_STEP, Need, StoreOp, TRIM_STEP, needs, needs_more};
+use crate::core::ids::{Origin, Seq, ShardId, UserId};
+use crate::core::op::LoggedOp;
+use crate::core::state::{
+    DEDUP_WEIGHT, DedupKey, Next, Series, ShardState, State, StoreIdentity, USER_WEIGHT, UserRow, UserState,
+};
+use crate::core::vector::Vector;
+use crate::store::engine::{InboxPage, LogPage, Read, ReadReply, StoreError};
+use crate::store::keys::{self, LogValue, RowError};
+use crate::store::paging::{Room, Window, inbox_page, log_page};
+
+/// Items that a read takes from the tables at once.
+const CHUNK: usize = 128;
+
+/// The state and what is known of the tables.
+#[derive(Debug)]
+pub(super) struct View<T> {
+    pub(super) state: State,
+    pub(super) tables: T,
+    pub(super) marks: BTreeMap<ShardId, Marks>,
+    /// Number of the last commit that was applied.
+    pub(super) last: u64,
+    pub(super) dedup: Recent,
+    pub(super) dirty: Dirty,
+    pub(super) checkpoint: Option<Checkpoint>,
+    /// Pages and rows taken from the tables.
+    pub(super) loads: u64,
+    paged: Vec<Paged>,
+}
+
+/// Where the tables have items of a shard.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    pub(super) logs: Extents,
+    /// Dropped days of dedup, with the commit: records that were written before it count no more.
+    pub(super) dropped: BTreeMap<u32, u64>,
+    /// Dropped days of which a record came later.
+    pub(super) revived: BTreeSet<u32>,
+    /// Of users in memory; one without an entry has no items in the tables.
+    pub(super) users: BTreeMap<UserId, Extents>,
+}
+
+impl Marks {
+    /// Whether the shard has no record of a day in the tables that counts.
+    pub(super) fn dropped_all(&self, day: u32) -> bool {
+        self.dropped.contains_key(&day) && !self.revived.contains(&day)
+    }
+}
+
+/// Which dedup records are in memory.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    /// All whose id has this time or a later one, unix milliseconds.
+    pub(super) from_ms: u64,
+    /// The latest time of an id in the tables.
+    pub(super) newest_ms: u64,
+    /// How many records were added, by time of their ids in units of [`Recent::BUCKET_MS`].
+    pub(super) counts: BTreeMap<u64, usize>,
+}
+
+impl Recent {
+    /// Width of a bucket: fine enough to keep a second's worth more or less.
+    pub(super) const BUCKET_MS: u64 = 1024;
+}
+
+#[derive(Debug)]
+enum Paged {
+    Log(ShardId, Origin),
+    Inbox(ShardId, UserId, Origin),
+}
+
+impl<T: Tables> View<T> {
+    pub(super) fn new(identity: StoreIdentity, tables: T) -> Self {
+        Self {
+            state: State::new(identity),
+            tables,
+            marks: BTreeMap::new(),
+            last: 0,
+            dedup: Recent::default(),
+            dirty: Dirty::default(),
+            checkpoint: None,
+            loads: 0,
+            paged: Vec::new(),
+        }
+    }
+
+    /// Loads every shard row; gives the last commit that each includes.
+    pub(super) fn load_shards(&mut self) -> Result<BTreeMap<ShardId, u64>, StoreError> {
+        let mut rows = Vec::new();
+        let from = keys::shard(ShardId(0));
+        let to = keys::shard(ShardId(u32::MAX));
+        self.tables.range(Table::Shards, &from, &to, &mut |key, value| {
+            let shard = keys::shard_of(key).map_err(|e| damaged(&e))?;
+            rows.push((shard, decode::<StoredShard>("shard row", &value)?));
+            Ok(true)
+        })?;
+        let mut as_of = BTreeMap::new();
+        for (id, stored) in rows {
+            let mut shard = ShardState::default();
+            for (origin, log) in &stored.row.logs {
+                shard.logs.insert(*origin, behind(log.seq));
+            }
+            shard.row = stored.row;
+            self.state.shards.insert(id, shard);
+            let marks = self.marks.entry(id).or_default();
+            marks.logs = stored.logs;
+            marks.dropped = stored.dropped;
+            marks.revived = stored.revived;
+            as_of.insert(id, stored.as_of);
+        }
+        Ok(as_of)
+    }
+
+    /// Loads all that a batch needs.
+    pub(super) fn load(&mut self, ops: &[StoreOp]) -> Result<(), StoreError> {
+        let first = needs(ops, &self.state);
+        self.load_needs(first)?;
+        let second = needs_more(ops, &self.state);
+        self.load_needs(second)
+    }
+
+    /// Drops the pages that were loaded.
+    pub(super) fn drop_pages(&mut self) {
+        for paged in self.paged.drain(..) {
+            match paged {
+                Paged::Log(id, origin) => {
+                    let shard = self.state.shards.get_mut(&id);
+                    if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {
+                        series.page = None;
+                    }
+                }
+                Paged::Inbox(id, user, origin) => {
+                    let shard = self.state.shards.get_mut(&id);
+                    let known = shard.and_then(|shard| shard.users.get_mut(&user));
+                    if let Some(series) = known.and_then(|known| known.inbox.get_mut(&origin)) {
+                        series.page = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Loads a user where it is not in memory; gives the last commit that its stored row includes, if it was loaded.
+    pub(super) fn load_user(&mut self, id: ShardId, user: &UserId) -> Result<Option<u64>, StoreError> {
+        let shard = self.state.shards.entry(id).or_default();
+        if shard.users.contains_key(user) {
+            return Ok(None);
+        }
+        let Some(stored) = self.stored_user(id, user)? else {
+            return Ok(None);
+        };
+        let mut known = UserState {
+            row: stored.row,
+            ..UserState::default()
+        };
+        for (origin, extent) in &stored.inbox {
+            known.inbox.insert(*origin, behind(extent.hi));
+        }
+        if !stored.inbox.is_empty() {
+            let marks = self.marks.entry(id).or_default();
+            marks.users.insert(user.clone(), stored.inbox);
+        }
+        let shard = self.state.shards.entry(id).or_default();
+        shard.users.insert(user.clone(), known);
+        self.state.ledger.resident += USER_WEIGHT;
+        self.loads += 1;
+        Ok(Some(stored.as_of))
+    }
+
+    /// Loads a dedup record where there is one that is not in memory.
+    pub(super) fn load_dedup(&mut self, id: ShardId, key: DedupKey) -> Result<(), StoreError> {
+        if key.id.unix_ms().unwrap_or(0) >= self.dedup.from_ms {
+            return Ok(());
+        }
+        let known = self.state.shards.get(&id);
+        if known.is_some_and(|shard| shard.dedup.contains_key(&key)) {
+            return Ok(());
+        }
+        let day = key.day();
+        let Some(value) = self.tables.get(Table::Dedup(day), &keys::dedup(id, &key))? else {
+            return Ok(());
+        };
+        let stored: StoredDedup = decode("dedup record", &value)?;
+        self.check_age(stored.as_of)?;
+        let dropped = self.marks.get(&id).and_then(|marks| marks.dropped.get(&day));
+        if dropped.is_none_or(|at| stored.as_of >= *at) {
+            let shard = self.state.shards.entry(id).or_default();
+            shard.dedup.insert(key, stored.row);
+            self.state.ledger.resident += DEDUP_WEIGHT;
+            self.loads += 1;
+        }
+        Ok(())
+    }
+
+    /// Answers a read.
+    pub(super) fn read(&self, read: &Read) -> Result<ReadReply, StoreError> {
+        let shard = |id: &ShardId| self.state.shards.get(id);
+        Ok(match read {
+            Read::Shard(id) => {
+                let row = shard(id).map(|shard| shard.row.clone());
+                ReadReply::Shard(Box::new(row.unwrap_or_default()))
+            }
+            Read::User(id, user) => {
+                let known = shard(id).and_then(|shard| shard.users.get(user));
+                let row = match known {
+                    Some(known) => known.row.clone(),
+                    None => self
+                        .stored_user(*id, user)?
+                        .map(|user| user.row)
+                        .unwrap_or_default(),
+                };
+                ReadReply::User(Box::new(row))
+            }
+            Read::Inbox {
+                shard: id,
+                user,
+                after,
+                max_items,
+                max_bytes,
+            } => {
+                let room = Room::new(*max_items, *max_bytes);
+                ReadReply::Inbox(self.read_inbox(*id, user, after, room)?)
+            }
+            Read::Log {
+                shard: id,
+                origin,
+                after,
+                max_items,
+                max_bytes,
+            } => {
+                let room = Room::new(*max_items, *max_bytes);
+                ReadReply::Log(self.read_log(*id, *origin, *after, room)?)
+            }
+        })
+    }
+
+    fn load_needs(&mut self, needs: Vec<Need>) -> Result<(), StoreError> {
+        let mut logs: BTreeMap<(ShardId, Origin), Window> = BTreeMap::new();
+        let mut inboxes: BTreeMap<(ShardId, UserId, Origin), Window> = BTreeMap::new();
+        for need in needs {
+            match need {
+                Need::User(id, user) => {
+                    self.load_user(id, &user)?;
+                }
+                Need::Dedup(id, key) => self.load_dedup(id, key)?,
+                Need::Log(id, origin, after) => {
+                    let shard = self.state.shards.get(&id);
+                    let series = shard.and_then(|shard| shard.logs.get(&origin));
+                    if series.is_some_and(|series| after < series.behind) {
+                        logs.entry((id, origin)).or_insert(Window::at(after)).add(after);
+                    }
+                }
+                Need::Inbox(id, user, origin, after) => {
+                    let known = self
+                        .state
+                        .shards
+                        .get(&id)
+                        .and_then(|shard| shard.users.get(&user));
+                    let series = known.and_then(|known| known.inbox.get(&origin));
+                    if series.is_some_and(|series| after < series.behind) {
+                        let window = inboxes.entry((id, user, origin));
+                        window.or_insert(Window::at(after)).add(after);
+                    }
+                }
+            }
+        }
+        for ((id, origin), window) in logs {
+            let behind = self.state.shards[&id].logs[&origin].behind;
+            // The page may end short of its step, never beyond it: four steps bound what is read.
+            let items = self.stored_log(id, origin, window.after, behind, 4 * TRIM_STEP)?;
+            let page = window.page(TRIM_STEP, behind).fill(items.into_iter().map(Ok))?;
+            let shard = self.state.shards.get_mut(&id);
+            if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {
+                series.page = Some(page);
+                self.paged.push(Paged::Log(id, origin));
+            }
+            self.loads += 1;
+        }
+        for ((id, user, origin), window) in inboxes {
+            let behind = self.state.shards[&id].users[&user].inbox[&origin].behind;
+            let mut page = window.page(CONSUME_STEP, behind);
+            self.visit_inbox(id, &user, origin, window.after, behind, |seq, op| {
+                page.push(seq, op)
+            })?;
+            let shard = self.state.shards.get_mut(&id);
+            let known = shard.and_then(|shard| shard.users.get_mut(&user));
+            if let Some(series) = known.and_then(|known| known.inbox.get_mut(&origin)) {
+                series.page = Some(page.finish());
+                self.paged.push(Paged::Inbox(id, user, origin));
+            }
+            self.loads += 1;
+        }
+        Ok(())
+    }
+
+    fn read_inbox(
+        &self,
+        id: ShardId,
+        user: &UserId,
+        after: &Vector,
+        room: Room,
+    ) -> Result<InboxPage, StoreError> {
+        let known = self.state.shards.get(&id).and_then(|shard| shard.users.get(user));
+        let stored;
+        let (row, series): (&UserRow, Inbox<'_>) = match known {
+            Some(known) => {
+                let series = known.inbox.iter();
+                let series = series.map(|(origin, series)| (*origin, (series.behind, Some(series))));
+                (&known.row, series.collect())
+            }
+            None => {
+                let Some(row) = self.stored_user(id, user)? else {
+                    return Ok(InboxPage {
+                        entries: Vec::new(),
+                        end: true,
+                    });
+                };
+                stored = row;
+                let extents = stored.inbox.iter();
+                let series = extents.map(|(origin, extent)| (*origin, (extent.hi, None)));
+                (&stored.row, series.collect())
+            }
+        };
+        let chunk = CHUNK.min(room.items() + 1);
+        let mut ahead: BTreeMap<Origin, VecDeque<(Seq, LoggedOp)>> = BTreeMap::new();
+        inbox_page(row, series.keys().copied(), after, room, |origin, after| {
+            let (behind, series) = &series[&origin];
+            let ahead = ahead.entry(origin).or_default();
+            if ahead.is_empty() && after < *behind {
+                self.visit_inbox(id, user, origin, after, *behind, |seq, op| {
+                    ahead.push_back((seq, op));
+                    ahead.len() < chunk
+                })?;
+            }
+            if let Some(item) = ahead.pop_front() {
+                return Ok(Some(item));
+            }
+            match series.map(|series| series.next(after.max(*behind))) {
+                Some(Next::Item(seq, op)) => Ok(Some((seq, op.clone()))),
+                _ => Ok(None),
+            }
+        })
+    }
+
+    fn read_log(&self, id: ShardId, origin: Origin, after: Seq, room: Room) -> Result<LogPage, StoreError> {
+        let shard = self.state.shards.get(&id);
+        let series = shard.and_then(|shard| shard.logs.get(&origin));
+        let row = shard.and_then(|shard| shard.row.logs.get(&origin));
+        let behind = series.map_or(0, |series| series.behind);
+        let chunk = CHUNK.min(room.items() + 1);
+        let mut ahead: VecDeque<LogItem> = VecDeque::new();
+        log_page(row, after, room, |after| {
+            if ahead.is_empty() && after < behind {
+                ahead = self.stored_log(id, origin, after, behind, chunk)?.into();
+            }
+            if let Some((seq, (hash, op))) = ahead.pop_front() {
+                return Ok(Some((seq, hash, op)));
+            }
+            match series.map(|series| series.next(after.max(behind))) {
+                Some(Next::Item(seq, (hash, op))) => Ok(Some((seq, *hash, op.clone()))),
+                _ => Ok(None),
+            }
+        })
+    }
+
+    fn stored_user(&self, id: ShardId, user: &UserId) -> Result<Option<StoredUser>, StoreError> {
+        let Some(value) = self.tables.get(Table::Users, &keys::user(id, user))? else {
+            return Ok(None);
+        };
+        let stored: StoredUser = decode("user row", &value)?;
+        self.check_age(stored.as_of)?;
+        Ok(Some(stored))
+    }
+
+    /// A row of a commit that the journal never had comes from newer tables than the journal.
+    fn check_age(&self, as_of: u64) -> Result<(), StoreError> {
+        if as_of > self.last {
+            return Err(StoreError::Corrupt(format!(
+                "a row in {} includes commit {as_of}, the journal ends at {}: the tables are newer than the journal; \
+                 restore both from the same moment",
+                self.tables.location(),
+                self.last
+            )));
+        }
+        Ok(())
+    }
+
+    fn visit_inbox(
+        &self,
+        id: ShardId,
+        user: &UserId,
+        origin: Origin,
+        after: Seq,
+        to: Seq,
+        mut visit: impl FnMut(Seq, LoggedOp) -> bool,
+    ) -> Result<(), StoreError> {
+        let from = keys::inbox(id, user, origin, after + 1);
+        let to = keys::inbox(id, user, origin, to);
+        self.tables.range(Table::Inbox, &from, &to, &mut |key, value| {
+            let seq = keys::seq_of(key).map_err(|e| damaged(&e))?;
+            Ok(visit(seq, keys::decode_inbox(&value).map_err(|e| damaged(&e))?))
+        })
+    }
+
+    /// At most `max` entries in `(after, to]`. Of messages the tables have the operation in the inbox.
+    fn stored_log(
+        &self,
+        id: ShardId,
+        origin: Origin,
+        after: Seq,
+        to: Seq,
+        max: usize,
+    ) -> Result<Vec<LogItem>, StoreError> {
+        let from = keys::log(id, origin, after + 1);
+        let to = keys::log(id, origin, to);
+        let mut raw: Vec<(Seq, Bytes)> = Vec::new();
+        self.tables.range(Table::Log, &from, &to, &mut |key, value| {
+            raw.push((keys::seq_of(key).map_err(|e| damaged(&e))?, value));
+            Ok(raw.len() < max)
+        })?;
+        let resolve = |(seq, value): (Seq, Bytes)| {
+            let (hash, value) = keys::decode_log(&value).map_err(|e| damaged(&e))?;
+            let op = match value {
+                LogValue::Inline(op) => op,
+                LogValue::Inbox(user) => {
+                    let key = keys::inbox(id, &user, origin, seq);
+                    let value = self.tables.get(Table::Inbox, &key)?.ok_or_else(|| {
+                        StoreError::Corrupt(format!(
+                            "log entry {origin:?}:{seq} of shard {id} has no message in the inbox of {user}"
+                        ))
+                    })?;
+                    keys::decode_inbox(&value).map_err(|e| damaged(&e))?
+                }
+            };
+            Ok((seq, (hash, op)))
+        };
+        raw.into_iter().map(resolve).collect()
+    }
+}
+
+/// A log entry: sequence, running hash, operation.
+type LogItem = (Seq, (u64, LoggedOp));
+/// For each origin of a user where the part in the tables ends, and the part in memory.
+type Inbox<'a> = BTreeMap<Origin, (Seq, Option<&'a Series<LoggedOp>>)>;
+
+pub(super) fn damaged(error: &RowError) -> StoreError {
+    StoreError::Corrupt(error.to_string())
+}
+
+fn decode<'de, R: serde::Deserialize<'de>>(what: &'static str, value: &'de [u8]) -> Result<R, StoreError> {
+    keys::decode(what, value).map_err(|e| damaged(&e))
+}
+
+fn behind<I>(seq: Seq) -> Series<I> {
+    Series {
+        behind: seq,
+        ..Series::default()
+    }
+}
