@@ -170,6 +170,8 @@ pub enum ClientEvent {
         /// The limit.
         limit: usize,
     },
+    /// The state file could not be written; it is tried again.
+    StateNotSaved(String),
     /// The client stopped; the last event.
     Closed(CloseCause),
 }

@@ -172,6 +172,8 @@ pub enum Input {
     },
     /// Another token, for this and later connections.
     Token(String),
+    /// There is no other token, and why: the client closes.
+    NoToken(String),
     /// End it in order.
     Close,
 }
@@ -321,27 +323,7 @@ impl Machine {
     /// [`SendError`]; the message is not queued then.
     pub fn send(&mut self, mut message: OutgoingMessage, now: Now) -> Result<Ticket, SendError> {
         self.now = now;
-        if let Phase::Closed(cause) = &self.phase {
-            return Err(SendError::Closed(cause.clone()));
-        }
-        let (len, max) = (message.body.len(), self.max_body);
-        if len > max {
-            return Err(SendError::TooLarge { len, max });
-        }
-        if message.trace.len() > MAX_TRACE {
-            return Err(SendError::TraceTooLong {
-                len: message.trace.len(),
-                max: MAX_TRACE,
-            });
-        }
-        if let Some(id) = message.id.filter(|id| id.unix_ms().is_none()) {
-            return Err(SendError::BadId(id));
-        }
-        let (messages, bytes) = (self.outbox.len(), self.outbox.bytes());
-        let tuning = &self.config.tuning;
-        if messages >= tuning.outbox_messages || bytes + cost(&message) > tuning.outbox_bytes {
-            return Err(SendError::OutboxFull { messages, bytes });
-        }
+        self.check(&message)?;
         let given = message.id.is_some();
         if !given {
             let ms = self.server_ms().unwrap_or(now.wall_ms);
@@ -353,6 +335,33 @@ impl Machine {
             self.provisional.push(ticket);
         }
         Ok(ticket)
+    }
+
+    /// Whether [`Machine::send`] would take this message now.
+    ///
+    /// # Errors
+    /// As [`Machine::send`].
+    pub fn check(&self, message: &OutgoingMessage) -> Result<(), SendError> {
+        if let Phase::Closed(cause) = &self.phase {
+            return Err(SendError::Closed(cause.clone()));
+        }
+        let (len, max) = (message.body.len(), self.max_body);
+        if len > max {
+            return Err(SendError::TooLarge { len, max });
+        }
+        let (len, max) = (message.trace.len(), MAX_TRACE);
+        if len > max {
+            return Err(SendError::TraceTooLong { len, max });
+        }
+        if let Some(id) = message.id.filter(|id| id.unix_ms().is_none()) {
+            return Err(SendError::BadId(id));
+        }
+        let (messages, bytes) = (self.outbox.len(), self.outbox.bytes());
+        let tuning = &self.config.tuning;
+        if messages >= tuning.outbox_messages || bytes + cost(message) > tuning.outbox_bytes {
+            return Err(SendError::OutboxFull { messages, bytes });
+        }
+        Ok(())
     }
 
     /// Something happened.
@@ -404,6 +413,7 @@ impl Machine {
                     self.phase = Phase::Waiting { until: now.mono };
                 }
             }
+            Input::NoToken(reason) => self.stop(CloseCause::Unauthorized(reason)),
             Input::Close => self.leave_for_good(),
         }
     }
@@ -481,6 +491,12 @@ impl Machine {
     /// Messages that are not answered for good, and their cost in bytes.
     pub fn outbox(&self) -> (usize, usize) {
         (self.outbox.len(), self.outbox.bytes())
+    }
+
+    /// Most of both.
+    pub fn outbox_limits(&self) -> (usize, usize) {
+        let tuning = &self.config.tuning;
+        (tuning.outbox_messages, tuning.outbox_bytes)
     }
 
     /// The messages that are not answered for good, in order: after a start, those of the run before.
