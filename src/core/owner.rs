@@ -167,6 +167,8 @@ pub struct Owner {
     config: OwnerConfig,
     shards: BTreeMap<ShardId, Shard>,
     wanted: BTreeSet<ShardId>,
+    /// Shards that are active.
+    active: usize,
     /// Lanes by a number of our own, so that a message for a lane that died meanwhile finds nothing.
     lanes: BTreeMap<LaneId, Lane>,
     lane_of: BTreeMap<Addr, LaneId>,
@@ -257,6 +259,7 @@ impl Owner {
         Self {
             shards: BTreeMap::new(),
             wanted: BTreeSet::new(),
+            active: 0,
             lanes: BTreeMap::new(),
             lane_of: BTreeMap::new(),
             next_lane: 1,
@@ -296,6 +299,11 @@ impl Owner {
             .map(|(id, _)| *id)
     }
 
+    /// How many shards are active here.
+    pub fn active_count(&self) -> usize {
+        self.active
+    }
+
     /// The epoch of a shard that is active here.
     pub fn epoch(&self, shard: ShardId) -> Option<Epoch> {
         self.shards.get(&shard)?.epoch
@@ -303,7 +311,7 @@ impl Owner {
 
     /// Whether every shard that this partition should own is active.
     pub fn all_active(&self) -> bool {
-        self.wanted.iter().all(|shard| self.epoch(*shard).is_some())
+        self.active == self.wanted.len()
     }
 
     /// The latest clock of another region that was seen, unix milliseconds.
@@ -581,7 +589,9 @@ impl Owner {
         let Some(shard) = self.shards.get_mut(&id) else {
             return;
         };
-        shard.epoch = Some(epoch);
+        if shard.epoch.replace(epoch).is_none() {
+            self.active += 1;
+        }
         shard.applied = row.applied();
         shard.stable = row
             .confirmed
@@ -612,6 +622,7 @@ impl Owner {
             });
         }
         if shard.epoch.is_some() {
+            self.active -= 1;
             self.out.push_back(OwnerOutput::Owned(id, None));
         }
     }

@@ -122,7 +122,7 @@ metrics! {
     queue_refused: Family<Queue, Counter> = QUEUE_REFUSED "iris_queue_refused", "Entries that a full queue did not take";
     link_up: Family<Link, Gauge> = LINK_UP "iris_link_up", "Whether the link to another region has round trips (1) or not (0)";
     link_applied: Family<Link, Counter> = LINK_APPLIED "iris_link_applied_operations", "Operations of other regions applied, by the region that sent them";
-    link_lag: Family<Link, Gauge> = LINK_LAG "iris_link_lag_operations", "Operations that another region has and this one does not, as last heard";
+    link_lag: Family<Link, Gauge> = LINK_LAG "iris_link_lag_operations", "Operations committed here that the other region has not been sent yet";
     link_stopped: Family<LinkReason, Counter> = LINK_STOPPED "iris_link_stopped", "Links that stopped until someone acts, by reason";
     presence_merges: Counter = PRESENCE_MERGES "iris_presence_merges", "Presence records merged";
     presence_invalid: Counter = PRESENCE_INVALID "iris_presence_invalid_merges", "Presence records refused: equal version with another value";

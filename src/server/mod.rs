@@ -1,12 +1,23 @@
-//! The server of one node: its configuration and what an operator sees of it.
+//! The server of one node: its configuration, what runs it, and what an operator sees of it.
 //!
 //! - [`config`]: the settings of a node, layered by figment; [`regions`]: the regions of the cluster, one file each
+//! - [`node`]: a node from start to drain; `partition`: the task that drives a partition of the core; `intake`: what
+//!   arrives from connections; `store`: the thread that commits; [`folder`]: the data folder
 //! - [`token`]: the tokens that clients present
 //! - [`log`], [`metrics`], [`http`]: what a running node tells: logs, counters, health
 
 pub mod config;
+pub mod folder;
 pub mod http;
+mod intake;
 pub mod log;
+mod meters;
 pub mod metrics;
+pub mod node;
+mod open;
+mod partition;
 pub mod regions;
+mod store;
 pub mod token;
+
+pub use partition::Clock;

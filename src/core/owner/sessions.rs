@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use super::{LaneId, Owner, OwnerOutput};
 use crate::core::ids::{Addr, DeviceId, Generation, NodeKey, RegionId, SessionId, ShardId, UserId};
 use crate::core::limits::ms;
+use crate::core::link::{DeviceKey, PresenceSource};
 use crate::core::msg::{self, ToEdge};
 use crate::core::presence::{
     Admission, AdmitError, Claim, Edge, Effect, Entry, MergeOutcome, StatusText, VisibleStatus,
@@ -24,6 +25,19 @@ pub(super) struct Probe {
     user: UserId,
     device: DeviceId,
     until: Mono,
+}
+
+impl PresenceSource for Owner {
+    fn record(&self, shard: ShardId, user: &UserId, device: &DeviceId) -> Option<Entry> {
+        self.shards.get(&shard)?.presence.record(user, device)
+    }
+
+    fn page(&self, shard: ShardId, after: Option<&DeviceKey>, limit: usize) -> Vec<(DeviceKey, Entry)> {
+        let Some(shard) = self.shards.get(&shard) else { return Vec::new() };
+        let records = shard.presence.all_records(after, limit).records;
+        let keyed = records.into_iter().map(|entry| ((entry.user().clone(), entry.device().clone()), entry));
+        keyed.collect()
+    }
 }
 
 impl Owner {

@@ -1,0 +1,469 @@
+//! A partition of a node: the edge, the owner and the links of one task, composed.
+//!
+//! The driver reads `now` once for a batch of inputs, hands them over with [`Partition::handle`], calls
+//! [`Partition::handle_timeout`] when [`Partition::poll_timeout`] is due, then takes every output. Messages between
+//! machines of one partition never leave it. One commit is in flight at a time; the next takes all that queued up since.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+
+use super::commit::StoreOp;
+use super::edge::{Edge, EdgeConfig, EdgeOutput};
+use super::ids::{
+    Addr, ConnId, Generation, NodeKey, Origin, RegionId, SessionId, ShardId, Sharding, UserId,
+};
+use super::limits::CoreLimits;
+use super::link::{ApplyToken, LinkAlarm, LinkConfig, LinkOutput, Links, ReadToken};
+use super::members::Members;
+use super::msg::Message;
+use super::owner::{Owner, OwnerConfig, OwnerOutput, Question, Tag};
+use super::storage::{Committed, Read, ReadReply, StoreError};
+use super::time::{Mono, Now};
+use super::wire::{ClientFrame, Code, Hello, RegionEndpoints, ServerFrame};
+
+/// What a partition is told once.
+#[derive(Debug, Clone)]
+pub struct PartitionConfig {
+    /// This partition.
+    pub me: Addr,
+    /// Incarnation of this node.
+    pub generation: Generation,
+    /// How users are spread.
+    pub sharding: Sharding,
+    /// The regions that keep every shard.
+    pub holders: BTreeSet<RegionId>,
+    /// Limits.
+    pub limits: CoreLimits,
+    /// Whether it owns shards.
+    pub core: bool,
+    /// Whether it holds sessions.
+    pub edge: bool,
+}
+
+/// What happens to a partition.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A client whose token was verified said hello.
+    Hello {
+        /// Its connection.
+        conn: ConnId,
+        /// Who it is, as the token says.
+        user: UserId,
+        /// What it said.
+        hello: Box<Hello>,
+    },
+    /// A frame of a client after its hello.
+    Client {
+        /// Its connection.
+        conn: ConnId,
+        /// The frame.
+        frame: ClientFrame,
+    },
+    /// A client's connection is gone.
+    Closed {
+        /// Which.
+        conn: ConnId,
+    },
+    /// The nodes of every region, whenever they changed; this node too.
+    Members(Members),
+    /// The connection to a node came up, or broke: then everything in flight both ways may be lost.
+    Reachable {
+        /// The node.
+        node: NodeKey,
+        /// Whether it is there.
+        up: bool,
+    },
+    /// Where clients may go, the own region first.
+    Endpoints(Vec<RegionEndpoints>),
+    /// A message of another partition.
+    Peer {
+        /// Which.
+        from: Addr,
+        /// What.
+        message: Message,
+    },
+    /// The answer to [`Output::Commit`].
+    Committed {
+        /// As given.
+        token: u64,
+        /// What became of it.
+        result: Result<Committed, StoreError>,
+    },
+    /// The answer to [`Output::Read`].
+    Answered {
+        /// As given.
+        token: u64,
+        /// The reply.
+        result: Result<ReadReply, StoreError>,
+    },
+    /// Let the sessions go, at a limited rate, and take no more.
+    Drain,
+}
+
+/// What a partition wants done.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Frames for a client, in order.
+    Client {
+        /// Its connection.
+        conn: ConnId,
+        /// The frames.
+        frames: Vec<ServerFrame>,
+    },
+    /// Close a client's connection once what was sent before has left.
+    Close {
+        /// Its connection.
+        conn: ConnId,
+        /// Why.
+        code: Code,
+        /// For people.
+        detail: String,
+    },
+    /// A message for another partition. Those to one partition keep their order or are lost together with all that follow
+    /// until [`Input::Reachable`] says so.
+    Peer {
+        /// Which.
+        to: Addr,
+        /// What.
+        message: Message,
+    },
+    /// Operations for the store, in order; at most one is in flight.
+    Commit {
+        /// To be given with the answer.
+        token: u64,
+        /// The operations.
+        ops: Vec<StoreOp>,
+        /// This node's wall clock, unix milliseconds.
+        now_ms: u64,
+    },
+    /// A question to the store; it sees every commit answered before.
+    Read {
+        /// To be given with the answer.
+        token: u64,
+        /// The question.
+        read: Read,
+    },
+    /// Something that an operator must see.
+    Alarm(LinkAlarm),
+}
+
+/// What an operation in a commit was for.
+enum CommitTag {
+    Owner(Tag),
+    Link { token: ApplyToken, shard: ShardId, origin: Origin },
+}
+
+/// What a question was for.
+enum ReadTag {
+    Owner(Question),
+    Link(ReadToken),
+}
+
+/// A partition of a node.
+pub struct Partition {
+    config: PartitionConfig,
+    edge: Edge,
+    owner: Owner,
+    links: Links,
+    members: Members,
+    rng: ChaCha8Rng,
+    now: Now,
+    /// Operations that wait for the commit in flight; bounded by what owners and links may have pending.
+    queued: Vec<(StoreOp, CommitTag)>,
+    in_flight: Option<(u64, Vec<CommitTag>)>,
+    reads: BTreeMap<u64, ReadTag>,
+    next_token: u64,
+    out: VecDeque<Output>,
+}
+
+impl Partition {
+    /// A partition that knows nobody yet. `seed` makes its random numbers.
+    pub fn new(config: PartitionConfig, seed: [u8; 32], now: Now) -> Self {
+        let edge = Edge::new(EdgeConfig {
+            me: config.me.clone(),
+            generation: config.generation,
+            sharding: config.sharding,
+            limits: config.limits.clone(),
+            node: config.me.node.node.to_string(),
+        });
+        let owner = Owner::new(
+            OwnerConfig {
+                me: config.me.clone(),
+                sharding: config.sharding,
+                holders: config.holders.clone(),
+                limits: config.limits.clone(),
+            },
+            now,
+        );
+        let links = Links::new(LinkConfig {
+            me: config.me.clone(),
+            region: config.me.node.region.clone(),
+            holders: config.holders.clone(),
+            limits: config.limits.clone(),
+            generation: config.generation,
+        });
+        Self {
+            edge,
+            owner,
+            links,
+            members: Members::default(),
+            rng: ChaCha8Rng::from_seed(seed),
+            now,
+            queued: Vec::new(),
+            in_flight: None,
+            reads: BTreeMap::new(),
+            next_token: 1,
+            out: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// Sessions of this partition.
+    pub fn edge(&self) -> &Edge {
+        &self.edge
+    }
+
+    /// Shards of this partition.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// Replication of this partition.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Operations that wait for a commit, and those in one.
+    pub fn store_queue(&self) -> (usize, usize) {
+        (self.queued.len(), self.in_flight.as_ref().map_or(0, |(_, tags)| tags.len()))
+    }
+
+    /// Takes an input. Outputs are made when they are polled, so that a batch of inputs is answered together.
+    pub fn handle(&mut self, input: Input, now: Now) {
+        self.now = now;
+        match input {
+            Input::Hello { conn, user, hello } => {
+                // 0 stands for "none" where sessions are shown.
+                let session = SessionId(self.rng.next_u64().max(1));
+                self.edge.handle_hello(conn, user, *hello, session, now);
+            }
+            Input::Client { conn, frame } => self.edge.handle_frame(conn, frame, now),
+            Input::Closed { conn } => self.edge.handle_closed(conn, now),
+            Input::Members(members) => self.members_changed(members, now),
+            Input::Reachable { node, up } => {
+                self.edge.handle_reachable(&node, up, now);
+                self.owner.handle_reachable(&node, up, now);
+                self.links.handle_reachable(&node, up, now);
+            }
+            Input::Endpoints(regions) => self.edge.handle_endpoints(regions),
+            Input::Peer { from, message } => self.deliver(&from, message, now),
+            Input::Committed { token, result } => self.committed(token, result, now),
+            Input::Answered { token, result } => self.answered(token, result, now),
+            Input::Drain => self.edge.handle_drain(now),
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.now = now;
+        self.edge.handle_timeout(now);
+        self.owner.handle_timeout(now);
+        self.links.handle_timeout(now);
+    }
+
+    /// When [`Partition::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Mono> {
+        let due = [self.edge.poll_timeout(), self.owner.poll_timeout(), self.links.poll_timeout()];
+        due.into_iter().flatten().min()
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if self.out.is_empty() {
+            self.pump();
+        }
+        self.out.pop_front()
+    }
+
+    fn members_changed(&mut self, members: Members, now: Now) {
+        let region = &self.config.me.node.region;
+        let owners = members.owners(region, &self.config.sharding);
+        if self.config.core {
+            let mine = owners.iter().filter(|(_, owner)| owner.addr == self.config.me).map(|(s, _)| *s);
+            self.owner.handle_placement(mine.collect(), now);
+            for other in self.config.holders.iter().filter(|holder| *holder != region) {
+                let theirs = members.owners(other, &self.config.sharding);
+                self.links.handle_placement(other, &theirs, now);
+            }
+        }
+        self.owner.handle_members(&members, now);
+        self.edge.handle_placement(&owners, now);
+        self.members = members;
+    }
+
+    fn deliver(&mut self, from: &Addr, message: Message, now: Now) {
+        match message {
+            Message::ToOwner { lane, body } => self.owner.handle_edge(from, lane, body, now),
+            Message::ToEdge { lane, body } => self.edge.handle_owner(from, lane, body, now),
+            Message::ToProvider { lane, body } => self.links.handle_to_provider(from, lane, body, now),
+            Message::ToSubscriber { lane, body } => self.links.handle_to_subscriber(from, lane, body, now),
+        }
+    }
+
+    /// Moves outputs between the machines until nothing moves, then hands the next commit over.
+    fn pump(&mut self) {
+        let now = self.now;
+        loop {
+            let mut moved = false;
+            while let Some(output) = self.edge.poll_output() {
+                moved = true;
+                match output {
+                    EdgeOutput::Client { conn, frames } => self.out.push_back(Output::Client { conn, frames }),
+                    EdgeOutput::Close { conn, code, detail } => {
+                        self.out.push_back(Output::Close { conn, code, detail });
+                    }
+                    EdgeOutput::ToOwner { to, lane, body } => self.send(to, Message::ToOwner { lane, body }),
+                }
+            }
+            while let Some(output) = self.owner.poll_output() {
+                moved = true;
+                self.owner_output(output, now);
+            }
+            while let Some(output) = self.links.poll_output(&self.owner) {
+                moved = true;
+                self.link_output(output, now);
+            }
+            if !moved {
+                break;
+            }
+        }
+        if self.in_flight.is_none() && !self.queued.is_empty() {
+            let token = self.token();
+            let (ops, tags) = std::mem::take(&mut self.queued).into_iter().unzip();
+            self.in_flight = Some((token, tags));
+            self.out.push_back(Output::Commit { token, ops, now_ms: now.wall_ms });
+        }
+    }
+
+    fn owner_output(&mut self, output: OwnerOutput, now: Now) {
+        match output {
+            OwnerOutput::ToEdge { to, lane, body } => self.send(to, Message::ToEdge { lane, body }),
+            OwnerOutput::Commit(op, tag) => self.queued.push((op, CommitTag::Owner(tag))),
+            OwnerOutput::Read(question) => {
+                let read = question.read();
+                self.read(read, ReadTag::Owner(question));
+            }
+            OwnerOutput::Owned(shard, logs) => self.links.handle_owned(shard, logs, now),
+            OwnerOutput::PresenceChanged { shard, user, device, from } => {
+                self.links.handle_presence_changed(shard, &user, &device, from.as_ref(), now);
+            }
+        }
+    }
+
+    fn link_output(&mut self, output: LinkOutput, now: Now) {
+        match output {
+            LinkOutput::ToPeer { to, message } => self.send(to, message),
+            LinkOutput::Apply { token, shard, origin, region, first, before, ops } => {
+                match self.owner.epoch(shard) {
+                    Some(epoch) => {
+                        let op =
+                            StoreOp::ApplyRemote { shard, epoch, origin, region, first, before, ops };
+                        self.queued.push((op, CommitTag::Link { token, shard, origin }));
+                    }
+                    None => {
+                        let why = StoreError::Retryable(format!("shard {shard} is not active here"));
+                        self.links.handle_applied(token, shard, origin, Err(why), now);
+                    }
+                }
+            }
+            LinkOutput::ReadLog { token, shard, origin, after, max_items, max_bytes } => {
+                let read = Read::Log { shard, origin, after, max_items, max_bytes };
+                self.read(read, ReadTag::Link(token));
+            }
+            LinkOutput::PresenceMerge { from, records } => {
+                for (shard, entry) in records {
+                    self.owner.merge_presence(shard, entry, &from, now);
+                }
+            }
+            LinkOutput::RegionReach { region, reachable, since_ms } => {
+                self.owner.handle_reach(&region, (!reachable).then_some(since_ms));
+            }
+            LinkOutput::Alarm(alarm) => self.out.push_back(Output::Alarm(alarm)),
+        }
+    }
+
+    fn send(&mut self, to: Addr, message: Message) {
+        if to == self.config.me {
+            let now = self.now;
+            self.deliver(&to, message, now);
+        } else {
+            self.out.push_back(Output::Peer { to, message });
+        }
+    }
+
+    fn read(&mut self, read: Read, tag: ReadTag) {
+        let token = self.token();
+        self.reads.insert(token, tag);
+        self.out.push_back(Output::Read { token, read });
+    }
+
+    fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    fn committed(&mut self, token: u64, result: Result<Committed, StoreError>, now: Now) {
+        self.owner.handle_clock(self.links.remote_wall_ms(now));
+        let Some((expected, tags)) = self.in_flight.take() else { return };
+        if expected != token {
+            self.in_flight = Some((expected, tags));
+            return;
+        }
+        match result {
+            Ok(Committed { outcomes, logged }) => {
+                // Senders are answered before recipients are served only within this batch: both leave together.
+                self.owner.handle_committed(&logged);
+                self.links.handle_committed(&logged, now);
+                for (tag, outcome) in tags.into_iter().zip(outcomes) {
+                    match tag {
+                        CommitTag::Owner(tag) => self.owner.handle_outcome(tag, Ok(outcome), now),
+                        CommitTag::Link { token, shard, origin } => {
+                            self.links.handle_applied(token, shard, origin, Ok(outcome), now);
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                // What waits behind must not overtake what failed (R21), so it fails with it.
+                let behind = std::mem::take(&mut self.queued).into_iter().map(|(_, tag)| tag);
+                for tag in tags.into_iter().chain(behind) {
+                    match tag {
+                        CommitTag::Owner(tag) => {
+                            self.owner.handle_outcome(tag, Err(error.to_string()), now);
+                        }
+                        CommitTag::Link { token, shard, origin } => {
+                            self.links.handle_applied(token, shard, origin, Err(error.clone()), now);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, token: u64, result: Result<ReadReply, StoreError>, now: Now) {
+        match self.reads.remove(&token) {
+            Some(ReadTag::Owner(question)) => self.owner.handle_answer(question, result, now),
+            Some(ReadTag::Link(token)) => {
+                let page = match result {
+                    Ok(ReadReply::Log(page)) => Ok(page),
+                    Ok(_) => Err(StoreError::Fatal("the store answered another question".to_owned())),
+                    Err(error) => Err(error),
+                };
+                self.links.handle_log(token, page, now);
+            }
+            None => {}
+        }
+    }
+}

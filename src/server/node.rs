@@ -1,0 +1,606 @@
+//! A running node: its store, its connections, its partitions, from start to drain.
+//!
+//! ```text
+//! clients --> reader tasks (decode, verify the token) --> partition tasks --> store thread
+//! peers   --> reader tasks (decode)                   -->      |
+//! gossip, hellos of other regions --> who is there    -->      +--> writer tasks of clients and peers
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::config::NodeConfig;
+use super::folder::{FolderError, NodeFolder};
+use super::http::{AdminHttp, Health};
+use super::intake::{ClientSink, PeerSink};
+use super::meters::Meters;
+use super::metrics::Metrics;
+use super::partition::{Clock, Event, MAX_PARTITIONS, PartitionStatus, PartitionTask, SIBLING_QUEUE};
+use super::regions::{Regions, Role};
+use super::store::StoreThread;
+use super::token::{KeyError, Verifier};
+use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, RegionId, Sharding};
+use crate::core::members::{Member, Members};
+use crate::core::node::{Input, Partition, PartitionConfig};
+use crate::core::wire::RegionEndpoints;
+use crate::net::certs::{CertError, Identity, Roots};
+use crate::net::client::{ClientListener, ClientListenerConfig, ListenError};
+use crate::net::gossip::{
+    FACT_ADMIN_ADDR, FACT_CLIENT_ADDR, FACT_PARTITIONS, FACT_READY, FACT_ROLES, Gossip, GossipConfig,
+    GossipError, NodeFacts,
+};
+use crate::net::peer::{PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError};
+
+/// Events that wait for a partition; each is a batch. More would only add latency: readers wait, and QUIC slows senders.
+const EVENT_QUEUE: usize = 1024;
+/// Bytes that wait for one stream to a peer: above what the core keeps in flight on a lane or a link.
+const PEER_QUEUE_BYTES: usize = 128 * 1024 * 1024;
+/// Closing connections waits so long for what is queued.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Whether a store may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Create {
+    /// The folder must hold a store.
+    No,
+    /// The folder may be empty: another region has begun the cluster.
+    Store,
+    /// The folder may be empty: the cluster begins here.
+    Cluster,
+    /// Whatever is there or not, as `iris dev` does it.
+    IfMissing,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A name or id in the configuration.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// Something that must be set is not.
+    #[error("{key} is not set: {advice}")]
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// More partitions than this build runs.
+    #[error("node.partitions is {0}; expected 1 to {MAX_PARTITIONS}")]
+    Partitions(u32),
+    /// The data folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The store.
+    #[error("{0}")]
+    Store(String),
+    /// A certificate or key.
+    #[error(transparent)]
+    Cert(#[from] CertError),
+    /// A key for tokens.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The address for peers.
+    #[error(transparent)]
+    Peer(#[from] PeerStartError),
+    /// Membership.
+    #[error(transparent)]
+    Gossip(#[from] GossipError),
+    /// The address for clients.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The admin port.
+    #[error("cannot listen on admin_http {addr}: {source}")]
+    Admin {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A thread or the system's randomness.
+    #[error("the system refused {what}: {why}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// A running node. Dropping it without [`Node::stop`] is like a crash: nothing acknowledged is lost.
+pub struct Node {
+    key: NodeKey,
+    generation: Generation,
+    admin: Option<AdminHttp>,
+    listener: Option<ClientListener>,
+    gossip: Option<Gossip>,
+    pool: PeerPool,
+    store: Option<StoreThread>,
+    events: Vec<mpsc::Sender<Event>>,
+    status: Vec<watch::Receiver<PartitionStatus>>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    drain: Duration,
+}
+
+impl Node {
+    /// Starts a node; returns when it listens. Shards become active soon after: see [`Node::ready`].
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running then.
+    pub async fn start(config: NodeConfig, regions: Regions, create: Create) -> Result<Node, StartError> {
+        let region = RegionId::new(&config.node.region)?;
+        let key = NodeKey { region: region.clone(), node: NodeName::new(&config.node.name)? };
+        let cluster = config.cluster.id.ok_or(StartError::Missing {
+            key: "cluster.id",
+            advice: "all nodes need the same; take any random number of up to 32 hex digits",
+        })?;
+        let seed = config.cluster.hash_seed.ok_or(StartError::Missing {
+            key: "cluster.hash_seed",
+            advice: "all nodes need the same; take any random number",
+        })?;
+        let partitions = u8::try_from(config.node.partitions).unwrap_or(u8::MAX);
+        if partitions == 0 || partitions > MAX_PARTITIONS {
+            return Err(StartError::Partitions(config.node.partitions));
+        }
+        let sharding = Sharding { count: config.cluster.shard_count, seed: seed.0 };
+        let holders: BTreeSet<RegionId> = regions.ids().map(RegionId::new).collect::<Result<_, _>>()?;
+        let metrics = Arc::new(Metrics::new(region.as_str(), key.node.as_str()));
+        let health = Arc::new(Health::new());
+        let folder = NodeFolder::open(&config.node.data, create)?;
+        let generation = folder.next_generation()?;
+        let is_core = config.node.has(Role::Core);
+        let verifier = Arc::new(Verifier::from_config(&config.auth.jwt)?);
+        let roots = Roots::load(&config.tls.peer.ca)?;
+        let identity = Identity::load(&config.tls.peer.cert, &config.tls.peer.key)?;
+
+        // The store comes first: a node that cannot open it must not be seen by others.
+        let (mut reply_senders, mut reply_queues) = (Vec::new(), Vec::new());
+        for _ in 0..partitions {
+            let (sender, queue) = mpsc::unbounded_channel();
+            reply_senders.push(sender);
+            reply_queues.push(queue);
+        }
+        health.set_ready("shards", Err("the node has just started".to_owned()));
+        let store = if is_core {
+            let engine = super::open::open(&config, &folder, cluster.0, sharding, &region, &holders, create)
+                .await
+                .map_err(StartError::Store)?;
+            let thread = StoreThread::start(engine, reply_senders, metrics.clone(), health.clone());
+            Some(thread.map_err(|error| StartError::System { what: "a thread", why: error.to_string() })?)
+        } else {
+            None
+        };
+
+        let (mut events, mut queues) = (Vec::new(), Vec::new());
+        for _ in 0..partitions {
+            let (sender, queue) = mpsc::channel(EVENT_QUEUE.max(SIBLING_QUEUE));
+            events.push(sender);
+            queues.push(queue);
+        }
+        let known = Arc::new(Known::default());
+        let hello = PeerHello {
+            cluster_id: cluster.0,
+            node: key.clone(),
+            generation,
+            partitions,
+            sharding,
+            addr: config.listen.peer,
+        };
+        let limits = PeerLimits {
+            max_frame: (crate::core::msg::MAX_PEER_MESSAGE + 1024) as u32,
+            queue_bytes: PEER_QUEUE_BYTES,
+            ..PeerLimits::default()
+        };
+        let peer_config =
+            PeerConfig { bind: config.listen.peer, hello, identity, roots, limits, wrap_socket: None };
+        let pool = PeerPool::start(peer_config, PeerSink::new(events.clone(), known.clone()))?;
+
+        let (stop, stopped) = watch::channel(false);
+        let (peer_addrs, peer_addrs_seen) = watch::channel(BTreeMap::new());
+        let mut tasks = JoinSet::new();
+        let mut status = Vec::new();
+        let clock = Clock::start();
+        for (index, (queue, replies)) in queues.into_iter().zip(reply_queues).enumerate() {
+            let me = Addr { node: key.clone(), partition: index as u8 };
+            let core = Partition::new(
+                PartitionConfig {
+                    me: me.clone(),
+                    generation,
+                    sharding,
+                    holders: holders.clone(),
+                    limits: config.core_limits(),
+                    core: is_core,
+                    edge: config.listen.client.is_some(),
+                },
+                random()?,
+                clock.now(),
+            );
+            let (status_sender, status_seen) = watch::channel(PartitionStatus::default());
+            status.push(status_seen);
+            let task = PartitionTask {
+                core,
+                me,
+                pool: pool.clone(),
+                siblings: events.clone(),
+                store: store.as_ref().map(StoreThread::requests),
+                clock,
+                events: queue,
+                replies,
+                status: status_sender,
+                peer_addrs: peer_addrs_seen.clone(),
+                meters: Meters::new(metrics.clone()),
+            };
+            tasks.spawn(task.run(stopped.clone()));
+        }
+
+        let listener = match (config.listen.client, &config.tls.client) {
+            (Some(addr), tls) => {
+                let identity = match tls {
+                    Some(tls) => Identity::load(&tls.cert, &tls.key)?,
+                    None => Identity::load(&config.tls.peer.cert, &config.tls.peer.key)?,
+                };
+                let mut listen = ClientListenerConfig::new(addr, identity);
+                listen.limits = config.client_limits();
+                let sink = ClientSink::new(events.clone(), verifier, health.clone());
+                Some(ClientListener::bind(listen, sink)?)
+            }
+            (None, _) => None,
+        };
+        let client_addr = listener.as_ref().map(ClientListener::local_addr);
+        let admin = AdminHttp::bind(config.listen.admin_http, health.clone(), metrics.clone())
+            .await
+            .map_err(|source| StartError::Admin { addr: config.listen.admin_http, source })?;
+
+        let facts = facts(&config, client_addr, admin.addr(), partitions, is_core);
+        let seeds = regions.region(region.as_str()).map(|r| r.seed_addresses()).unwrap_or_default();
+        let mut gossip_config = GossipConfig::new(seeds, facts);
+        gossip_config.interval = config.intervals.gossip;
+        let gossip = Gossip::start(gossip_config, pool.clone()).await?;
+
+        let view = View {
+            me: Member {
+                key: key.clone(),
+                generation,
+                partitions,
+                core: is_core,
+                edge: client_addr.is_some(),
+                ready: true,
+                client: client_addr.map(|addr| addr.to_string()),
+            },
+            my_addr: pool.addr(),
+            regions,
+            region,
+            is_core,
+            known,
+            pool: pool.clone(),
+            events: events.clone(),
+            peer_addrs,
+        };
+        tasks.spawn(view.run(gossip.nodes(), stopped.clone()));
+        tasks.spawn(watch_shards(is_core, status.clone(), health.clone(), stopped));
+        tracing::info!(node = %key, generation = generation.0, peer = %pool.addr(), "the node runs");
+        Ok(Node {
+            key,
+            generation,
+            admin: Some(admin),
+            listener,
+            gossip: Some(gossip),
+            pool,
+            store,
+            events,
+            status,
+            stop,
+            tasks,
+            health,
+            metrics,
+            drain: config.timeouts.drain,
+        })
+    }
+
+    /// Which node this is.
+    pub fn key(&self) -> &NodeKey {
+        &self.key
+    }
+
+    /// Its incarnation.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Where clients reach it.
+    pub fn client_addr(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().map(ClientListener::local_addr)
+    }
+
+    /// Where its health and metrics are.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(AdminHttp::addr)
+    }
+
+    /// Where peers reach it.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.pool.addr()
+    }
+
+    /// Its health.
+    pub fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Sessions at this node.
+    pub fn sessions(&self) -> usize {
+        self.status.iter().map(|status| status.borrow().sessions).sum()
+    }
+
+    /// Waits until the node is fit to serve.
+    pub async fn ready(&self) {
+        let mut status = self.status.clone();
+        while !self.health.is_ready() {
+            let changed = status.iter_mut().map(|status| Box::pin(status.changed()));
+            // Health follows the status by a moment, so this looks again soon in any case.
+            let _ = tokio::time::timeout(Duration::from_millis(50), futures_any(changed)).await;
+        }
+    }
+
+    /// Drains and stops: not ready, clients told to go elsewhere, what is in flight finished, the store closed.
+    pub async fn stop(mut self) {
+        self.health.set_ready("node", Err("the node drains".to_owned()));
+        if let Some(gossip) = &self.gossip {
+            // Others must not count on a node that leaves; a full gossip queue only delays what its end will tell.
+            let _ = gossip.set_fact(FACT_READY, "draining").await;
+        }
+        if let Some(listener) = &self.listener {
+            listener.stop_accepting();
+        }
+        for events in &self.events {
+            let _ = events.send(Event::Drain).await;
+        }
+        let gone = async {
+            for status in &mut self.status {
+                let _ = status.wait_for(|status| status.sessions == 0).await;
+            }
+        };
+        if tokio::time::timeout(self.drain, gone).await.is_err() {
+            tracing::warn!(sessions = self.sessions(), "sessions were left when the time to drain was over");
+        }
+        if let Some(listener) = self.listener.take() {
+            listener.shutdown(CLOSE_DEADLINE).await;
+        }
+        if let Some(gossip) = self.gossip.take() {
+            gossip.stop().await;
+        }
+        self.pool.shutdown(CLOSE_DEADLINE).await;
+        self.stop.send_replace(true);
+        while self.tasks.join_next().await.is_some() {}
+        if let Some(store) = self.store.take() {
+            // Closing waits for the disk, so not on a thread of the runtime.
+            let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        }
+        if let Some(admin) = self.admin.take() {
+            admin.stop().await;
+        }
+        tracing::info!(node = %self.key, "the node stopped");
+    }
+}
+
+/// What hellos told of other nodes.
+#[derive(Default)]
+pub(super) struct Known {
+    hellos: Mutex<BTreeMap<NodeKey, PeerHello>>,
+    changed: tokio::sync::Notify,
+}
+
+impl Known {
+    /// A connection to a node is there.
+    pub(super) fn saw(&self, hello: PeerHello) {
+        let mut hellos = self.hellos.lock().unwrap_or_else(PoisonError::into_inner);
+        hellos.insert(hello.node.clone(), hello);
+        self.changed.notify_one();
+    }
+
+    fn of(&self, node: &NodeKey) -> Option<PeerHello> {
+        self.hellos.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
+    }
+}
+
+/// Keeps who is there: gossip tells of this region, the regions' files and hellos of the others.
+struct View {
+    me: Member,
+    my_addr: SocketAddr,
+    regions: Regions,
+    region: RegionId,
+    is_core: bool,
+    known: Arc<Known>,
+    pool: PeerPool,
+    events: Vec<mpsc::Sender<Event>>,
+    peer_addrs: watch::Sender<BTreeMap<NodeKey, SocketAddr>>,
+}
+
+impl View {
+    async fn run(self, mut nodes: watch::Receiver<Vec<NodeFacts>>, mut stop: watch::Receiver<bool>) {
+        let mut told = None;
+        loop {
+            let facts = nodes.borrow_and_update().clone();
+            let (members, addrs) = self.look(&facts);
+            for (node, addr) in &addrs {
+                self.pool.want(node, *addr);
+            }
+            for gone in self.pool.wanted().into_iter().filter(|node| !addrs.contains_key(node)) {
+                self.pool.unwant(&gone);
+            }
+            self.peer_addrs.send_replace(addrs);
+            let seen = (Members::new(members), self.endpoints(&facts));
+            if told.as_ref() != Some(&seen) {
+                let (members, endpoints) = seen.clone();
+                told = Some(seen);
+                for events in &self.events {
+                    let _ = events.send(Event::Core(Input::Members(members.clone()))).await;
+                    let _ = events.send(Event::Core(Input::Endpoints(endpoints.clone()))).await;
+                }
+            }
+            tokio::select! {
+                changed = nodes.changed() => if changed.is_err() { return },
+                () = self.known.changed.notified() => {}
+                _ = stop.changed() => return,
+            }
+        }
+    }
+
+    /// Members, and the peers that this node keeps a connection to.
+    fn look(&self, facts: &[NodeFacts]) -> (Vec<Member>, BTreeMap<NodeKey, SocketAddr>) {
+        let mut members = vec![self.me.clone()];
+        let mut addrs = BTreeMap::new();
+        for node in facts {
+            let key = NodeKey { region: self.region.clone(), node: node.node.clone() };
+            if key == self.me.key {
+                continue;
+            }
+            // Edges talk to cores and cores to edges; two edges have nothing to say to each other.
+            if node.core || self.is_core {
+                addrs.insert(key.clone(), node.peer_addr);
+                self.pool.saw_generation(&key, node.generation);
+            }
+            members.push(Member {
+                key,
+                generation: node.generation,
+                partitions: node.partitions.max(1),
+                core: node.core,
+                edge: node.edge,
+                ready: node.ready,
+                client: node.client_addr.map(|addr| addr.to_string()),
+            });
+        }
+        if self.is_core {
+            for region in self.regions.iter().filter(|region| region.id != self.region.as_str()) {
+                for node in region.cores() {
+                    let (Ok(id), Ok(name)) = (RegionId::new(&region.id), NodeName::new(&node.name)) else {
+                        continue;
+                    };
+                    let key = NodeKey { region: id, node: name };
+                    addrs.insert(key.clone(), node.peer);
+                    // Until it was reached once nothing is known of it that placement could use.
+                    if let Some(hello) = self.known.of(&key) {
+                        members.push(Member {
+                            key,
+                            generation: hello.generation,
+                            partitions: hello.partitions.max(1),
+                            core: true,
+                            edge: node.client.is_some(),
+                            ready: true,
+                            client: node.client.map(|addr| addr.to_string()),
+                        });
+                    }
+                }
+            }
+        }
+        addrs.retain(|_, addr| *addr != self.my_addr);
+        (members, addrs)
+    }
+
+    /// Where clients may go: live edges of this region, then what the other regions' files say.
+    fn endpoints(&self, facts: &[NodeFacts]) -> Vec<RegionEndpoints> {
+        let mut own: Vec<String> = self.me.client.iter().cloned().collect();
+        let others = facts.iter().filter(|node| node.node != self.me.key.node && node.ready && node.edge);
+        own.extend(others.filter_map(|node| node.client_addr).map(|addr| addr.to_string()));
+        let mut regions = vec![RegionEndpoints { region: self.region.clone(), endpoints: own }];
+        for region in self.regions.iter().filter(|region| region.id != self.region.as_str()) {
+            if let Ok(id) = RegionId::new(&region.id) {
+                let endpoints = region.client_endpoints().map(|addr| addr.to_string()).collect();
+                regions.push(RegionEndpoints { region: id, endpoints });
+            }
+        }
+        regions
+    }
+}
+
+fn facts(
+    config: &NodeConfig,
+    client: Option<SocketAddr>,
+    admin: SocketAddr,
+    partitions: u8,
+    is_core: bool,
+) -> Vec<(String, String)> {
+    let mut roles = Vec::new();
+    if is_core {
+        roles.push("core");
+    }
+    if config.node.has(Role::Edge) {
+        roles.push("edge");
+    }
+    let mut facts = vec![
+        (FACT_ROLES.to_owned(), roles.join(",")),
+        (FACT_PARTITIONS.to_owned(), partitions.to_string()),
+        (FACT_READY.to_owned(), "true".to_owned()),
+        (FACT_ADMIN_ADDR.to_owned(), admin.to_string()),
+    ];
+    if let Some(client) = client {
+        facts.push((FACT_CLIENT_ADDR.to_owned(), client.to_string()));
+    }
+    facts
+}
+
+async fn watch_shards(
+    is_core: bool,
+    mut status: Vec<watch::Receiver<PartitionStatus>>,
+    health: Arc<Health>,
+    mut stop: watch::Receiver<bool>,
+) {
+    if !is_core {
+        health.set_ready("shards", Ok(()));
+        return;
+    }
+    loop {
+        let waiting = status.iter_mut().any(|status| {
+            let status = status.borrow_and_update();
+            !status.active || status.shards == 0
+        });
+        let ready = if waiting { Err("not all shards placed here are active".to_owned()) } else { Ok(()) };
+        health.set_ready("shards", ready);
+        tokio::select! {
+            _ = futures_any(status.iter_mut().map(|status| Box::pin(status.changed()))) => {}
+            _ = stop.changed() => return,
+        }
+    }
+}
+
+/// Waits for the first of some futures.
+async fn futures_any<F: Future + Unpin>(futures: impl Iterator<Item = F>) -> Option<F::Output> {
+    let mut futures: Vec<F> = futures.collect();
+    std::future::poll_fn(|context| {
+        for future in &mut futures {
+            if let std::task::Poll::Ready(output) = std::pin::Pin::new(future).poll(context) {
+                return std::task::Poll::Ready(Some(output));
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+fn random<const N: usize>() -> Result<[u8; N], StartError> {
+    let mut bytes = [0; N];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|error| StartError::System { what: "randomness", why: error.to_string() })?;
+    Ok(bytes)
+}
+
+/// The folder that a node without its own would use, for messages.
+pub fn default_data() -> PathBuf {
+    PathBuf::from("./data")
+}

@@ -1,0 +1,411 @@
+//! The task of one partition: it drives a [`Partition`] of the core and never waits for anything but its inputs.
+//!
+//! Up to [`BATCH`] inputs are handed over, then every output is carried out: frames to the queues of connections, messages
+//! to the queues of peers, operations to the store's thread. Nothing here awaits a send.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender as StoreSender;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, error::TrySendError};
+use tokio::sync::watch;
+
+use super::meters::Meters;
+use super::metrics::{LinkReason, Reason};
+use super::store::{StoreReply, StoreRequest};
+use crate::core::ids::{Addr, ConnId, NodeKey, UserId};
+use crate::core::link::{LinkAlarm, StopReason};
+use crate::core::msg::Message;
+use crate::core::node::{Input, Output, Partition};
+use crate::core::time::{Mono, Now};
+use crate::core::wire::{ClientFrame, Code, Hello, ServerFrame};
+use crate::net::client::ConnHandle;
+use crate::net::frame::Frame;
+use crate::net::peer::{PeerPool, PeerSendError};
+use crate::net::{CloseCode, CloseReason};
+
+/// Inputs that are handed to the core before its outputs are carried out.
+const BATCH: usize = 256;
+/// Most partitions of a node: each pair of partitions has a stream of its own for each conversation.
+pub const MAX_PARTITIONS: u8 = 4;
+/// Kind of the frames that carry messages between partitions.
+pub(super) const KIND_MESSAGE: u8 = 16;
+/// Messages that wait for another partition of this node, which is a task like this one.
+pub(super) const SIBLING_QUEUE: usize = 4096;
+/// Server frames are packed into buffers of about this size.
+const CLIENT_BUFFER: usize = 16 * 1024;
+
+/// What a partition's task is told.
+pub(super) enum Event {
+    /// A client's connection is there.
+    Opened { conn: ConnId, handle: ConnHandle },
+    /// What a client sent, decoded; its token is verified.
+    Client { conn: ConnId, frames: Vec<ClientInput> },
+    /// A client's connection is gone.
+    Closed { conn: ConnId },
+    /// Messages of another node's partition.
+    Peer { from: Addr, messages: Vec<Message> },
+    /// A connection to send on.
+    PeerUp { node: NodeKey, incarnation: u64 },
+    /// A connection broke, either way.
+    PeerLost { node: NodeKey, outgoing: bool, incarnation: u64 },
+    /// Anything that the core takes as it is.
+    Core(Input),
+    /// Report when every session has gone, for a drain.
+    Drain,
+}
+
+/// A frame of a client, judged as far as it can be without the core.
+pub(super) enum ClientInput {
+    /// A hello whose token is good.
+    Hello { user: UserId, hello: Box<Hello> },
+    /// Any other frame.
+    Frame(ClientFrame),
+    /// The connection must end.
+    Bad { code: Code, detail: String },
+}
+
+/// What others may know of a partition, updated after each batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PartitionStatus {
+    /// Sessions.
+    pub sessions: usize,
+    /// Whether every shard that is placed here is active.
+    pub active: bool,
+    /// Active shards.
+    pub shards: usize,
+}
+
+/// What a partition's task works with.
+pub(super) struct PartitionTask {
+    pub(super) core: Partition,
+    pub(super) me: Addr,
+    pub(super) pool: PeerPool,
+    /// The queues of this node's partitions, this one's too.
+    pub(super) siblings: Vec<Sender<Event>>,
+    pub(super) store: Option<StoreSender<StoreRequest>>,
+    pub(super) clock: Clock,
+    pub(super) events: Receiver<Event>,
+    pub(super) replies: UnboundedReceiver<StoreReply>,
+    pub(super) status: watch::Sender<PartitionStatus>,
+    pub(super) peer_addrs: watch::Receiver<BTreeMap<NodeKey, std::net::SocketAddr>>,
+    pub(super) meters: Meters,
+}
+
+/// The two clocks of a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// Monotonic time counts from now.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Both clocks.
+    pub fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now {
+            mono: Mono(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)),
+            wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn until(&self, at: Mono) -> Duration {
+        at.since(self.now().mono)
+    }
+}
+
+/// The stream class for messages of a partition to another: one for each conversation and pair.
+pub(super) fn class(from: u8, to: u8, message: &Message) -> u16 {
+    let conversation = match message {
+        Message::ToOwner { .. } => 0,
+        Message::ToEdge { .. } => 1,
+        Message::ToProvider { .. } => 2,
+        Message::ToSubscriber { .. } => 3,
+    };
+    conversation + 4 * (u16::from(to) + u16::from(MAX_PARTITIONS) * u16::from(from))
+}
+
+/// The partitions that a class is between: from, to.
+pub(super) fn partitions_of(class: u16) -> (u8, u8) {
+    let pair = class / 4;
+    ((pair / u16::from(MAX_PARTITIONS)) as u8, (pair % u16::from(MAX_PARTITIONS)) as u8)
+}
+
+struct Connections {
+    clients: BTreeMap<ConnId, ConnHandle>,
+    /// Outgoing incarnation of each peer that is up.
+    peers: BTreeMap<NodeKey, u64>,
+    /// Messages of this round for each peer and class.
+    outgoing: BTreeMap<(NodeKey, u16), Vec<Bytes>>,
+    /// Messages that a sibling had no room for; they keep their order.
+    waiting: BTreeMap<u8, Vec<Message>>,
+}
+
+impl PartitionTask {
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut connections = Connections {
+            clients: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            outgoing: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+        };
+        let mut events = Vec::with_capacity(BATCH);
+        loop {
+            let due = self.core.poll_timeout().map(|at| self.clock.until(at));
+            let timer = tokio::time::sleep(due.unwrap_or(Duration::from_secs(3600)));
+            tokio::select! {
+                biased;
+                reply = self.replies.recv() => {
+                    if let Some(reply) = reply {
+                        self.stored(reply);
+                        while let Ok(reply) = self.replies.try_recv() {
+                            self.stored(reply);
+                        }
+                    }
+                }
+                count = self.events.recv_many(&mut events, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                }
+                () = timer => {}
+                _ = stop.changed() => return,
+            }
+            while events.len() < BATCH {
+                let Ok(event) = self.events.try_recv() else { break };
+                events.push(event);
+            }
+            for event in events.drain(..) {
+                self.event(&mut connections, event);
+            }
+            let now = self.clock.now();
+            if self.core.poll_timeout().is_some_and(|at| at <= now.mono) {
+                self.core.handle_timeout(now);
+            }
+            self.outputs(&mut connections);
+            self.meters.export(&self.core, now);
+            self.report();
+        }
+    }
+
+    fn stored(&mut self, reply: StoreReply) {
+        let now = self.clock.now();
+        self.core.handle(
+            match reply {
+                StoreReply::Committed(token, result) => Input::Committed { token, result },
+                StoreReply::Answered(token, result) => Input::Answered { token, result },
+            },
+            now,
+        );
+    }
+
+    fn event(&mut self, connections: &mut Connections, event: Event) {
+        let now = self.clock.now();
+        match event {
+            Event::Opened { conn, handle } => {
+                self.meters.metrics.connections.inc();
+                connections.clients.insert(conn, handle);
+            }
+            Event::Client { conn, frames } => {
+                for frame in frames {
+                    match frame {
+                        ClientInput::Hello { user, hello } => {
+                            self.core.handle(Input::Hello { conn, user, hello }, now);
+                        }
+                        ClientInput::Frame(frame) => self.core.handle(Input::Client { conn, frame }, now),
+                        ClientInput::Bad { code, detail } => {
+                            self.meters.metrics.frames_refused.get_or_create(&Reason { reason: code_name(code) }).inc();
+                            let error = ServerFrame::Error { code, detail: detail.clone() };
+                            self.client_frames(connections, conn, &[error]);
+                            close_client(connections, conn, code, detail);
+                            return;
+                        }
+                    }
+                }
+            }
+            Event::Closed { conn } => {
+                if connections.clients.remove(&conn).is_some() {
+                    self.meters.metrics.connections.dec();
+                }
+                self.core.handle(Input::Closed { conn }, now);
+            }
+            Event::Peer { from, messages } => {
+                for message in messages {
+                    self.core.handle(Input::Peer { from: from.clone(), message }, now);
+                }
+            }
+            Event::PeerUp { node, incarnation } => {
+                connections.peers.insert(node.clone(), incarnation);
+                self.core.handle(Input::Reachable { node, up: true }, now);
+            }
+            Event::PeerLost { node, outgoing, incarnation } => {
+                let known = connections.peers.get(&node).copied();
+                if outgoing && known == Some(incarnation) {
+                    connections.peers.remove(&node);
+                }
+                let still = connections.peers.contains_key(&node);
+                if known.is_some() {
+                    self.core.handle(Input::Reachable { node: node.clone(), up: false }, now);
+                }
+                // What was lost on the way in must be said again, although the way out is still there.
+                if still {
+                    self.core.handle(Input::Reachable { node, up: true }, now);
+                }
+            }
+            Event::Core(input) => self.core.handle(input, now),
+            Event::Drain => self.core.handle(Input::Drain, now),
+        }
+    }
+
+    fn outputs(&mut self, connections: &mut Connections) {
+        for (partition, messages) in std::mem::take(&mut connections.waiting) {
+            for message in messages {
+                self.to_sibling(connections, partition, message);
+            }
+        }
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Client { conn, frames } => self.client_frames(connections, conn, &frames),
+                Output::Close { conn, code, detail } => close_client(connections, conn, code, detail),
+                Output::Peer { to, message } if to.node == self.me.node => {
+                    self.to_sibling(connections, to.partition, message);
+                }
+                Output::Peer { to, mut message } => {
+                    let class = class(self.me.partition, to.partition, &message);
+                    let frame = Frame::new(KIND_MESSAGE, message.encode()).encode();
+                    connections.outgoing.entry((to.node, class)).or_default().push(frame);
+                }
+                Output::Commit { token, ops, now_ms } => {
+                    let partition = self.me.partition;
+                    self.ask(StoreRequest::Commit { partition, token, ops, now_ms });
+                }
+                Output::Read { token, read } => {
+                    let partition = self.me.partition;
+                    self.ask(StoreRequest::Read { partition, token, read });
+                }
+                Output::Alarm(alarm) => self.alarm(&alarm),
+            }
+        }
+        for ((node, class), batch) in std::mem::take(&mut connections.outgoing) {
+            self.to_peer(connections, node, class, batch);
+        }
+    }
+
+    /// A node without a store owns no shards, so its core asks nothing of one.
+    fn ask(&self, request: StoreRequest) {
+        if let Some(store) = &self.store {
+            // The thread is gone only when the node stops.
+            let _ = store.send(request);
+        }
+    }
+
+    fn client_frames(&self, connections: &mut Connections, conn: ConnId, frames: &[ServerFrame]) {
+        let Some(handle) = connections.clients.get(&conn) else { return };
+        let mut chunks = Vec::new();
+        let mut buffer = BytesMut::new();
+        for frame in frames {
+            frame.encode(&mut buffer);
+            if buffer.len() >= CLIENT_BUFFER {
+                chunks.push(buffer.split().freeze());
+            }
+        }
+        if !buffer.is_empty() {
+            chunks.push(buffer.freeze());
+        }
+        if let Err(error) = handle.try_send(chunks) {
+            tracing::debug!(conn = conn.0, %error, "a client's queue took no more: the connection is closed");
+            let reason = CloseReason::new(CloseCode::OVERLOADED, "the client does not read");
+            handle.close_now(reason);
+        }
+    }
+
+    fn to_sibling(&self, connections: &mut Connections, partition: u8, message: Message) {
+        let waiting = connections.waiting.entry(partition).or_default();
+        let Some(sender) = self.siblings.get(usize::from(partition)) else { return };
+        if !waiting.is_empty() {
+            return waiting.push(message);
+        }
+        let event = Event::Peer { from: self.me.clone(), messages: vec![message] };
+        if let Err(TrySendError::Full(Event::Peer { messages, .. })) = sender.try_send(event) {
+            waiting.extend(messages);
+        }
+    }
+
+    fn to_peer(&self, connections: &mut Connections, node: NodeKey, class: u16, batch: Vec<Bytes>) {
+        // Without a connection the core was told so, and says again what matters once there is one.
+        let Some(incarnation) = connections.peers.get(&node).copied() else { return };
+        match self.pool.send(&node, incarnation, class, batch) {
+            Ok(()) | Err(PeerSendError::NotConnected | PeerSendError::Stale { .. }) => {}
+            Err(error) => {
+                // A stream must not lose a message in its middle: the connection is given up and made again.
+                tracing::warn!(peer = %node, %error, "the queue to a peer took no more: reconnecting");
+                let addr = self.peer_addrs.borrow().get(&node).copied();
+                self.pool.unwant(&node);
+                if let Some(addr) = addr {
+                    self.pool.want(&node, addr);
+                }
+            }
+        }
+    }
+
+    fn alarm(&self, alarm: &LinkAlarm) {
+        tracing::error!(%alarm, "a link stopped for a shard: someone must look");
+        let (link, reason) = match alarm {
+            LinkAlarm::Stopped { link, reason, .. } => {
+                let reason = match reason {
+                    StopReason::NeedsSnapshot { .. } => "needs_snapshot",
+                    StopReason::Diverged { .. } => "diverged",
+                    StopReason::Unreadable { .. } => "unreadable",
+                    StopReason::OutOfPlace { .. } => "out_of_place",
+                };
+                (link, reason)
+            }
+            LinkAlarm::Refused { link, .. } => (link, "refused"),
+            LinkAlarm::AheadOfUs { link, .. } => (link, "ahead_of_us"),
+        };
+        let reason = LinkReason { region: link.node.region.to_string(), reason };
+        self.meters.metrics.link_stopped.get_or_create(&reason).inc();
+    }
+
+    fn report(&mut self) {
+        let owner = self.core.owner();
+        let status = PartitionStatus {
+            sessions: self.core.edge().stats().sessions,
+            active: owner.all_active(),
+            shards: owner.active_count(),
+        };
+        self.status.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
+            changed
+        });
+    }
+}
+
+fn close_client(connections: &Connections, conn: ConnId, code: Code, detail: String) {
+    let Some(handle) = connections.clients.get(&conn) else { return };
+    let close = match code {
+        Code::Unauthorized => CloseCode::UNAUTHENTICATED,
+        Code::Protocol | Code::Version => CloseCode::PROTOCOL,
+        Code::Superseded => CloseCode::SUPERSEDED,
+        Code::Draining => CloseCode::SHUTDOWN,
+        Code::Timeout => CloseCode::TOO_SLOW,
+        Code::Overloaded | Code::TooManyWatches | Code::TooManyDevices => CloseCode::OVERLOADED,
+        _ => CloseCode::INTERNAL,
+    };
+    handle.close_after_flush(CloseReason::new(close, detail));
+}
+
+/// A label for metrics.
+pub(super) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Unauthorized => "unauthorized",
+        Code::Version => "version",
+        Code::Protocol => "protocol",
+        _ => "other",
+    }
+}
+
