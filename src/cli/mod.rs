@@ -9,7 +9,9 @@
 
 pub mod args;
 pub mod config;
+pub mod dev;
 pub mod output;
+pub mod serve;
 pub mod token;
 
 use std::process::ExitCode;
@@ -26,6 +28,7 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  iris dev                           a cluster of three regions on this machine
   iris config check node.toml        is this node's configuration good?
   iris token --user alice            a token for alice, signed with the key of ./data";
 
@@ -33,6 +36,8 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Config(config::Config),
+    Dev(dev::Dev),
+    Serve(Box<serve::Serve>),
     Token(token::Token),
 }
 
@@ -41,6 +46,8 @@ pub fn run() -> ExitCode {
     // clap prints help to stdout and exits 0, or says what is wrong with the usage and exits 2.
     let done = match Cli::parse().command {
         Command::Config(noun) => noun.run(),
+        Command::Dev(verb) => verb.run(),
+        Command::Serve(verb) => verb.run(),
         Command::Token(verb) => verb.run(),
     };
     done.unwrap_or_else(|error| output::report(&error))

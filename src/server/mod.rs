@@ -3,10 +3,12 @@
 //! - [`config`]: the settings of a node, layered by figment; [`regions`]: the regions of the cluster, one file each
 //! - [`node`]: a node from start to drain; `partition`: the task that drives a partition of the core; `intake`: what
 //!   arrives from connections; `store`: the thread that commits; [`folder`]: the data folder
+//! - [`dev`]: the folder of a whole cluster on one machine
 //! - [`token`]: the tokens that clients present
 //! - [`log`], [`metrics`], [`http`]: what a running node tells: logs, counters, health
 
 pub mod config;
+pub mod dev;
 pub mod folder;
 pub mod http;
 mod intake;

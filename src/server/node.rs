@@ -220,7 +220,7 @@ impl Node {
                     holders: holders.clone(),
                     limits: config.core_limits(),
                     core: is_core,
-                    edge: config.listen.client.is_some(),
+                    edge: config.node.has(Role::Edge),
                 },
                 random()?,
                 clock.now(),
@@ -243,9 +243,10 @@ impl Node {
             tasks.spawn(task.run(stopped.clone()));
         }
 
-        let listener = match (config.listen.client, &config.tls.client) {
-            (Some(addr), tls) => {
-                let identity = match tls {
+        let client = config.listen.client.filter(|_| config.node.has(Role::Edge));
+        let listener = match client {
+            Some(addr) => {
+                let identity = match &config.tls.client {
                     Some(tls) => Identity::load(&tls.cert, &tls.key)?,
                     None => Identity::load(&config.tls.peer.cert, &config.tls.peer.key)?,
                 };
@@ -254,7 +255,7 @@ impl Node {
                 let sink = ClientSink::new(events.clone(), verifier, health.clone());
                 Some(ClientListener::bind(listen, sink)?)
             }
-            (None, _) => None,
+            None => None,
         };
         let client_addr = listener.as_ref().map(ClientListener::local_addr);
         let admin = AdminHttp::bind(config.listen.admin_http, health.clone(), metrics.clone())

@@ -1,0 +1,163 @@
+//! `iris dev`
+
+mod processes;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{args, output, serve};
+use crate::server::config::LogConfig;
+use crate::server::dev::{DevCluster, DevNode, Ports, single_region};
+use crate::server::node::{Create, Node};
+use crate::server::regions::{Regions, Role};
+
+/// A node that is not ready by then says what it waits for.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Run a whole cluster on this machine: every node a real server with its own sockets and store.
+///
+/// Certificates, keys and stores are made at the first start and kept in the data folder, so that the next start finds
+/// every message that was accepted. Ctrl-C drains and stops.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  iris dev                        the regions of ./regions, or the three that are built in
+  iris dev --processes            each node a process of its own, started again when it dies
+  iris dev --single               one region with one node
+  iris dev --data /tmp/iris --ports free")]
+pub struct Dev {
+    #[command(flatten)]
+    data: args::DataArg,
+    /// The folder with a file for each region; ./regions where that exists, else the regions that are built in.
+    #[arg(long, value_name = "DIR", conflicts_with = "single")]
+    regions: Option<PathBuf>,
+    /// One region with one node that is core and edge.
+    #[arg(long)]
+    single: bool,
+    /// Run each node as its own process; one that dies is started again.
+    #[arg(long)]
+    processes: bool,
+    /// Ports as in the regions' files, or free ones that are chosen once and kept in the data folder.
+    #[arg(long, value_enum, default_value = "filed")]
+    ports: PortChoice,
+    /// Stop when stdin ends.
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum PortChoice {
+    Filed,
+    Free,
+}
+
+impl Dev {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let filter = std::env::var("IRIS_LOG").unwrap_or_else(|_| "warn".to_owned());
+        crate::server::log::init(&LogConfig::default(), Some(&filter)).context("logging cannot start")?;
+        let folder = self.regions.clone().or_else(|| Some(PathBuf::from("regions")).filter(|path| path.is_dir()));
+        let regions = if self.single {
+            single_region()
+        } else {
+            Regions::load(folder.as_deref()).context("the regions cannot be used")?
+        };
+        let ports = match self.ports {
+            PortChoice::Filed => Ports::AsFiled,
+            PortChoice::Free => Ports::Free,
+        };
+        let data = &self.data.data;
+        eprintln!("preparing {}", data.display());
+        let cluster = DevCluster::prepare(data, &regions, ports)
+            .with_context(|| format!("the data folder {} cannot be used", data.display()))?;
+        serve::runtime()?.block_on(async {
+            let signal = serve::stop_signal(self.stop_with_stdin)?;
+            if self.processes {
+                processes::run(&cluster, data, signal).await
+            } else {
+                in_process(&cluster, data, signal).await
+            }
+        })
+    }
+}
+
+async fn in_process(
+    cluster: &DevCluster,
+    data: &Path,
+    signal: impl Future<Output = &'static str>,
+) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let mut running = Vec::new();
+    for node in &cluster.nodes {
+        eprint!("starting {} ... ", node.name);
+        let config = cluster.config(node)?;
+        let node = Node::start(config, cluster.regions.clone(), Create::IfMissing)
+            .await
+            .with_context(|| format!("node {} cannot start", node.name))?;
+        eprintln!("listens");
+        running.push(node);
+    }
+    for node in &running {
+        if tokio::time::timeout(READY_TIMEOUT, node.ready()).await.is_err() {
+            let reasons: Vec<String> =
+                node.health().reasons().into_iter().map(|(what, why)| format!("{what}: {why}")).collect();
+            anyhow::bail!("node {} is not ready after {READY_TIMEOUT:?}: {}", node.key(), reasons.join("; "));
+        }
+    }
+    eprintln!("all {} nodes are ready after {:.1} s", running.len(), started.elapsed().as_secs_f64());
+    welcome(cluster, data, &[])?;
+    let why = signal.await;
+    eprintln!("{why}: draining");
+    // Edges first, so that their clients are told to go before the cores close.
+    running.reverse();
+    let stopping: Vec<_> = running.into_iter().map(|node| tokio::spawn(node.stop())).collect();
+    for node in stopping {
+        node.await.context("a node panicked while it stopped")?;
+    }
+    eprintln!("stopped; everything accepted is in {}", data.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What runs where, and what to try.
+fn welcome(cluster: &DevCluster, data: &Path, pids: &[(String, u32)]) -> anyhow::Result<()> {
+    let row = |node: &DevNode| {
+        let roles: Vec<&str> =
+            node.roles.iter().map(|role| if *role == Role::Core { "core" } else { "edge" }).collect();
+        let pid = pids.iter().find(|(name, _)| *name == node.name).map(|(_, pid)| pid.to_string());
+        vec![
+            node.region.clone(),
+            node.name.clone(),
+            roles.join("+"),
+            node.client.map_or_else(|| "-".to_owned(), |addr| addr.to_string()),
+            format!("http://{}/metrics", node.admin_http),
+            pid.unwrap_or_else(|| std::process::id().to_string()),
+        ]
+    };
+    let mut rows: Vec<Vec<String>> = cluster.nodes.iter().map(row).collect();
+    rows.sort();
+    output::print_table(&["REGION", "NODE", "ROLES", "CLIENTS (QUIC)", "METRICS", "PID"], &rows)?;
+    let program = std::env::args().next().unwrap_or_else(|| "iris".to_owned());
+    let data = if data == Path::new("data") { String::new() } else { format!(" --data {}", data.display()) };
+    let ids: Vec<&str> = cluster.regions.ids().collect();
+    let first = ids.iter().find(|id| **id == "us-east").unwrap_or(&ids[0]);
+    let last = ids.iter().find(|id| **id == "ap-south").unwrap_or(&ids[ids.len() - 1]);
+    let middle = ids.iter().find(|id| **id == "eu-west").unwrap_or(&ids[0]);
+    eprintln!(
+        "
+Try it in other terminals:
+
+  # a message to someone who is away, accepted once it is durable in {first}
+  {program} client send{data} --region {first} --as alice --to bob \"hello from {first}\"
+  # bob comes online in {last} and receives it
+  {program} client listen{data} --region {last} --as bob --device phone
+  # who is online, seen from {first}
+  {program} client watch{data} --region {first} --as alice bob carol
+  {program} client listen{data} --region {middle} --as carol --device laptop
+
+Ctrl-C drains and stops."
+    );
+    Ok(())
+}

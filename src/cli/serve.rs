@@ -1,0 +1,86 @@
+//! `iris serve`
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::args;
+use crate::server::node::{Create, Node};
+
+/// Run one node.
+///
+/// Stops on SIGTERM or Ctrl-C after it has drained: sessions are sent elsewhere and what is in flight is finished.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  iris serve --config node.toml                  a node that has run before
+  iris serve --config node.toml --create         a new node of a cluster that runs
+  iris serve --config node.toml --new-cluster    the first core node of a new cluster")]
+pub struct Serve {
+    #[command(flatten)]
+    config: args::ConfigArgs,
+    /// Make the node's data folder: it must be missing or empty. Without this an empty folder is refused, because it may be
+    /// a lost disk or a wrong mount.
+    #[arg(long, conflicts_with = "new_cluster")]
+    create: bool,
+    /// Begin a new cluster: as --create, once, in one region.
+    #[arg(long)]
+    new_cluster: bool,
+    /// Stop when stdin ends: for a parent that must not leave a node behind.
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let loaded = self.config.load()?;
+        let filter = std::env::var("IRIS_LOG").ok();
+        crate::server::log::init(&loaded.config.log, filter.as_deref()).context("logging cannot start")?;
+        let create = match (self.create, self.new_cluster) {
+            (_, true) => Create::Cluster,
+            (true, false) => Create::Store,
+            (false, false) => Create::No,
+        };
+        runtime()?.block_on(async {
+            let signal = stop_signal(self.stop_with_stdin)?;
+            let name = loaded.config.node.name.clone();
+            let node = Node::start(loaded.config, loaded.regions, create)
+                .await
+                .with_context(|| format!("node {name} cannot start"))?;
+            let why = signal.await;
+            tracing::info!(why, "the node drains");
+            node.stop().await;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}
+
+/// The runtime of a server.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")
+}
+
+/// Completes on SIGTERM, Ctrl-C or, where asked for, the end of stdin; says which.
+pub(super) fn stop_signal(with_stdin: bool) -> anyhow::Result<impl Future<Output = &'static str>> {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    Ok(async move {
+        let stdin = async {
+            if with_stdin {
+                let mut sink = [0; 64];
+                let mut stdin = tokio::io::stdin();
+                while stdin.read(&mut sink).await.is_ok_and(|len| len > 0) {}
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "Ctrl-C",
+            () = stdin => "the parent is gone",
+        }
+    })
+}

@@ -1,0 +1,377 @@
+//! The folder of a development cluster: regions, certificates, keys, a configuration for each node.
+//!
+//! ```text
+//! ca/             the cluster's CA: ca.pem (trust this), ca.key
+//! keys/           the key that signs tokens, and its public half
+//! regions/        the regions as started: the given files, with other ports where asked for
+//! config/NODE.toml   what `iris serve --config` reads
+//! nodes/NODE/     certificates, generation and store of each node
+//! dev.json        endpoints and names for clients on this machine
+//! ```
+//!
+//! Made once and kept: starting again finds the same cluster with everything that it stored.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+
+use super::config::{
+    ClientTls, ClusterId, ConfigError, JwtKey, LoadOptions, NodeConfig, PeerTls, RegionsConfig, Seed, TlsConfig,
+    TomlText,
+};
+use super::regions::{RegionFile, Regions, Role};
+use super::token::{KeyError, KeyFiles};
+use crate::net::certs::{CertError, ClusterCa, server_dns_name};
+
+/// Name in the certificates that clients on this machine check.
+pub const SERVER_NAME: &str = "localhost";
+
+/// Which ports the nodes listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ports {
+    /// As the regions' files say.
+    AsFiled,
+    /// Free ones, chosen when the folder is made and kept with it.
+    Free,
+}
+
+/// Why a development folder cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    /// A file.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The regions.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The CA or a certificate.
+    #[error(transparent)]
+    Cert(#[from] CertError),
+    /// The key for tokens.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The regions differ from those that the folder was made with.
+    #[error(
+        "{folder} was made for the regions {stored}, and now {given} are asked for: use another folder with --data, or \
+         remove this one if what it stores may go"
+    )]
+    Regions {
+        /// The folder.
+        folder: PathBuf,
+        /// What it was made with.
+        stored: String,
+        /// What is asked for.
+        given: String,
+    },
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What clients on this machine need to know, as stored in `dev.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevInfo {
+    /// The cluster's id, hexadecimal.
+    pub cluster: String,
+    /// The seed of the hash that places users.
+    pub hash_seed: String,
+    /// Name to check in the servers' certificates.
+    pub server_name: String,
+    /// The regions and where clients enter.
+    pub regions: Vec<DevRegion>,
+}
+
+/// A region for clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevRegion {
+    /// Its id.
+    pub id: String,
+    /// `host:port` of each edge.
+    pub endpoints: Vec<String>,
+}
+
+/// A node of a development cluster.
+#[derive(Debug, Clone)]
+pub struct DevNode {
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// What it does.
+    pub roles: Vec<Role>,
+    /// Where clients reach it.
+    pub client: Option<SocketAddr>,
+    /// Where health and metrics are.
+    pub admin_http: SocketAddr,
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// Whether it has never run.
+    pub fresh: bool,
+}
+
+/// A development cluster, ready to be started.
+#[derive(Debug, Clone)]
+pub struct DevCluster {
+    /// The folder.
+    pub data: PathBuf,
+    /// The regions as started.
+    pub regions: Regions,
+    /// Every node, cores first.
+    pub nodes: Vec<DevNode>,
+    /// What clients need.
+    pub info: DevInfo,
+}
+
+impl DevCluster {
+    /// Makes what is missing in `data` and keeps what is there.
+    ///
+    /// # Errors
+    /// [`DevError`].
+    pub fn prepare(data: &Path, given: &Regions, ports: Ports) -> Result<DevCluster, DevError> {
+        let data = &absolute(data)?;
+        make_folder(data)?;
+        let regions = stored_regions(data, given, ports)?;
+        let ca_folder = data.join("ca");
+        let ca = if ca_folder.join("ca.pem").exists() {
+            ClusterCa::load(&ca_folder)?
+        } else {
+            make_folder(&ca_folder)?;
+            let ca = ClusterCa::create()?;
+            ca.save(&ca_folder)?;
+            ca
+        };
+        let keys = KeyFiles::in_data(data);
+        keys.create_or_keep()?;
+        let info = stored_info(data, &regions)?;
+        let mut nodes = Vec::new();
+        for region in regions.iter() {
+            for node in &region.nodes {
+                nodes.push(prepare_node(data, &ca, &keys, &info, region, &node.name)?);
+            }
+        }
+        nodes.sort_by_key(|node| !node.roles.contains(&Role::Core));
+        Ok(DevCluster { data: data.clone(), regions, nodes, info })
+    }
+
+    /// The configuration of a node, read back from its file as `iris serve` would.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn config(&self, node: &DevNode) -> Result<NodeConfig, ConfigError> {
+        NodeConfig::load(LoadOptions::from_process(Some(node.config.clone()))).map(|loaded| loaded.config)
+    }
+}
+
+impl DevInfo {
+    /// Reads it from a folder that `iris dev` made.
+    ///
+    /// # Errors
+    /// [`DevError`].
+    pub fn load(data: &Path) -> Result<Self, DevError> {
+        let path = data.join("dev.json");
+        let text = fs::read(&path).map_err(|source| DevError::Io { path: path.clone(), source })?;
+        serde_json::from_slice(&text).map_err(|error| DevError::Other(format!("{}: {error}", path.display())))
+    }
+}
+
+/// One region with one node of both roles, for measuring and for trying things out.
+pub fn single_region() -> Regions {
+    let text = "\
+id = \"local\"
+name = \"One node\"
+
+[place]
+latitude = 50.1
+longitude = 8.7
+
+[[nodes]]
+name = \"local-1\"
+roles = [\"core\", \"edge\"]
+client = \"127.0.0.1:7400\"
+peer = \"127.0.0.1:7410\"
+admin_http = \"127.0.0.1:7420\"
+";
+    let origin = Path::new("built-in/single");
+    TomlText::new(origin.join("local.toml"), text.to_owned())
+        .and_then(|text| Regions::from_texts(origin, vec![text]))
+        .expect("a test reads it")
+}
+
+fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions, DevError> {
+    let folder = data.join("regions");
+    if folder.is_dir() {
+        let stored = Regions::load_folder(&folder)?;
+        let names = |regions: &Regions| {
+            let of = |region: &RegionFile| {
+                let nodes: Vec<_> = region.nodes.iter().map(|node| node.name.as_str()).collect();
+                format!("{} ({})", region.id, nodes.join(", "))
+            };
+            regions.iter().map(of).collect::<Vec<_>>().join("; ")
+        };
+        if names(&stored) != names(given) {
+            let (stored, given) = (names(&stored), names(given));
+            return Err(DevError::Regions { folder: data.to_owned(), stored, given });
+        }
+        return Ok(stored);
+    }
+    let mut used = BTreeSet::new();
+    let draft = data.join("regions.new");
+    make_folder(&draft)?;
+    for region in given.iter() {
+        let mut region = region.clone();
+        if ports == Ports::Free {
+            for node in &mut region.nodes {
+                for addr in [Some(&mut node.peer), Some(&mut node.admin_http), node.client.as_mut()] {
+                    if let Some(addr) = addr {
+                        *addr = free_addr(&mut used)?;
+                    }
+                }
+            }
+            region.seeds = region.cores().map(|node| node.peer).collect();
+        }
+        let text = toml::to_string_pretty(&region).map_err(|error| DevError::Other(error.to_string()))?;
+        write(&draft.join(format!("{}.toml", region.id)), &text)?;
+    }
+    fs::rename(&draft, &folder).map_err(|source| DevError::Io { path: folder.clone(), source })?;
+    Ok(Regions::load_folder(&folder)?)
+}
+
+/// A port that nobody has now, on UDP and TCP; another process could take it before it is used.
+fn free_addr(used: &mut BTreeSet<u16>) -> Result<SocketAddr, DevError> {
+    for _ in 0..100 {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+        let addr = socket.and_then(|socket| socket.local_addr());
+        let addr = addr.map_err(|error| DevError::Other(format!("no free port: {error}")))?;
+        if std::net::TcpListener::bind(addr).is_ok() && used.insert(addr.port()) {
+            return Ok(addr);
+        }
+    }
+    Err(DevError::Other("no port that is free for UDP and TCP was found in 100 tries".to_owned()))
+}
+
+fn stored_info(data: &Path, regions: &Regions) -> Result<DevInfo, DevError> {
+    if data.join("dev.json").exists() {
+        return DevInfo::load(data);
+    }
+    let mut random = [0; 24];
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| DevError::Other("the system refused randomness".to_owned()))?;
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let info = DevInfo {
+        cluster: hex(&random[..16]),
+        hash_seed: hex(&random[16..]),
+        server_name: SERVER_NAME.to_owned(),
+        regions: regions
+            .iter()
+            .map(|region| DevRegion {
+                id: region.id.clone(),
+                endpoints: region.client_endpoints().map(|addr| addr.to_string()).collect(),
+            })
+            .collect(),
+    };
+    let text = serde_json::to_string_pretty(&info).map_err(|error| DevError::Other(error.to_string()))?;
+    write(&data.join("dev.json"), &text)?;
+    Ok(info)
+}
+
+fn prepare_node(
+    data: &Path,
+    ca: &ClusterCa,
+    keys: &KeyFiles,
+    info: &DevInfo,
+    region: &RegionFile,
+    name: &str,
+) -> Result<DevNode, DevError> {
+    let node = region.node(name).ok_or_else(|| DevError::Other(format!("no node {name}")))?;
+    let folder = data.join("nodes").join(name);
+    let certs = folder.join("certs");
+    make_folder(&certs)?;
+    let issue = |stem: &str, identity: &dyn Fn() -> Result<_, CertError>| {
+        let files = (certs.join(format!("{stem}.pem")), certs.join(format!("{stem}.key")));
+        if files.0.exists() && files.1.exists() { Ok(files) } else { save(identity()?, &certs, stem) }
+    };
+    let (cert, key) = issue("peer", &|| ca.issue_node(&region.id, name))?;
+    let names = [SERVER_NAME.to_owned(), server_dns_name(&region.id, name)?];
+    let ips: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let (client_cert, client_key) = issue("client", &|| ca.issue_server(&names, &ips))?;
+    let tls = TlsConfig {
+        peer: PeerTls { ca: data.join("ca").join("ca.pem"), cert, key },
+        client: Some(ClientTls { cert: client_cert, key: client_key }),
+    };
+    let store = folder.join("data");
+    let fresh = !store.join("generation").exists();
+    let path = data.join("config").join(format!("{name}.toml"));
+    if !path.exists() {
+        make_folder(&data.join("config"))?;
+        let mut config = NodeConfig::for_node(region, node, store, tls);
+        config.cluster.name = "dev".to_owned();
+        config.cluster.id = Some(parse_hex(&info.cluster).map(ClusterId)?);
+        let seed = parse_hex(&info.hash_seed)?;
+        config.cluster.hash_seed = Some(Seed(u64::try_from(seed).unwrap_or_default()));
+        config.regions = RegionsConfig { folder: Some(data.join("regions")) };
+        config.auth.jwt.keys = vec![JwtKey::ed25519(keys.public.clone())];
+        write(&path, &config.to_toml())?;
+    }
+    Ok(DevNode {
+        name: name.to_owned(),
+        region: region.id.clone(),
+        roles: node.roles.clone(),
+        client: node.client.filter(|_| node.has(Role::Edge)),
+        admin_http: node.admin_http,
+        config: path,
+        fresh,
+    })
+}
+
+fn save(
+    identity: crate::net::certs::Identity,
+    folder: &Path,
+    stem: &str,
+) -> Result<(PathBuf, PathBuf), CertError> {
+    identity.save(folder, stem)
+}
+
+fn parse_hex(text: &str) -> Result<u128, DevError> {
+    u128::from_str_radix(text, 16)
+        .map_err(|_| DevError::Other(format!("dev.json holds {text:?}; expected hexadecimal digits")))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, DevError> {
+    std::path::absolute(path).map_err(|source| DevError::Io { path: path.to_owned(), source })
+}
+
+fn make_folder(path: &Path) -> Result<(), DevError> {
+    fs::create_dir_all(path).map_err(|source| DevError::Io { path: path.to_owned(), source })
+}
+
+fn write(path: &Path, text: &str) -> Result<(), DevError> {
+    fs::write(path, text).map_err(|source| DevError::Io { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_made_once_and_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = DevCluster::prepare(folder.path(), &Regions::built_in(), Ports::Free).unwrap();
+        assert_eq!(made.nodes.len(), 9);
+        let again = DevCluster::prepare(folder.path(), &Regions::built_in(), Ports::Free).unwrap();
+        assert_eq!(made.info, again.info);
+        let config = again.config(&again.nodes[0]).unwrap();
+        assert!(config.cluster.id.is_some() && config.node.has(Role::Core));
+        let other = DevCluster::prepare(folder.path(), &single_region(), Ports::Free);
+        assert!(matches!(other, Err(DevError::Regions { .. })));
+    }
+}
