@@ -24,6 +24,7 @@ pub mod limits;
 pub mod link;
 pub mod members;
 pub mod msg;
+pub mod node;
 pub mod op;
 pub mod owner;
 pub mod placement;
