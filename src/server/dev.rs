@@ -245,17 +245,20 @@ fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions,
     Ok(Regions::load_folder(&folder)?)
 }
 
-/// A port that nobody has now, on UDP and TCP; another process could take it before it is used.
+/// A port that nobody has now, on UDP and TCP; another process could take it before it is used. Below those that the
+/// kernel hands out by itself, or a client's socket could take it at any time.
 fn free_addr(used: &mut BTreeSet<u16>) -> Result<SocketAddr, DevError> {
-    for _ in 0..100 {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
-        let addr = socket.and_then(|socket| socket.local_addr());
-        let addr = addr.map_err(|error| DevError::Other(format!("no free port: {error}")))?;
-        if std::net::TcpListener::bind(addr).is_ok() && used.insert(addr.port()) {
+    let random = SystemRandom::new();
+    for _ in 0..1000 {
+        let mut bytes = [0; 2];
+        random.fill(&mut bytes).map_err(|_| DevError::Other("the system refused randomness".to_owned()))?;
+        let port = 10_000 + u16::from_be_bytes(bytes) % 22_000;
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if UdpSocket::bind(addr).is_ok() && std::net::TcpListener::bind(addr).is_ok() && used.insert(port) {
             return Ok(addr);
         }
     }
-    Err(DevError::Other("no port that is free for UDP and TCP was found in 100 tries".to_owned()))
+    Err(DevError::Other("no port that is free for UDP and TCP was found in 1000 tries".to_owned()))
 }
 
 fn stored_info(data: &Path, regions: &Regions) -> Result<DevInfo, DevError> {

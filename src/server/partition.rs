@@ -158,7 +158,8 @@ impl PartitionTask {
             let timer = tokio::time::sleep(due.unwrap_or(Duration::from_secs(3600)));
             tokio::select! {
                 biased;
-                reply = self.replies.recv() => {
+                // A node without a store has nobody on the other end.
+                reply = self.replies.recv(), if self.store.is_some() => {
                     if let Some(reply) = reply {
                         self.stored(reply);
                         while let Ok(reply) = self.replies.try_recv() {
