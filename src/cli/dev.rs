@@ -59,7 +59,10 @@ impl Dev {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let filter = std::env::var("IRIS_LOG").unwrap_or_else(|_| "warn".to_owned());
         crate::server::log::init(&LogConfig::default(), Some(&filter)).context("logging cannot start")?;
-        let folder = self.regions.clone().or_else(|| Some(PathBuf::from("regions")).filter(|path| path.is_dir()));
+        let folder = self
+            .regions
+            .clone()
+            .or_else(|| Some(PathBuf::from("regions")).filter(|path| path.is_dir()));
         let regions = if self.single {
             single_region()
         } else {
@@ -102,18 +105,33 @@ async fn in_process(
     }
     for node in &running {
         if tokio::time::timeout(READY_TIMEOUT, node.ready()).await.is_err() {
-            let reasons: Vec<String> =
-                node.health().reasons().into_iter().map(|(what, why)| format!("{what}: {why}")).collect();
-            anyhow::bail!("node {} is not ready after {READY_TIMEOUT:?}: {}", node.key(), reasons.join("; "));
+            let reasons: Vec<String> = node
+                .health()
+                .reasons()
+                .into_iter()
+                .map(|(what, why)| format!("{what}: {why}"))
+                .collect();
+            anyhow::bail!(
+                "node {} is not ready after {READY_TIMEOUT:?}: {}",
+                node.key(),
+                reasons.join("; ")
+            );
         }
     }
-    eprintln!("all {} nodes are ready after {:.1} s", running.len(), started.elapsed().as_secs_f64());
+    eprintln!(
+        "all {} nodes are ready after {:.1} s",
+        running.len(),
+        started.elapsed().as_secs_f64()
+    );
     welcome(cluster, data, &[])?;
     let why = signal.await;
     eprintln!("{why}: draining");
     // Edges first, so that their clients are told to go before the cores close.
     running.reverse();
-    let stopping: Vec<_> = running.into_iter().map(|node| tokio::spawn(node.stop())).collect();
+    let stopping: Vec<_> = running
+        .into_iter()
+        .map(|node| tokio::spawn(node.stop()))
+        .collect();
     for node in stopping {
         node.await.context("a node panicked while it stopped")?;
     }
@@ -124,26 +142,43 @@ async fn in_process(
 /// What runs where, and what to try.
 fn welcome(cluster: &DevCluster, data: &Path, pids: &[(String, u32)]) -> anyhow::Result<()> {
     let row = |node: &DevNode| {
-        let roles: Vec<&str> =
-            node.roles.iter().map(|role| if *role == Role::Core { "core" } else { "edge" }).collect();
-        let pid = pids.iter().find(|(name, _)| *name == node.name).map(|(_, pid)| pid.to_string());
+        let roles: Vec<&str> = node
+            .roles
+            .iter()
+            .map(|role| if *role == Role::Core { "core" } else { "edge" })
+            .collect();
+        let pid = pids
+            .iter()
+            .find(|(name, _)| *name == node.name)
+            .map(|(_, pid)| pid.to_string());
         vec![
             node.region.clone(),
             node.name.clone(),
             roles.join("+"),
-            node.client.map_or_else(|| "-".to_owned(), |addr| addr.to_string()),
+            node.client
+                .map_or_else(|| "-".to_owned(), |addr| addr.to_string()),
             format!("http://{}/metrics", node.admin_http),
             pid.unwrap_or_else(|| std::process::id().to_string()),
         ]
     };
     let mut rows: Vec<Vec<String>> = cluster.nodes.iter().map(row).collect();
     rows.sort();
-    output::print_table(&["REGION", "NODE", "ROLES", "CLIENTS (QUIC)", "METRICS", "PID"], &rows)?;
+    output::print_table(
+        &["REGION", "NODE", "ROLES", "CLIENTS (QUIC)", "METRICS", "PID"],
+        &rows,
+    )?;
     let program = std::env::args().next().unwrap_or_else(|| "iris".to_owned());
-    let data = if data == Path::new("data") { String::new() } else { format!(" --data {}", data.display()) };
+    let data = if data == Path::new("data") {
+        String::new()
+    } else {
+        format!(" --data {}", data.display())
+    };
     let ids: Vec<&str> = cluster.regions.ids().collect();
     let first = ids.iter().find(|id| **id == "us-east").unwrap_or(&ids[0]);
-    let last = ids.iter().find(|id| **id == "ap-south").unwrap_or(&ids[ids.len() - 1]);
+    let last = ids
+        .iter()
+        .find(|id| **id == "ap-south")
+        .unwrap_or(&ids[ids.len() - 1]);
     let middle = ids.iter().find(|id| **id == "eu-west").unwrap_or(&ids[0]);
     eprintln!(
         "

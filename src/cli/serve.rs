@@ -58,7 +58,10 @@ impl Serve {
 
 /// The runtime of a server.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot start")
 }
 
 /// Completes on SIGTERM, Ctrl-C or, where asked for, the end of stdin; says which.

@@ -11,9 +11,7 @@ use rand_core::{Rng, SeedableRng};
 
 use super::commit::StoreOp;
 use super::edge::{Edge, EdgeConfig, EdgeOutput};
-use super::ids::{
-    Addr, ConnId, Generation, NodeKey, Origin, RegionId, SessionId, ShardId, Sharding, UserId,
-};
+use super::ids::{Addr, ConnId, Generation, NodeKey, Origin, RegionId, SessionId, ShardId, Sharding, UserId};
 use super::limits::CoreLimits;
 use super::link::{ApplyToken, LinkAlarm, LinkConfig, LinkOutput, Links, ReadToken};
 use super::members::Members;
@@ -152,7 +150,11 @@ pub enum Output {
 /// What an operation in a commit was for.
 enum CommitTag {
     Owner(Tag),
-    Link { token: ApplyToken, shard: ShardId, origin: Origin },
+    Link {
+        token: ApplyToken,
+        shard: ShardId,
+        origin: Origin,
+    },
 }
 
 /// What a question was for.
@@ -237,7 +239,10 @@ impl Partition {
 
     /// Operations that wait for a commit, and those in one.
     pub fn store_queue(&self) -> (usize, usize) {
-        (self.queued.len(), self.in_flight.as_ref().map_or(0, |(_, tags)| tags.len()))
+        (
+            self.queued.len(),
+            self.in_flight.as_ref().map_or(0, |(_, tags)| tags.len()),
+        )
     }
 
     /// Takes an input. Outputs are made when they are polled, so that a batch of inputs is answered together.
@@ -275,7 +280,11 @@ impl Partition {
 
     /// When [`Partition::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Mono> {
-        let due = [self.edge.poll_timeout(), self.owner.poll_timeout(), self.links.poll_timeout()];
+        let due = [
+            self.edge.poll_timeout(),
+            self.owner.poll_timeout(),
+            self.links.poll_timeout(),
+        ];
         due.into_iter().flatten().min()
     }
 
@@ -291,7 +300,10 @@ impl Partition {
         let region = &self.config.me.node.region;
         let owners = members.owners(region, &self.config.sharding);
         if self.config.core {
-            let mine = owners.iter().filter(|(_, owner)| owner.addr == self.config.me).map(|(s, _)| *s);
+            let mine = owners
+                .iter()
+                .filter(|(_, owner)| owner.addr == self.config.me)
+                .map(|(s, _)| *s);
             self.owner.handle_placement(mine.collect(), now);
             for other in self.config.holders.iter().filter(|holder| *holder != region) {
                 let theirs = members.owners(other, &self.config.sharding);
@@ -320,7 +332,9 @@ impl Partition {
             while let Some(output) = self.edge.poll_output() {
                 moved = true;
                 match output {
-                    EdgeOutput::Client { conn, frames } => self.out.push_back(Output::Client { conn, frames }),
+                    EdgeOutput::Client { conn, frames } => {
+                        self.out.push_back(Output::Client { conn, frames })
+                    }
                     EdgeOutput::Close { conn, code, detail } => {
                         self.out.push_back(Output::Close { conn, code, detail });
                     }
@@ -343,7 +357,11 @@ impl Partition {
             let token = self.token();
             let (ops, tags) = std::mem::take(&mut self.queued).into_iter().unzip();
             self.in_flight = Some((token, tags));
-            self.out.push_back(Output::Commit { token, ops, now_ms: now.wall_ms });
+            self.out.push_back(Output::Commit {
+                token,
+                ops,
+                now_ms: now.wall_ms,
+            });
         }
     }
 
@@ -356,8 +374,14 @@ impl Partition {
                 self.read(read, ReadTag::Owner(question));
             }
             OwnerOutput::Owned(shard, logs) => self.links.handle_owned(shard, logs, now),
-            OwnerOutput::PresenceChanged { shard, user, device, from } => {
-                self.links.handle_presence_changed(shard, &user, &device, from.as_ref(), now);
+            OwnerOutput::PresenceChanged {
+                shard,
+                user,
+                device,
+                from,
+            } => {
+                self.links
+                    .handle_presence_changed(shard, &user, &device, from.as_ref(), now);
             }
         }
     }
@@ -365,21 +389,47 @@ impl Partition {
     fn link_output(&mut self, output: LinkOutput, now: Now) {
         match output {
             LinkOutput::ToPeer { to, message } => self.send(to, message),
-            LinkOutput::Apply { token, shard, origin, region, first, before, ops } => {
-                match self.owner.epoch(shard) {
-                    Some(epoch) => {
-                        let op =
-                            StoreOp::ApplyRemote { shard, epoch, origin, region, first, before, ops };
-                        self.queued.push((op, CommitTag::Link { token, shard, origin }));
-                    }
-                    None => {
-                        let why = StoreError::Retryable(format!("shard {shard} is not active here"));
-                        self.links.handle_applied(token, shard, origin, Err(why), now);
-                    }
+            LinkOutput::Apply {
+                token,
+                shard,
+                origin,
+                region,
+                first,
+                before,
+                ops,
+            } => match self.owner.epoch(shard) {
+                Some(epoch) => {
+                    let op = StoreOp::ApplyRemote {
+                        shard,
+                        epoch,
+                        origin,
+                        region,
+                        first,
+                        before,
+                        ops,
+                    };
+                    self.queued.push((op, CommitTag::Link { token, shard, origin }));
                 }
-            }
-            LinkOutput::ReadLog { token, shard, origin, after, max_items, max_bytes } => {
-                let read = Read::Log { shard, origin, after, max_items, max_bytes };
+                None => {
+                    let why = StoreError::Retryable(format!("shard {shard} is not active here"));
+                    self.links.handle_applied(token, shard, origin, Err(why), now);
+                }
+            },
+            LinkOutput::ReadLog {
+                token,
+                shard,
+                origin,
+                after,
+                max_items,
+                max_bytes,
+            } => {
+                let read = Read::Log {
+                    shard,
+                    origin,
+                    after,
+                    max_items,
+                    max_bytes,
+                };
                 self.read(read, ReadTag::Link(token));
             }
             LinkOutput::PresenceMerge { from, records } => {
@@ -387,7 +437,11 @@ impl Partition {
                     self.owner.merge_presence(shard, entry, &from, now);
                 }
             }
-            LinkOutput::RegionReach { region, reachable, since_ms } => {
+            LinkOutput::RegionReach {
+                region,
+                reachable,
+                since_ms,
+            } => {
                 self.owner.handle_reach(&region, (!reachable).then_some(since_ms));
             }
             LinkOutput::Alarm(alarm) => self.out.push_back(Output::Alarm(alarm)),
@@ -416,7 +470,9 @@ impl Partition {
 
     fn committed(&mut self, token: u64, result: Result<Committed, StoreError>, now: Now) {
         self.owner.handle_clock(self.links.remote_wall_ms(now));
-        let Some((expected, tags)) = self.in_flight.take() else { return };
+        let Some((expected, tags)) = self.in_flight.take() else {
+            return;
+        };
         if expected != token {
             self.in_flight = Some((expected, tags));
             return;
@@ -444,7 +500,8 @@ impl Partition {
                             self.owner.handle_outcome(tag, Err(error.to_string()), now);
                         }
                         CommitTag::Link { token, shard, origin } => {
-                            self.links.handle_applied(token, shard, origin, Err(error.clone()), now);
+                            self.links
+                                .handle_applied(token, shard, origin, Err(error.clone()), now);
                         }
                     }
                 }
@@ -458,7 +515,9 @@ impl Partition {
             Some(ReadTag::Link(token)) => {
                 let page = match result {
                     Ok(ReadReply::Log(page)) => Ok(page),
-                    Ok(_) => Err(StoreError::Fatal("the store answered another question".to_owned())),
+                    Ok(_) => Err(StoreError::Fatal(
+                        "the store answered another question".to_owned(),
+                    )),
                     Err(error) => Err(error),
                 };
                 self.links.handle_log(token, page, now);

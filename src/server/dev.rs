@@ -20,8 +20,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 use super::config::{
-    ClientTls, ClusterId, ConfigError, JwtKey, LoadOptions, NodeConfig, PeerTls, RegionsConfig, Seed, TlsConfig,
-    TomlText,
+    ClientTls, ClusterId, ConfigError, JwtKey, LoadOptions, NodeConfig, PeerTls, RegionsConfig, Seed,
+    TlsConfig, TomlText,
 };
 use super::regions::{RegionFile, Regions, Role};
 use super::token::{KeyError, KeyFiles};
@@ -159,7 +159,12 @@ impl DevCluster {
             }
         }
         nodes.sort_by_key(|node| !node.roles.contains(&Role::Core));
-        Ok(DevCluster { data: data.clone(), regions, nodes, info })
+        Ok(DevCluster {
+            data: data.clone(),
+            regions,
+            nodes,
+            info,
+        })
     }
 
     /// The configuration of a node, read back from its file as `iris serve` would.
@@ -178,7 +183,10 @@ impl DevInfo {
     /// [`DevError`].
     pub fn load(data: &Path) -> Result<Self, DevError> {
         let path = data.join("dev.json");
-        let text = fs::read(&path).map_err(|source| DevError::Io { path: path.clone(), source })?;
+        let text = fs::read(&path).map_err(|source| DevError::Io {
+            path: path.clone(),
+            source,
+        })?;
         serde_json::from_slice(&text).map_err(|error| DevError::Other(format!("{}: {error}", path.display())))
     }
 }
@@ -219,7 +227,11 @@ fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions,
         };
         if names(&stored) != names(given) {
             let (stored, given) = (names(&stored), names(given));
-            return Err(DevError::Regions { folder: data.to_owned(), stored, given });
+            return Err(DevError::Regions {
+                folder: data.to_owned(),
+                stored,
+                given,
+            });
         }
         return Ok(stored);
     }
@@ -230,7 +242,11 @@ fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions,
         let mut region = region.clone();
         if ports == Ports::Free {
             for node in &mut region.nodes {
-                for addr in [Some(&mut node.peer), Some(&mut node.admin_http), node.client.as_mut()] {
+                for addr in [
+                    Some(&mut node.peer),
+                    Some(&mut node.admin_http),
+                    node.client.as_mut(),
+                ] {
                     if let Some(addr) = addr {
                         *addr = free_addr(&mut used)?;
                     }
@@ -241,7 +257,10 @@ fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions,
         let text = toml::to_string_pretty(&region).map_err(|error| DevError::Other(error.to_string()))?;
         write(&draft.join(format!("{}.toml", region.id)), &text)?;
     }
-    fs::rename(&draft, &folder).map_err(|source| DevError::Io { path: folder.clone(), source })?;
+    fs::rename(&draft, &folder).map_err(|source| DevError::Io {
+        path: folder.clone(),
+        source,
+    })?;
     Ok(Regions::load_folder(&folder)?)
 }
 
@@ -251,14 +270,18 @@ fn free_addr(used: &mut BTreeSet<u16>) -> Result<SocketAddr, DevError> {
     let random = SystemRandom::new();
     for _ in 0..1000 {
         let mut bytes = [0; 2];
-        random.fill(&mut bytes).map_err(|_| DevError::Other("the system refused randomness".to_owned()))?;
+        random
+            .fill(&mut bytes)
+            .map_err(|_| DevError::Other("the system refused randomness".to_owned()))?;
         let port = 10_000 + u16::from_be_bytes(bytes) % 22_000;
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if UdpSocket::bind(addr).is_ok() && std::net::TcpListener::bind(addr).is_ok() && used.insert(port) {
             return Ok(addr);
         }
     }
-    Err(DevError::Other("no port that is free for UDP and TCP was found in 1000 tries".to_owned()))
+    Err(DevError::Other(
+        "no port that is free for UDP and TCP was found in 1000 tries".to_owned(),
+    ))
 }
 
 fn stored_info(data: &Path, regions: &Regions) -> Result<DevInfo, DevError> {
@@ -295,21 +318,37 @@ fn prepare_node(
     region: &RegionFile,
     name: &str,
 ) -> Result<DevNode, DevError> {
-    let node = region.node(name).ok_or_else(|| DevError::Other(format!("no node {name}")))?;
+    let node = region
+        .node(name)
+        .ok_or_else(|| DevError::Other(format!("no node {name}")))?;
     let folder = data.join("nodes").join(name);
     let certs = folder.join("certs");
     make_folder(&certs)?;
     let issue = |stem: &str, identity: &dyn Fn() -> Result<_, CertError>| {
-        let files = (certs.join(format!("{stem}.pem")), certs.join(format!("{stem}.key")));
-        if files.0.exists() && files.1.exists() { Ok(files) } else { save(identity()?, &certs, stem) }
+        let files = (
+            certs.join(format!("{stem}.pem")),
+            certs.join(format!("{stem}.key")),
+        );
+        if files.0.exists() && files.1.exists() {
+            Ok(files)
+        } else {
+            save(identity()?, &certs, stem)
+        }
     };
     let (cert, key) = issue("peer", &|| ca.issue_node(&region.id, name))?;
     let names = [SERVER_NAME.to_owned(), server_dns_name(&region.id, name)?];
     let ips: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let (client_cert, client_key) = issue("client", &|| ca.issue_server(&names, &ips))?;
     let tls = TlsConfig {
-        peer: PeerTls { ca: data.join("ca").join("ca.pem"), cert, key },
-        client: Some(ClientTls { cert: client_cert, key: client_key }),
+        peer: PeerTls {
+            ca: data.join("ca").join("ca.pem"),
+            cert,
+            key,
+        },
+        client: Some(ClientTls {
+            cert: client_cert,
+            key: client_key,
+        }),
     };
     let store = folder.join("data");
     let fresh = !store.join("generation").exists();
@@ -321,7 +360,9 @@ fn prepare_node(
         config.cluster.id = Some(parse_hex(&info.cluster).map(ClusterId)?);
         let seed = parse_hex(&info.hash_seed)?;
         config.cluster.hash_seed = Some(Seed(u64::try_from(seed).unwrap_or_default()));
-        config.regions = RegionsConfig { folder: Some(data.join("regions")) };
+        config.regions = RegionsConfig {
+            folder: Some(data.join("regions")),
+        };
         config.auth.jwt.keys = vec![JwtKey::ed25519(keys.public.clone())];
         write(&path, &config.to_toml())?;
     }
@@ -350,15 +391,24 @@ fn parse_hex(text: &str) -> Result<u128, DevError> {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, DevError> {
-    std::path::absolute(path).map_err(|source| DevError::Io { path: path.to_owned(), source })
+    std::path::absolute(path).map_err(|source| DevError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn make_folder(path: &Path) -> Result<(), DevError> {
-    fs::create_dir_all(path).map_err(|source| DevError::Io { path: path.to_owned(), source })
+    fs::create_dir_all(path).map_err(|source| DevError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), DevError> {
-    fs::write(path, text).map_err(|source| DevError::Io { path: path.to_owned(), source })
+    fs::write(path, text).map_err(|source| DevError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

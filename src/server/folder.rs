@@ -31,7 +31,9 @@ pub enum FolderError {
         source: io::Error,
     },
     /// The counter of incarnations.
-    #[error("{path} holds {found:?}; expected a number. Restore it, or write a number above every earlier one")]
+    #[error(
+        "{path} holds {found:?}; expected a number. Restore it, or write a number above every earlier one"
+    )]
     Generation {
         /// The file.
         path: PathBuf,
@@ -53,7 +55,10 @@ impl NodeFolder {
     /// # Errors
     /// [`FolderError`].
     pub fn open(path: &Path, create: Create) -> Result<Self, FolderError> {
-        let io = |source| FolderError::Io { path: path.to_owned(), source };
+        let io = |source| FolderError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let used = path.join(GENERATION).exists();
         match create {
             Create::No if !used => return Err(FolderError::Empty(path.to_owned())),
@@ -61,7 +66,10 @@ impl NodeFolder {
             _ => {}
         }
         fs::create_dir_all(path).map_err(io)?;
-        Ok(Self { path: path.to_owned(), fresh: !used })
+        Ok(Self {
+            path: path.to_owned(),
+            fresh: !used,
+        })
     }
 
     /// Whether nothing was there.
@@ -80,22 +88,32 @@ impl NodeFolder {
     /// [`FolderError`].
     pub fn next_generation(&self) -> Result<Generation, FolderError> {
         let path = self.path.join(GENERATION);
-        let io = |source| FolderError::Io { path: path.clone(), source };
+        let io = |source| FolderError::Io {
+            path: path.clone(),
+            source,
+        };
         let stored = match fs::read_to_string(&path) {
-            Ok(text) => text
-                .trim()
-                .parse::<u64>()
-                .map_err(|_| FolderError::Generation { path: path.clone(), found: text.clone() })?,
+            Ok(text) => text.trim().parse::<u64>().map_err(|_| FolderError::Generation {
+                path: path.clone(),
+                found: text.clone(),
+            })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             Err(error) => return Err(io(error)),
         };
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let clock = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
         let next = (stored + 1).max(u64::try_from(clock).unwrap_or(0));
         let new = self.path.join("generation.new");
         let mut file = fs::File::create(&new).map_err(io)?;
-        write!(file, "{next}").and_then(|()| file.sync_all()).map_err(io)?;
+        write!(file, "{next}")
+            .and_then(|()| file.sync_all())
+            .map_err(io)?;
         fs::rename(&new, &path).map_err(io)?;
-        fs::File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(io)?;
+        fs::File::open(&self.path)
+            .and_then(|folder| folder.sync_all())
+            .map_err(io)?;
         Ok(Generation(next))
     }
 }
@@ -108,10 +126,16 @@ mod tests {
     fn an_empty_folder_needs_a_word() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node");
-        assert!(matches!(NodeFolder::open(&path, Create::No), Err(FolderError::Empty(_))));
+        assert!(matches!(
+            NodeFolder::open(&path, Create::No),
+            Err(FolderError::Empty(_))
+        ));
         let made = NodeFolder::open(&path, Create::Store).unwrap();
         let first = made.next_generation().unwrap();
-        assert!(matches!(NodeFolder::open(&path, Create::Store), Err(FolderError::NotEmpty(_))));
+        assert!(matches!(
+            NodeFolder::open(&path, Create::Store),
+            Err(FolderError::NotEmpty(_))
+        ));
         let again = NodeFolder::open(&path, Create::No).unwrap();
         assert!(again.next_generation().unwrap() > first);
     }
@@ -124,6 +148,9 @@ mod tests {
         let open = NodeFolder::open(folder.path(), Create::No).unwrap();
         assert_eq!(open.next_generation().unwrap(), Generation(far + 1));
         fs::write(folder.path().join(GENERATION), "x").unwrap();
-        assert!(matches!(open.next_generation(), Err(FolderError::Generation { .. })));
+        assert!(matches!(
+            open.next_generation(),
+            Err(FolderError::Generation { .. })
+        ));
     }
 }

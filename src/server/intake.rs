@@ -27,16 +27,26 @@ pub(super) struct ClientSink {
 
 impl ClientSink {
     pub(super) fn new(partitions: Vec<Sender<Event>>, verifier: Arc<Verifier>, health: Arc<Health>) -> Self {
-        Self { partitions: partitions.into(), verifier, health }
+        Self {
+            partitions: partitions.into(),
+            verifier,
+            health,
+        }
     }
 
     fn judge(&self, frame: Frame) -> ClientInput {
         let bad = |code, detail: String| ClientInput::Bad { code, detail };
         match ClientFrame::decode(frame.kind, frame.payload) {
             Ok(ClientFrame::Hello(hello)) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                let now = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default()
+                    .as_secs();
                 match self.verifier.verify(&hello.token, now) {
-                    Ok(verified) => ClientInput::Hello { user: verified.user, hello },
+                    Ok(verified) => ClientInput::Hello {
+                        user: verified.user,
+                        hello,
+                    },
                     Err(error) => bad(Code::Unauthorized, error.to_string()),
                 }
             }
@@ -50,12 +60,22 @@ impl ClientSink {
 impl EventSink<ClientEvent> for ClientSink {
     async fn deliver(&self, event: ClientEvent) -> Result<(), SinkClosed> {
         let (conn, event) = match event {
-            ClientEvent::Opened { conn, handle, .. } => {
-                (conn, Event::Opened { conn: ConnId(conn), handle })
-            }
+            ClientEvent::Opened { conn, handle, .. } => (
+                conn,
+                Event::Opened {
+                    conn: ConnId(conn),
+                    handle,
+                },
+            ),
             ClientEvent::Frames { conn, frames } => {
                 let frames = frames.into_iter().map(|frame| self.judge(frame)).collect();
-                (conn, Event::Client { conn: ConnId(conn), frames })
+                (
+                    conn,
+                    Event::Client {
+                        conn: ConnId(conn),
+                        frames,
+                    },
+                )
             }
             ClientEvent::Closed { conn, reason } => {
                 tracing::debug!(conn, %reason, "a client's connection is over");
@@ -64,7 +84,10 @@ impl EventSink<ClientEvent> for ClientSink {
         };
         let _ = &self.health;
         let partition = (conn % self.partitions.len() as u64) as usize;
-        self.partitions[partition].send(event).await.map_err(|_| SinkClosed)
+        self.partitions[partition]
+            .send(event)
+            .await
+            .map_err(|_| SinkClosed)
     }
 }
 
@@ -77,7 +100,10 @@ pub(super) struct PeerSink {
 
 impl PeerSink {
     pub(super) fn new(partitions: Vec<Sender<Event>>, known: Arc<Known>) -> Self {
-        Self { partitions: partitions.into(), known }
+        Self {
+            partitions: partitions.into(),
+            known,
+        }
     }
 
     async fn to_all(&self, event: impl Fn() -> Event) -> Result<(), SinkClosed> {
@@ -91,16 +117,26 @@ impl PeerSink {
 impl EventSink<PeerEvent> for PeerSink {
     async fn deliver(&self, event: PeerEvent) -> Result<(), SinkClosed> {
         match event {
-            PeerEvent::Up { hello, direction, incarnation } => {
+            PeerEvent::Up {
+                hello,
+                direction,
+                incarnation,
+            } => {
                 let node = hello.node.clone();
                 self.known.saw(hello);
                 if direction == Direction::Out {
                     tracing::debug!(peer = %node, "connected");
-                    self.to_all(|| Event::PeerUp { node: node.clone(), incarnation }).await?;
+                    self.to_all(|| Event::PeerUp {
+                        node: node.clone(),
+                        incarnation,
+                    })
+                    .await?;
                 }
                 Ok(())
             }
-            PeerEvent::Frames { from, class, frames, .. } => {
+            PeerEvent::Frames {
+                from, class, frames, ..
+            } => {
                 let (source, to) = partitions_of(class);
                 let Some(partition) = self.partitions.get(usize::from(to)) else {
                     tracing::warn!(peer = %from, partition = to, "messages for a partition that is not here");
@@ -113,13 +149,29 @@ impl EventSink<PeerEvent> for PeerSink {
                         Err(error) => tracing::error!(peer = %from, %error, "a peer's message is dropped"),
                     }
                 }
-                let from = Addr { node: from, partition: source };
-                partition.send(Event::Peer { from, messages }).await.map_err(|_| SinkClosed)
+                let from = Addr {
+                    node: from,
+                    partition: source,
+                };
+                partition
+                    .send(Event::Peer { from, messages })
+                    .await
+                    .map_err(|_| SinkClosed)
             }
-            PeerEvent::Lost { peer, direction, incarnation, reason } => {
+            PeerEvent::Lost {
+                peer,
+                direction,
+                incarnation,
+                reason,
+            } => {
                 tracing::info!(%peer, %reason, "lost a connection to a peer");
                 let outgoing = direction == Direction::Out;
-                self.to_all(|| Event::PeerLost { node: peer.clone(), outgoing, incarnation }).await
+                self.to_all(|| Event::PeerLost {
+                    node: peer.clone(),
+                    outgoing,
+                    incarnation,
+                })
+                .await
             }
             PeerEvent::Refused { peer, addr, refusal } => {
                 tracing::error!(%peer, %addr, %refusal, "a peer does not fit to this node; check both configurations");

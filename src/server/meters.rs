@@ -26,7 +26,13 @@ pub(super) struct Meters {
 
 impl Meters {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, owner: OwnerStats::default(), sessions: 0, next: Mono(0), next_links: Mono(0) }
+        Self {
+            metrics,
+            owner: OwnerStats::default(),
+            sessions: 0,
+            next: Mono(0),
+            next_links: Mono(0),
+        }
     }
 
     pub(super) fn export(&mut self, core: &Partition, now: Now) {
@@ -37,11 +43,18 @@ impl Meters {
         let (new, old) = (*core.owner().stats(), self.owner);
         self.owner = new;
         let metrics = &self.metrics;
-        metrics.deposits_accepted.inc_by(new.deposits.accepted - old.deposits.accepted);
-        metrics.deposits_duplicate.inc_by(new.deposits.duplicates - old.deposits.duplicates);
+        metrics
+            .deposits_accepted
+            .inc_by(new.deposits.accepted - old.deposits.accepted);
+        metrics
+            .deposits_duplicate
+            .inc_by(new.deposits.duplicates - old.deposits.duplicates);
         let refused = |reason, count| {
             if count > 0 {
-                metrics.deposits_refused.get_or_create(&Reason { reason }).inc_by(count);
+                metrics
+                    .deposits_refused
+                    .get_or_create(&Reason { reason })
+                    .inc_by(count);
             }
         };
         refused("final", new.deposits.refused - old.deposits.refused);
@@ -56,11 +69,21 @@ impl Meters {
         }
         self.next_links = now.mono + LINKS_EVERY;
         for link in core.links().snapshot(now) {
-            let label = Link { region: link.link.node.region.to_string() };
+            let label = Link {
+                region: link.link.node.region.to_string(),
+            };
             let up = link.pull.is_some_and(|pull| pull.state == LinkState::Live);
             metrics.link_up.get_or_create(&label).set(i64::from(up));
-            let lag: u64 = link.serve.iter().flat_map(|serve| &serve.lag).map(|(_, lag)| lag).sum();
-            metrics.link_lag.get_or_create(&label).set(i64::try_from(lag).unwrap_or(i64::MAX));
+            let lag: u64 = link
+                .serve
+                .iter()
+                .flat_map(|serve| &serve.lag)
+                .map(|(_, lag)| lag)
+                .sum();
+            metrics
+                .link_lag
+                .get_or_create(&label)
+                .set(i64::try_from(lag).unwrap_or(i64::MAX));
         }
     }
 }

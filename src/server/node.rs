@@ -139,7 +139,10 @@ impl Node {
     /// [`StartError`]; nothing keeps running then.
     pub async fn start(config: NodeConfig, regions: Regions, create: Create) -> Result<Node, StartError> {
         let region = RegionId::new(&config.node.region)?;
-        let key = NodeKey { region: region.clone(), node: NodeName::new(&config.node.name)? };
+        let key = NodeKey {
+            region: region.clone(),
+            node: NodeName::new(&config.node.name)?,
+        };
         let cluster = config.cluster.id.ok_or(StartError::Missing {
             key: "cluster.id",
             advice: "all nodes need the same; take any random number of up to 32 hex digits",
@@ -152,7 +155,10 @@ impl Node {
         if partitions == 0 || partitions > MAX_PARTITIONS {
             return Err(StartError::Partitions(config.node.partitions));
         }
-        let sharding = Sharding { count: config.cluster.shard_count, seed: seed.0 };
+        let sharding = Sharding {
+            count: config.cluster.shard_count,
+            seed: seed.0,
+        };
         let holders: BTreeSet<RegionId> = regions.ids().map(RegionId::new).collect::<Result<_, _>>()?;
         let metrics = Arc::new(Metrics::new(region.as_str(), key.node.as_str()));
         let health = Arc::new(Health::new());
@@ -176,7 +182,10 @@ impl Node {
                 .await
                 .map_err(StartError::Store)?;
             let thread = StoreThread::start(engine, reply_senders, metrics.clone(), health.clone());
-            Some(thread.map_err(|error| StartError::System { what: "a thread", why: error.to_string() })?)
+            Some(thread.map_err(|error| StartError::System {
+                what: "a thread",
+                why: error.to_string(),
+            })?)
         } else {
             None
         };
@@ -201,8 +210,14 @@ impl Node {
             queue_bytes: PEER_QUEUE_BYTES,
             ..PeerLimits::default()
         };
-        let peer_config =
-            PeerConfig { bind: config.listen.peer, hello, identity, roots, limits, wrap_socket: None };
+        let peer_config = PeerConfig {
+            bind: config.listen.peer,
+            hello,
+            identity,
+            roots,
+            limits,
+            wrap_socket: None,
+        };
         let pool = PeerPool::start(peer_config, PeerSink::new(events.clone(), known.clone()))?;
 
         let (stop, stopped) = watch::channel(false);
@@ -211,7 +226,10 @@ impl Node {
         let mut status = Vec::new();
         let clock = Clock::start();
         for (index, (queue, replies)) in queues.into_iter().zip(reply_queues).enumerate() {
-            let me = Addr { node: key.clone(), partition: index as u8 };
+            let me = Addr {
+                node: key.clone(),
+                partition: index as u8,
+            };
             let core = Partition::new(
                 PartitionConfig {
                     me: me.clone(),
@@ -260,10 +278,16 @@ impl Node {
         let client_addr = listener.as_ref().map(ClientListener::local_addr);
         let admin = AdminHttp::bind(config.listen.admin_http, health.clone(), metrics.clone())
             .await
-            .map_err(|source| StartError::Admin { addr: config.listen.admin_http, source })?;
+            .map_err(|source| StartError::Admin {
+                addr: config.listen.admin_http,
+                source,
+            })?;
 
         let facts = facts(&config, client_addr, admin.addr(), partitions, is_core);
-        let seeds = regions.region(region.as_str()).map(|r| r.seed_addresses()).unwrap_or_default();
+        let seeds = regions
+            .region(region.as_str())
+            .map(|r| r.seed_addresses())
+            .unwrap_or_default();
         let mut gossip_config = GossipConfig::new(seeds, facts);
         gossip_config.interval = config.intervals.gossip;
         let gossip = Gossip::start(gossip_config, pool.clone()).await?;
@@ -377,7 +401,10 @@ impl Node {
             }
         };
         if tokio::time::timeout(self.drain, gone).await.is_err() {
-            tracing::warn!(sessions = self.sessions(), "sessions were left when the time to drain was over");
+            tracing::warn!(
+                sessions = self.sessions(),
+                "sessions were left when the time to drain was over"
+            );
         }
         if let Some(listener) = self.listener.take() {
             listener.shutdown(CLOSE_DEADLINE).await;
@@ -415,7 +442,11 @@ impl Known {
     }
 
     fn of(&self, node: &NodeKey) -> Option<PeerHello> {
-        self.hellos.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
+        self.hellos
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(node)
+            .cloned()
     }
 }
 
@@ -441,7 +472,12 @@ impl View {
             for (node, addr) in &addrs {
                 self.pool.want(node, *addr);
             }
-            for gone in self.pool.wanted().into_iter().filter(|node| !addrs.contains_key(node)) {
+            for gone in self
+                .pool
+                .wanted()
+                .into_iter()
+                .filter(|node| !addrs.contains_key(node))
+            {
                 self.pool.unwant(&gone);
             }
             self.peer_addrs.send_replace(addrs);
@@ -451,7 +487,9 @@ impl View {
                 told = Some(seen);
                 for events in &self.events {
                     let _ = events.send(Event::Core(Input::Members(members.clone()))).await;
-                    let _ = events.send(Event::Core(Input::Endpoints(endpoints.clone()))).await;
+                    let _ = events
+                        .send(Event::Core(Input::Endpoints(endpoints.clone())))
+                        .await;
                 }
             }
             tokio::select! {
@@ -467,7 +505,10 @@ impl View {
         let mut members = vec![self.me.clone()];
         let mut addrs = BTreeMap::new();
         for node in facts {
-            let key = NodeKey { region: self.region.clone(), node: node.node.clone() };
+            let key = NodeKey {
+                region: self.region.clone(),
+                node: node.node.clone(),
+            };
             if key == self.me.key {
                 continue;
             }
@@ -487,12 +528,19 @@ impl View {
             });
         }
         if self.is_core {
-            for region in self.regions.iter().filter(|region| region.id != self.region.as_str()) {
+            for region in self
+                .regions
+                .iter()
+                .filter(|region| region.id != self.region.as_str())
+            {
                 for node in region.cores() {
                     let (Ok(id), Ok(name)) = (RegionId::new(&region.id), NodeName::new(&node.name)) else {
                         continue;
                     };
-                    let key = NodeKey { region: id, node: name };
+                    let key = NodeKey {
+                        region: id,
+                        node: name,
+                    };
                     addrs.insert(key.clone(), node.peer);
                     // Until it was reached once nothing is known of it that placement could use.
                     if let Some(hello) = self.known.of(&key) {
@@ -516,13 +564,29 @@ impl View {
     /// Where clients may go: live edges of this region, then what the other regions' files say.
     fn endpoints(&self, facts: &[NodeFacts]) -> Vec<RegionEndpoints> {
         let mut own: Vec<String> = self.me.client.iter().cloned().collect();
-        let others = facts.iter().filter(|node| node.node != self.me.key.node && node.ready && node.edge);
-        own.extend(others.filter_map(|node| node.client_addr).map(|addr| addr.to_string()));
-        let mut regions = vec![RegionEndpoints { region: self.region.clone(), endpoints: own }];
-        for region in self.regions.iter().filter(|region| region.id != self.region.as_str()) {
+        let others = facts
+            .iter()
+            .filter(|node| node.node != self.me.key.node && node.ready && node.edge);
+        own.extend(
+            others
+                .filter_map(|node| node.client_addr)
+                .map(|addr| addr.to_string()),
+        );
+        let mut regions = vec![RegionEndpoints {
+            region: self.region.clone(),
+            endpoints: own,
+        }];
+        for region in self
+            .regions
+            .iter()
+            .filter(|region| region.id != self.region.as_str())
+        {
             if let Ok(id) = RegionId::new(&region.id) {
                 let endpoints = region.client_endpoints().map(|addr| addr.to_string()).collect();
-                regions.push(RegionEndpoints { region: id, endpoints });
+                regions.push(RegionEndpoints {
+                    region: id,
+                    endpoints,
+                });
             }
         }
         regions
@@ -570,7 +634,11 @@ async fn watch_shards(
             let status = status.borrow_and_update();
             !status.active || status.shards == 0
         });
-        let ready = if waiting { Err("not all shards placed here are active".to_owned()) } else { Ok(()) };
+        let ready = if waiting {
+            Err("not all shards placed here are active".to_owned())
+        } else {
+            Ok(())
+        };
         health.set_ready("shards", ready);
         tokio::select! {
             _ = futures_any(status.iter_mut().map(|status| Box::pin(status.changed()))) => {}
@@ -597,7 +665,10 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
     let mut bytes = [0; N];
     SystemRandom::new()
         .fill(&mut bytes)
-        .map_err(|error| StartError::System { what: "randomness", why: error.to_string() })?;
+        .map_err(|error| StartError::System {
+            what: "randomness",
+            why: error.to_string(),
+        })?;
     Ok(bytes)
 }
 

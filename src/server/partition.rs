@@ -49,7 +49,11 @@ pub(super) enum Event {
     /// A connection to send on.
     PeerUp { node: NodeKey, incarnation: u64 },
     /// A connection broke, either way.
-    PeerLost { node: NodeKey, outgoing: bool, incarnation: u64 },
+    PeerLost {
+        node: NodeKey,
+        outgoing: bool,
+        incarnation: u64,
+    },
     /// Anything that the core takes as it is.
     Core(Input),
     /// Report when every session has gone, for a drain.
@@ -131,7 +135,10 @@ pub(super) fn class(from: u8, to: u8, message: &Message) -> u16 {
 /// The partitions that a class is between: from, to.
 pub(super) fn partitions_of(class: u16) -> (u8, u8) {
     let pair = class / 4;
-    ((pair / u16::from(MAX_PARTITIONS)) as u8, (pair % u16::from(MAX_PARTITIONS)) as u8)
+    (
+        (pair / u16::from(MAX_PARTITIONS)) as u8,
+        (pair % u16::from(MAX_PARTITIONS)) as u8,
+    )
 }
 
 struct Connections {
@@ -218,8 +225,17 @@ impl PartitionTask {
                         }
                         ClientInput::Frame(frame) => self.core.handle(Input::Client { conn, frame }, now),
                         ClientInput::Bad { code, detail } => {
-                            self.meters.metrics.frames_refused.get_or_create(&Reason { reason: code_name(code) }).inc();
-                            let error = ServerFrame::Error { code, detail: detail.clone() };
+                            self.meters
+                                .metrics
+                                .frames_refused
+                                .get_or_create(&Reason {
+                                    reason: code_name(code),
+                                })
+                                .inc();
+                            let error = ServerFrame::Error {
+                                code,
+                                detail: detail.clone(),
+                            };
                             self.client_frames(connections, conn, &[error]);
                             close_client(connections, conn, code, detail);
                             return;
@@ -235,21 +251,37 @@ impl PartitionTask {
             }
             Event::Peer { from, messages } => {
                 for message in messages {
-                    self.core.handle(Input::Peer { from: from.clone(), message }, now);
+                    self.core.handle(
+                        Input::Peer {
+                            from: from.clone(),
+                            message,
+                        },
+                        now,
+                    );
                 }
             }
             Event::PeerUp { node, incarnation } => {
                 connections.peers.insert(node.clone(), incarnation);
                 self.core.handle(Input::Reachable { node, up: true }, now);
             }
-            Event::PeerLost { node, outgoing, incarnation } => {
+            Event::PeerLost {
+                node,
+                outgoing,
+                incarnation,
+            } => {
                 let known = connections.peers.get(&node).copied();
                 if outgoing && known == Some(incarnation) {
                     connections.peers.remove(&node);
                 }
                 let still = connections.peers.contains_key(&node);
                 if known.is_some() {
-                    self.core.handle(Input::Reachable { node: node.clone(), up: false }, now);
+                    self.core.handle(
+                        Input::Reachable {
+                            node: node.clone(),
+                            up: false,
+                        },
+                        now,
+                    );
                 }
                 // What was lost on the way in must be said again, although the way out is still there.
                 if still {
@@ -277,15 +309,28 @@ impl PartitionTask {
                 Output::Peer { to, mut message } => {
                     let class = class(self.me.partition, to.partition, &message);
                     let frame = Frame::new(KIND_MESSAGE, message.encode()).encode();
-                    connections.outgoing.entry((to.node, class)).or_default().push(frame);
+                    connections
+                        .outgoing
+                        .entry((to.node, class))
+                        .or_default()
+                        .push(frame);
                 }
                 Output::Commit { token, ops, now_ms } => {
                     let partition = self.me.partition;
-                    self.ask(StoreRequest::Commit { partition, token, ops, now_ms });
+                    self.ask(StoreRequest::Commit {
+                        partition,
+                        token,
+                        ops,
+                        now_ms,
+                    });
                 }
                 Output::Read { token, read } => {
                     let partition = self.me.partition;
-                    self.ask(StoreRequest::Read { partition, token, read });
+                    self.ask(StoreRequest::Read {
+                        partition,
+                        token,
+                        read,
+                    });
                 }
                 Output::Alarm(alarm) => self.alarm(&alarm),
             }
@@ -304,7 +349,9 @@ impl PartitionTask {
     }
 
     fn client_frames(&self, connections: &mut Connections, conn: ConnId, frames: &[ServerFrame]) {
-        let Some(handle) = connections.clients.get(&conn) else { return };
+        let Some(handle) = connections.clients.get(&conn) else {
+            return;
+        };
         let mut chunks = Vec::new();
         let mut buffer = BytesMut::new();
         for frame in frames {
@@ -325,11 +372,16 @@ impl PartitionTask {
 
     fn to_sibling(&self, connections: &mut Connections, partition: u8, message: Message) {
         let waiting = connections.waiting.entry(partition).or_default();
-        let Some(sender) = self.siblings.get(usize::from(partition)) else { return };
+        let Some(sender) = self.siblings.get(usize::from(partition)) else {
+            return;
+        };
         if !waiting.is_empty() {
             return waiting.push(message);
         }
-        let event = Event::Peer { from: self.me.clone(), messages: vec![message] };
+        let event = Event::Peer {
+            from: self.me.clone(),
+            messages: vec![message],
+        };
         if let Err(TrySendError::Full(Event::Peer { messages, .. })) = sender.try_send(event) {
             waiting.extend(messages);
         }
@@ -337,7 +389,9 @@ impl PartitionTask {
 
     fn to_peer(&self, connections: &mut Connections, node: NodeKey, class: u16, batch: Vec<Bytes>) {
         // Without a connection the core was told so, and says again what matters once there is one.
-        let Some(incarnation) = connections.peers.get(&node).copied() else { return };
+        let Some(incarnation) = connections.peers.get(&node).copied() else {
+            return;
+        };
         match self.pool.send(&node, incarnation, class, batch) {
             Ok(()) | Err(PeerSendError::NotConnected | PeerSendError::Stale { .. }) => {}
             Err(error) => {
@@ -367,7 +421,10 @@ impl PartitionTask {
             LinkAlarm::Refused { link, .. } => (link, "refused"),
             LinkAlarm::AheadOfUs { link, .. } => (link, "ahead_of_us"),
         };
-        let reason = LinkReason { region: link.node.region.to_string(), reason };
+        let reason = LinkReason {
+            region: link.node.region.to_string(),
+            reason,
+        };
         self.meters.metrics.link_stopped.get_or_create(&reason).inc();
     }
 
@@ -387,7 +444,9 @@ impl PartitionTask {
 }
 
 fn close_client(connections: &Connections, conn: ConnId, code: Code, detail: String) {
-    let Some(handle) = connections.clients.get(&conn) else { return };
+    let Some(handle) = connections.clients.get(&conn) else {
+        return;
+    };
     let close = match code {
         Code::Unauthorized => CloseCode::UNAUTHENTICATED,
         Code::Protocol | Code::Version => CloseCode::PROTOCOL,
@@ -409,4 +468,3 @@ pub(super) fn code_name(code: Code) -> &'static str {
         _ => "other",
     }
 }
-

@@ -72,9 +72,20 @@ impl StoreThread {
     ) -> std::io::Result<Self> {
         let (requests, queue) = channel();
         health.set_ready("store", Ok(()));
-        let worker = Worker { engine, replies, metrics, health, queue };
-        let thread = std::thread::Builder::new().name("iris-store".to_owned()).spawn(move || worker.run())?;
-        Ok(Self { requests, thread: Some(thread) })
+        let worker = Worker {
+            engine,
+            replies,
+            metrics,
+            health,
+            queue,
+        };
+        let thread = std::thread::Builder::new()
+            .name("iris-store".to_owned())
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            requests,
+            thread: Some(thread),
+        })
     }
 
     /// Where requests go.
@@ -122,16 +133,29 @@ impl Worker {
                 }
                 Err(RecvTimeoutError::Disconnected) => StoreRequest::Close,
             };
-            let mut group = Group { members: Vec::new(), ops: Vec::new(), now_ms: 0 };
+            let mut group = Group {
+                members: Vec::new(),
+                ops: Vec::new(),
+                now_ms: 0,
+            };
             let mut next = Some(first);
             while let Some(request) = next.take() {
                 match request {
-                    StoreRequest::Commit { partition, token, ops, now_ms } => {
+                    StoreRequest::Commit {
+                        partition,
+                        token,
+                        ops,
+                        now_ms,
+                    } => {
                         group.members.push((partition, token, ops.len()));
                         group.ops.extend(ops);
                         group.now_ms = group.now_ms.max(now_ms);
                     }
-                    StoreRequest::Read { partition, token, read } => {
+                    StoreRequest::Read {
+                        partition,
+                        token,
+                        read,
+                    } => {
                         let reply = self.engine.read(&read);
                         self.watch(reply.as_ref().err());
                         self.reply(partition, StoreReply::Answered(token, reply));
@@ -181,7 +205,10 @@ impl Worker {
                     let logged = committed.logged.iter();
                     let part = Committed {
                         outcomes: outcomes.by_ref().take(*len).collect(),
-                        logged: logged.filter(|entry| mine.contains(&entry.shard)).cloned().collect(),
+                        logged: logged
+                            .filter(|entry| mine.contains(&entry.shard))
+                            .cloned()
+                            .collect(),
                     };
                     self.reply(*partition, StoreReply::Committed(*token, Ok(part)));
                 }

@@ -103,11 +103,21 @@ async fn supervise(
             }
         };
         if fresh && status.code().is_some() {
-            anyhow::bail!("node {} ended at its first start: {status}; its log is above", node.name);
+            anyhow::bail!(
+                "node {} ended at its first start: {status}; its log is above",
+                node.name
+            );
         }
         fresh = !node_has_run(&node);
-        pause = if born.elapsed() > Duration::from_secs(60) { RESTART_AFTER } else { pause };
-        eprintln!("node {} ended ({status}): starting it again in {pause:?}", node.name);
+        pause = if born.elapsed() > Duration::from_secs(60) {
+            RESTART_AFTER
+        } else {
+            pause
+        };
+        eprintln!(
+            "node {} ended ({status}): starting it again in {pause:?}",
+            node.name
+        );
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = stop.changed() => return Ok(()),
@@ -119,20 +129,35 @@ async fn supervise(
 fn start(node: &DevNode, fresh: bool) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("the path of this program is not known")?;
     let mut command = Command::new(program);
-    command.arg("serve").arg("--config").arg(&node.config).arg("--stop-with-stdin");
+    command
+        .arg("serve")
+        .arg("--config")
+        .arg(&node.config)
+        .arg("--stop-with-stdin");
     if fresh {
         command.arg("--create");
     }
     if std::env::var_os("IRIS_LOG").is_none() {
         command.env("IRIS_LOG", "warn");
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
-    command.spawn().with_context(|| format!("node {} cannot be started", node.name))
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
+    command
+        .spawn()
+        .with_context(|| format!("node {} cannot be started", node.name))
 }
 
 fn node_has_run(node: &DevNode) -> bool {
     let folder = node.config.parent().and_then(Path::parent);
-    folder.is_some_and(|data| data.join("nodes").join(&node.name).join("data").join("generation").exists())
+    folder.is_some_and(|data| {
+        data.join("nodes")
+            .join(&node.name)
+            .join("data")
+            .join("generation")
+            .exists()
+    })
 }
 
 async fn until_ready(node: &DevNode) -> anyhow::Result<()> {

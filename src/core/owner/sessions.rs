@@ -33,9 +33,13 @@ impl PresenceSource for Owner {
     }
 
     fn page(&self, shard: ShardId, after: Option<&DeviceKey>, limit: usize) -> Vec<(DeviceKey, Entry)> {
-        let Some(shard) = self.shards.get(&shard) else { return Vec::new() };
+        let Some(shard) = self.shards.get(&shard) else {
+            return Vec::new();
+        };
         let records = shard.presence.all_records(after, limit).records;
-        let keyed = records.into_iter().map(|entry| ((entry.user().clone(), entry.device().clone()), entry));
+        let keyed = records
+            .into_iter()
+            .map(|entry| ((entry.user().clone(), entry.device().clone()), entry));
         keyed.collect()
     }
 }
