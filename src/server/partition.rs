@@ -415,11 +415,11 @@ impl PartitionTask {
                     StopReason::Diverged { .. } => "diverged",
                     StopReason::Unreadable { .. } => "unreadable",
                     StopReason::OutOfPlace { .. } => "out_of_place",
+                    StopReason::AheadOfUs { .. } => "ahead_of_us",
                 };
                 (link, reason)
             }
             LinkAlarm::Refused { link, .. } => (link, "refused"),
-            LinkAlarm::AheadOfUs { link, .. } => (link, "ahead_of_us"),
         };
         let reason = LinkReason {
             region: link.node.region.to_string(),
