@@ -420,6 +420,7 @@ impl PartitionTask {
                 (link, reason)
             }
             LinkAlarm::Refused { link, .. } => (link, "refused"),
+            LinkAlarm::AheadOfUs { link, .. } => (link, "ahead_of_us"),
         };
         let reason = LinkReason {
             region: link.node.region.to_string(),
