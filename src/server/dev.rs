@@ -114,8 +114,21 @@ pub struct DevNode {
     pub admin_http: SocketAddr,
     /// Its configuration file.
     pub config: PathBuf,
-    /// Whether it has never run.
+    /// Its data folder.
+    pub data: PathBuf,
+    /// Whether it must be told to make its data folder.
     pub fresh: bool,
+}
+
+impl DevNode {
+    /// Whether it must be told to make its data folder, as of now.
+    pub fn is_fresh(&self) -> bool {
+        is_fresh(&self.data, self.roles.contains(&Role::Core))
+    }
+}
+
+fn is_fresh(data: &Path, core: bool) -> bool {
+    !data.join(if core { "store" } else { "generation" }).exists()
 }
 
 /// A development cluster, ready to be started.
@@ -351,11 +364,11 @@ fn prepare_node(
         }),
     };
     let store = folder.join("data");
-    let fresh = !store.join("generation").exists();
+    let fresh = is_fresh(&store, node.has(Role::Core));
     let path = data.join("config").join(format!("{name}.toml"));
     if !path.exists() {
         make_folder(&data.join("config"))?;
-        let mut config = NodeConfig::for_node(region, node, store, tls);
+        let mut config = NodeConfig::for_node(region, node, store.clone(), tls);
         config.cluster.name = "dev".to_owned();
         config.cluster.id = Some(parse_hex(&info.cluster).map(ClusterId)?);
         let seed = parse_hex(&info.hash_seed)?;
@@ -373,6 +386,7 @@ fn prepare_node(
         client: node.client.filter(|_| node.has(Role::Edge)),
         admin_http: node.admin_http,
         config: path,
+        data: store,
         fresh,
     })
 }

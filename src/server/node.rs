@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,12 +20,13 @@ use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::intake::{ClientSink, PeerSink};
 use super::meters::Meters;
+use super::open::{self, Wanted};
 use super::metrics::Metrics;
 use super::partition::{Clock, Event, MAX_PARTITIONS, PartitionStatus, PartitionTask, SIBLING_QUEUE};
 use super::regions::{Regions, Role};
 use super::store::StoreThread;
 use super::token::{KeyError, Verifier};
-use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, RegionId, Sharding};
+use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, Origin, RegionId, Sharding};
 use crate::core::members::{Member, Members};
 use crate::core::node::{Input, Partition, PartitionConfig};
 use crate::core::wire::RegionEndpoints;
@@ -178,9 +178,16 @@ impl Node {
         }
         health.set_ready("shards", Err("the node has just started".to_owned()));
         let store = if is_core {
-            let engine = super::open::open(&config, &folder, cluster.0, sharding, &region, &holders, create)
-                .await
-                .map_err(StartError::Store)?;
+            let wanted = Wanted {
+                cluster: cluster.0,
+                sharding,
+                region: region.clone(),
+                holders: holders.clone(),
+                // 0 stands for "none yet".
+                origin: Origin(u64::from_be_bytes(random()?).max(1)),
+            };
+            let engine =
+                open::open(&config, &folder, wanted, create).await.map_err(StartError::Store)?;
             let thread = StoreThread::start(engine, reply_senders, metrics.clone(), health.clone());
             Some(thread.map_err(|error| StartError::System {
                 what: "a thread",
@@ -670,9 +677,4 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
             why: error.to_string(),
         })?;
     Ok(bytes)
-}
-
-/// The folder that a node without its own would use, for messages.
-pub fn default_data() -> PathBuf {
-    PathBuf::from("./data")
 }

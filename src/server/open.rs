@@ -1,4 +1,4 @@
-//! Opens the store that a configuration names.
+//! Opens the store that a configuration names: the embedded engine in the node's data folder.
 
 use std::collections::BTreeSet;
 
@@ -7,26 +7,59 @@ use super::folder::NodeFolder;
 use super::node::Create;
 use crate::core::ids::{Origin, RegionId, Sharding};
 use crate::core::state::StoreIdentity;
+use crate::store::embedded::{Options, folder as embedded};
 use crate::store::engine::Engine;
-use crate::store::memory::{MemoryDisk, MemoryEngine};
 
+/// What the store must be.
+pub(super) struct Wanted {
+    pub(super) cluster: u128,
+    pub(super) sharding: Sharding,
+    pub(super) region: RegionId,
+    pub(super) holders: BTreeSet<RegionId>,
+    /// A number never used before: each start logs under an origin of its own (R1).
+    pub(super) origin: Origin,
+}
+
+/// Opens or makes it, away from the threads of the runtime: a journal may have to be replayed.
 pub(super) async fn open(
     config: &NodeConfig,
-    _folder: &NodeFolder,
-    cluster: u128,
-    sharding: Sharding,
-    region: &RegionId,
-    holders: &BTreeSet<RegionId>,
-    _create: Create,
+    folder: &NodeFolder,
+    wanted: Wanted,
+    create: Create,
 ) -> Result<Box<dyn Engine>, String> {
     let identity = StoreIdentity {
-        cluster,
-        region: region.clone(),
-        origin: Origin(7),
-        holders: holders.clone(),
-        sharding,
+        cluster: wanted.cluster,
+        region: wanted.region,
+        origin: wanted.origin,
+        holders: wanted.holders,
+        sharding: wanted.sharding,
         limits: config.store_limits(),
     };
-    let engine = MemoryEngine::create(MemoryDisk::default(), identity).map_err(|error| error.to_string())?;
-    Ok(Box::new(engine))
+    let options = Options {
+        segment_bytes: config.store.segment_bytes,
+        checkpoint_bytes: config.store.checkpoint_bytes,
+        memory_bytes: usize::try_from(config.store.memory_bytes).unwrap_or(usize::MAX),
+        cache_bytes: config.store.cache_bytes,
+        ..Options::default()
+    };
+    let path = folder.path().to_owned();
+    let opened = tokio::task::spawn_blocking(move || -> Result<Box<dyn Engine>, String> {
+        let exists = embedded::exists(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        if !exists && create != Create::No {
+            let engine = embedded::create(&path, identity, options).map_err(|error| error.to_string())?;
+            return Ok(Box::new(engine));
+        }
+        let (engine, report) = embedded::open(&path, identity, options).map_err(|error| error.to_string())?;
+        if let Some(tail) = &report.journal.tail {
+            tracing::warn!(?tail, "the journal's last record was not whole and was not acknowledged: it is dropped");
+        }
+        tracing::info!(
+            covered = report.covered,
+            replayed = report.journal.replayed,
+            bytes = report.journal.bytes,
+            "the store is open"
+        );
+        Ok(Box::new(engine))
+    });
+    opened.await.map_err(|error| format!("opening the store panicked: {error}"))?
 }

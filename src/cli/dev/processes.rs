@@ -108,7 +108,7 @@ async fn supervise(
                 node.name
             );
         }
-        fresh = !node_has_run(&node);
+        fresh = node.is_fresh();
         pause = if born.elapsed() > Duration::from_secs(60) {
             RESTART_AFTER
         } else {
@@ -147,17 +147,6 @@ fn start(node: &DevNode, fresh: bool) -> anyhow::Result<Child> {
     command
         .spawn()
         .with_context(|| format!("node {} cannot be started", node.name))
-}
-
-fn node_has_run(node: &DevNode) -> bool {
-    let folder = node.config.parent().and_then(Path::parent);
-    folder.is_some_and(|data| {
-        data.join("nodes")
-            .join(&node.name)
-            .join("data")
-            .join("generation")
-            .exists()
-    })
 }
 
 async fn until_ready(node: &DevNode) -> anyhow::Result<()> {
