@@ -63,7 +63,9 @@ impl NodeFolder {
         match create {
             Create::No if !used => return Err(FolderError::Empty(path.to_owned())),
             // A node that died while its store was made has an incarnation and no store yet.
-            Create::Store | Create::Cluster if used && path.join("store").exists() => return Err(FolderError::NotEmpty(path.to_owned())),
+            Create::Store | Create::Cluster if used && path.join("store").exists() => {
+                return Err(FolderError::NotEmpty(path.to_owned()));
+            }
             _ => {}
         }
         fs::create_dir_all(path).map_err(io)?;

@@ -20,8 +20,8 @@ use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::intake::{ClientSink, PeerSink};
 use super::meters::Meters;
-use super::open::{self, Wanted};
 use super::metrics::Metrics;
+use super::open::{self, Wanted};
 use super::partition::{Clock, Event, MAX_PARTITIONS, PartitionStatus, PartitionTask, SIBLING_QUEUE};
 use super::regions::{Regions, Role};
 use super::store::StoreThread;
@@ -186,8 +186,9 @@ impl Node {
                 // 0 stands for "none yet".
                 origin: Origin(u64::from_be_bytes(random()?).max(1)),
             };
-            let engine =
-                open::open(&config, &folder, wanted, create).await.map_err(StartError::Store)?;
+            let engine = open::open(&config, &folder, wanted, create)
+                .await
+                .map_err(StartError::Store)?;
             let thread = StoreThread::start(engine, reply_senders, metrics.clone(), health.clone());
             Some(thread.map_err(|error| StartError::System {
                 what: "a thread",

@@ -51,7 +51,10 @@ pub(super) async fn open(
         }
         let (engine, report) = embedded::open(&path, identity, options).map_err(|error| error.to_string())?;
         if let Some(tail) = &report.journal.tail {
-            tracing::warn!(?tail, "the journal's last record was not whole and was not acknowledged: it is dropped");
+            tracing::warn!(
+                ?tail,
+                "the journal's last record was not whole and was not acknowledged: it is dropped"
+            );
         }
         tracing::info!(
             covered = report.covered,
@@ -61,5 +64,7 @@ pub(super) async fn open(
         );
         Ok(Box::new(engine))
     });
-    opened.await.map_err(|error| format!("opening the store panicked: {error}"))?
+    opened
+        .await
+        .map_err(|error| format!("opening the store panicked: {error}"))?
 }
