@@ -1,0 +1,109 @@
+//! Real servers in one process: several regions over QUIC on loopback, with the embedded store.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{TestCluster, event, receive, regions, send, until_body, user};
+use iris::client::ClientEvent;
+use iris::core::wire::Status;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_waits_for_a_user_who_is_away_and_comes_online_elsewhere() {
+    let cluster = TestCluster::start(&regions(&["us-east", "eu-west", "ap-south"]), &[]).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    let accepted = send(&alice, "bob", "hello from us-east").await;
+    assert!(!accepted.duplicate);
+
+    let bob = cluster.client("ap-south", "bob", "phone").await;
+    let message = receive(&bob).await;
+    assert_eq!((message.from.as_str(), message.body.as_ref()), ("alice", b"hello from us-east".as_slice()));
+    assert_eq!(message.id, accepted.id);
+    // Once: what comes next is the next message.
+    send(&alice, "bob", "second").await;
+    assert_eq!(receive(&bob).await.body.as_ref(), b"second");
+
+    // Presence of a user in eu-west, seen in us-east.
+    alice.watch([user("carol")]);
+    let shown = |status: Status| {
+        move |event: &ClientEvent| match event {
+            ClientEvent::Presence(seen) if seen.user.as_str() == "carol" && seen.status == status => Some(()),
+            _ => None,
+        }
+    };
+    event("carol offline", &alice, shown(Status::Offline)).await;
+    let carol = cluster.client("eu-west", "carol", "laptop").await;
+    let connected = Instant::now();
+    event("carol online", &alice, shown(Status::Online)).await;
+    eprintln!("presence crossed regions in {:?}", connected.elapsed());
+    carol.close().await;
+    event("carol offline again", &alice, shown(Status::Offline)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_device_receives_and_resumes_from_its_own_cursor_anywhere() {
+    let cluster = TestCluster::start(&regions(&["us-east", "eu-west"]), &[]).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    let phone = cluster.client("us-east", "bob", "phone").await;
+    let tablet = cluster.client("eu-west", "bob", "tablet").await;
+    send(&alice, "bob", "one").await;
+    assert_eq!(receive(&phone).await.body.as_ref(), b"one");
+    assert_eq!(receive(&tablet).await.body.as_ref(), b"one");
+    tablet.close().await;
+
+    // The phone reads on alone; the tablet loses nothing by it.
+    for body in ["two", "three", "mark"] {
+        send(&alice, "bob", body).await;
+    }
+    assert_eq!(until_body(&phone, b"mark").await, [b"two".to_vec(), b"three".to_vec()]);
+    // The tablet comes back in the other region, with nothing but its name: the servers know its cursor.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let bodies = loop {
+        let tablet = cluster.client("us-east", "bob", "tablet").await;
+        let bodies = until_body(&tablet, b"mark").await;
+        tablet.close().await;
+        if bodies.first().is_some_and(|first| first != b"one") || Instant::now() > deadline {
+            break bodies;
+        }
+    };
+    assert_eq!(bodies, [b"two".to_vec(), b"three".to_vec()]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_that_was_stopped_catches_up_from_logs() {
+    let mut cluster = TestCluster::start(&regions(&["us-east", "eu-west"]), &[]).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    cluster.stop_node("eu-west-edge").await;
+    cluster.stop_node("eu-west-core").await;
+    for number in 0..500 {
+        send(&alice, "bob", format!("{number}")).await;
+    }
+    cluster.start_node("eu-west-core").await;
+    cluster.start_node("eu-west-edge").await;
+    cluster.ready().await;
+    let bob = cluster.client("eu-west", "bob", "phone").await;
+    for number in 0..500 {
+        assert_eq!(receive(&bob).await.body.as_ref(), format!("{number}").as_bytes());
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_everything_accepted() {
+    let mut cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    for number in 0..200 {
+        send(&alice, "bob", format!("{number}")).await;
+    }
+    cluster.stop_node("us-east-core").await;
+    cluster.start_node("us-east-core").await;
+    cluster.ready().await;
+    // The same client goes on: its edge attaches it again.
+    send(&alice, "bob", "after").await;
+    let bob = cluster.client("us-east", "bob", "phone").await;
+    let bodies = until_body(&bob, b"after").await;
+    assert_eq!(bodies, (0..200).map(|number| number.to_string().into_bytes()).collect::<Vec<_>>());
+    cluster.stop().await;
+}

@@ -1,0 +1,165 @@
+//! A whole cluster in one test process: real servers, sockets, stores.
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use iris::client::{Client, ClientConfig, ClientEvent, Incoming, connector};
+use iris::core::ids::UserId;
+use iris::net::certs::Roots;
+use iris::net::connect::Connector;
+use iris::server::config::TomlText;
+use iris::server::dev::{DevCluster, Ports, SERVER_NAME};
+use iris::server::node::{Create, Node};
+use iris::server::regions::Regions;
+use iris::server::token::{KeyFiles, Signer};
+
+/// Long enough for a loaded machine; a test that needs it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Regions of one core and one edge node each.
+pub fn regions(ids: &[&str]) -> Regions {
+    let texts = ids.iter().enumerate().map(|(i, id)| {
+        let text = format!(
+            "id = \"{id}\"\nname = \"{id}\"\n[place]\nlatitude = {i}.0\nlongitude = 0.0\n\
+             [[nodes]]\nname = \"{id}-core\"\nroles = [\"core\"]\npeer = \"127.0.0.1:{}\"\nadmin_http = \"127.0.0.1:{}\"\n\
+             [[nodes]]\nname = \"{id}-edge\"\nroles = [\"edge\"]\nclient = \"127.0.0.1:{}\"\npeer = \"127.0.0.1:{}\"\nadmin_http = \"127.0.0.1:{}\"\n",
+            1000 + i, 1100 + i, 1200 + i, 1300 + i, 1400 + i,
+        );
+        TomlText::new(format!("{id}.toml"), text).unwrap()
+    });
+    Regions::from_texts(Path::new("test"), texts.collect()).unwrap()
+}
+
+/// A running cluster in a folder of its own.
+pub struct TestCluster {
+    pub dev: DevCluster,
+    pub folder: tempfile::TempDir,
+    nodes: BTreeMap<String, Node>,
+    connector: Connector,
+    /// Changes of every node's configuration, as `--set` would make them.
+    set: Vec<(String, String)>,
+}
+
+impl TestCluster {
+    pub async fn start(regions: &Regions, set: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dev = DevCluster::prepare(folder.path(), regions, Ports::Free).unwrap();
+        let roots = Roots::load(&folder.path().join("ca/ca.pem")).unwrap();
+        let set = set.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let mut cluster =
+            Self { dev, folder, nodes: BTreeMap::new(), connector: connector(&roots).unwrap(), set };
+        let names: Vec<String> = cluster.dev.nodes.iter().map(|node| node.name.clone()).collect();
+        for name in &names {
+            cluster.start_node(name).await;
+        }
+        cluster.ready().await;
+        cluster
+    }
+
+    pub async fn start_node(&mut self, name: &str) {
+        let node = self.dev.nodes.iter().find(|node| node.name == name).unwrap();
+        let mut options = iris::server::config::LoadOptions::from_process(Some(node.config.clone()));
+        for (key, value) in &self.set {
+            options = options.flag("--set", key, value);
+        }
+        let config = iris::server::config::NodeConfig::load(options).unwrap().config;
+        let node = Node::start(config, self.dev.regions.clone(), Create::IfMissing).await.unwrap();
+        self.nodes.insert(name.to_owned(), node);
+    }
+
+    pub async fn ready(&self) {
+        for node in self.nodes.values() {
+            within(&format!("{} ready", node.key()), node.ready()).await;
+        }
+    }
+
+    pub fn node(&self, name: &str) -> &Node {
+        &self.nodes[name]
+    }
+
+    pub async fn stop_node(&mut self, name: &str) {
+        let node = self.nodes.remove(name).unwrap();
+        within(&format!("{name} stopped"), node.stop()).await;
+    }
+
+    pub async fn stop(mut self) {
+        let nodes = std::mem::take(&mut self.nodes);
+        // Edges end first: their clients are told to go.
+        let (cores, edges): (Vec<_>, Vec<_>) =
+            nodes.into_values().partition(|node| node.client_addr().is_none());
+        for node in edges.into_iter().chain(cores) {
+            within("stopped", node.stop()).await;
+        }
+    }
+
+    pub fn config(&self, region: &str, user: &str, device: &str) -> ClientConfig {
+        let signer = Signer::from_file(&KeyFiles::in_data(self.folder.path()).private, None).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let token = signer.mint(user, now, Duration::from_secs(3600)).unwrap();
+        let mut config = ClientConfig::new(self.connector.clone(), token, device.parse().unwrap());
+        config.server_name = Some(SERVER_NAME.to_owned());
+        let first = |info: &&iris::server::dev::DevRegion| info.id != region;
+        let mut regions: Vec<_> = self.dev.info.regions.iter().collect();
+        regions.sort_by_key(first);
+        for info in regions {
+            config.endpoints_of(info.id.parse().unwrap(), info.endpoints.clone());
+        }
+        config
+    }
+
+    pub async fn client(&self, region: &str, user: &str, device: &str) -> Client {
+        let client = Client::connect(self.config(region, user, device)).unwrap();
+        assert!(within(&format!("{user}/{device} connected"), client.connected()).await, "closed");
+        client
+    }
+}
+
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+    }
+}
+
+pub fn user(name: &str) -> UserId {
+    name.parse().unwrap()
+}
+
+pub async fn send(client: &Client, to: &str, body: impl Into<bytes::Bytes>) -> iris::client::Accepted {
+    let handle = client.send(user(to), body).unwrap();
+    within("accepted", handle).await.unwrap()
+}
+
+/// The next message, acknowledged.
+pub async fn receive(client: &Client) -> Incoming {
+    let message = within("a message", client.next_message()).await.expect("closed");
+    client.consumed(message.at);
+    message
+}
+
+/// Messages that are there now, after everything sent before `marker` must have arrived.
+pub async fn until_body(client: &Client, marker: &[u8]) -> Vec<Vec<u8>> {
+    let mut bodies = Vec::new();
+    loop {
+        let message = receive(client).await;
+        if message.body.as_ref() == marker {
+            return bodies;
+        }
+        bodies.push(message.body.to_vec());
+    }
+}
+
+/// The next event that `pick` takes; others are dropped.
+pub async fn event<T>(what: &str, client: &Client, mut pick: impl FnMut(&ClientEvent) -> Option<T>) -> T {
+    within(what, async {
+        loop {
+            let event = client.next().await.expect("closed");
+            if let Some(value) = pick(&event) {
+                return value;
+            }
+        }
+    })
+    .await
+}
