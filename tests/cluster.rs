@@ -17,7 +17,10 @@ async fn a_message_waits_for_a_user_who_is_away_and_comes_online_elsewhere() {
 
     let bob = cluster.client("ap-south", "bob", "phone").await;
     let message = receive(&bob).await;
-    assert_eq!((message.from.as_str(), message.body.as_ref()), ("alice", b"hello from us-east".as_slice()));
+    assert_eq!(
+        (message.from.as_str(), message.body.as_ref()),
+        ("alice", b"hello from us-east".as_slice())
+    );
     assert_eq!(message.id, accepted.id);
     // Once: what comes next is the next message.
     send(&alice, "bob", "second").await;
@@ -56,7 +59,10 @@ async fn every_device_receives_and_resumes_from_its_own_cursor_anywhere() {
     for body in ["two", "three", "mark"] {
         send(&alice, "bob", body).await;
     }
-    assert_eq!(until_body(&phone, b"mark").await, [b"two".to_vec(), b"three".to_vec()]);
+    assert_eq!(
+        until_body(&phone, b"mark").await,
+        [b"two".to_vec(), b"three".to_vec()]
+    );
     // The tablet comes back in the other region, with nothing but its name: the servers know its cursor.
     let deadline = Instant::now() + Duration::from_secs(30);
     let bodies = loop {
@@ -104,6 +110,11 @@ async fn a_restart_keeps_everything_accepted() {
     send(&alice, "bob", "after").await;
     let bob = cluster.client("us-east", "bob", "phone").await;
     let bodies = until_body(&bob, b"after").await;
-    assert_eq!(bodies, (0..200).map(|number| number.to_string().into_bytes()).collect::<Vec<_>>());
+    assert_eq!(
+        bodies,
+        (0..200)
+            .map(|number| number.to_string().into_bytes())
+            .collect::<Vec<_>>()
+    );
     cluster.stop().await;
 }

@@ -47,9 +47,17 @@ impl TestCluster {
         let folder = tempfile::tempdir().unwrap();
         let dev = DevCluster::prepare(folder.path(), regions, Ports::Free).unwrap();
         let roots = Roots::load(&folder.path().join("ca/ca.pem")).unwrap();
-        let set = set.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        let mut cluster =
-            Self { dev, folder, nodes: BTreeMap::new(), connector: connector(&roots).unwrap(), set };
+        let set = set
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect();
+        let mut cluster = Self {
+            dev,
+            folder,
+            nodes: BTreeMap::new(),
+            connector: connector(&roots).unwrap(),
+            set,
+        };
         let names: Vec<String> = cluster.dev.nodes.iter().map(|node| node.name.clone()).collect();
         for name in &names {
             cluster.start_node(name).await;
@@ -65,7 +73,9 @@ impl TestCluster {
             options = options.flag("--set", key, value);
         }
         let config = iris::server::config::NodeConfig::load(options).unwrap().config;
-        let node = Node::start(config, self.dev.regions.clone(), Create::IfMissing).await.unwrap();
+        let node = Node::start(config, self.dev.regions.clone(), Create::IfMissing)
+            .await
+            .unwrap();
         self.nodes.insert(name.to_owned(), node);
     }
 
@@ -111,7 +121,10 @@ impl TestCluster {
 
     pub async fn client(&self, region: &str, user: &str, device: &str) -> Client {
         let client = Client::connect(self.config(region, user, device)).unwrap();
-        assert!(within(&format!("{user}/{device} connected"), client.connected()).await, "closed");
+        assert!(
+            within(&format!("{user}/{device} connected"), client.connected()).await,
+            "closed"
+        );
         client
     }
 }
