@@ -44,6 +44,10 @@ pub struct TestCluster {
 
 impl TestCluster {
     pub async fn start(regions: &Regions, set: &[(&str, &str)]) -> Self {
+        if let Ok(filter) = std::env::var("IRIS_LOG") {
+            // The first test of the process sets it up.
+            let _ = iris::server::log::init(&iris::server::config::LogConfig::default(), Some(&filter));
+        }
         let folder = tempfile::tempdir().unwrap();
         let dev = DevCluster::prepare(folder.path(), regions, Ports::Free).unwrap();
         let roots = Roots::load(&folder.path().join("ca/ca.pem")).unwrap();
