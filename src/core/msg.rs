@@ -6,7 +6,7 @@
 //! lane is ignored. So a message is never missing in the middle of a conversation.
 //!
 //! Encoded as: kind-free MessagePack of the message without bodies, the lengths of the bodies, then the bodies as raw
-//! bytes, in the order of [`Message::bodies_mut`]; bodies are sliced, not copied, when decoded.
+//! bytes, in the order in which the message names them; bodies are sliced, not copied, when decoded.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};

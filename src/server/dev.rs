@@ -255,14 +255,9 @@ fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions,
         let mut region = region.clone();
         if ports == Ports::Free {
             for node in &mut region.nodes {
-                for addr in [
-                    Some(&mut node.peer),
-                    Some(&mut node.admin_http),
-                    node.client.as_mut(),
-                ] {
-                    if let Some(addr) = addr {
-                        *addr = free_addr(&mut used)?;
-                    }
+                let addrs = [Some(&mut node.peer), Some(&mut node.admin_http), node.client.as_mut()];
+                for addr in addrs.into_iter().flatten() {
+                    *addr = free_addr(&mut used)?;
                 }
             }
             region.seeds = region.cores().map(|node| node.peer).collect();

@@ -21,7 +21,7 @@ pub enum Breaker {
     HalfOpen,
 }
 
-/// One outgoing link, as [`PeerPool::snapshot`] sees it.
+/// One outgoing link, as [`PeerPool::snapshot`](super::PeerPool::snapshot) sees it.
 #[derive(Debug, Clone)]
 pub struct LinkStatus {
     /// Who is to be reached; unknown for a seed until its first hello.
@@ -50,7 +50,7 @@ pub struct LinkStatus {
     pub queued: BTreeMap<StreamClass, usize>,
 }
 
-/// One accepted connection, as [`PeerPool::snapshot`] sees it.
+/// One accepted connection, as [`PeerPool::snapshot`](super::PeerPool::snapshot) sees it.
 #[derive(Debug, Clone)]
 pub struct InboundStatus {
     /// Who dialled.
