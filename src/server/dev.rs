@@ -255,7 +255,11 @@ fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions,
         let mut region = region.clone();
         if ports == Ports::Free {
             for node in &mut region.nodes {
-                let addrs = [Some(&mut node.peer), Some(&mut node.admin_http), node.client.as_mut()];
+                let addrs = [
+                    Some(&mut node.peer),
+                    Some(&mut node.admin_http),
+                    node.client.as_mut(),
+                ];
                 for addr in addrs.into_iter().flatten() {
                     *addr = free_addr(&mut used)?;
                 }
