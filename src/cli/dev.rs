@@ -123,6 +123,12 @@ async fn in_process(
         running.len(),
         started.elapsed().as_secs_f64()
     );
+    let pids: Vec<(String, u32)> = cluster
+        .nodes
+        .iter()
+        .map(|node| (node.name.clone(), std::process::id()))
+        .collect();
+    processes::write_pids(data, &pids)?;
     welcome(cluster, data, &[])?;
     let why = signal.await;
     eprintln!("{why}: draining");

@@ -8,6 +8,7 @@
 //! [`output`]. `anyhow` stays within this module: what others call returns typed errors.
 
 pub mod args;
+pub mod bench;
 pub mod config;
 pub mod dev;
 pub mod output;
@@ -35,6 +36,7 @@ Examples:
 /// What `iris` can do.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Bench),
     Config(config::Config),
     Dev(dev::Dev),
     Serve(Box<serve::Serve>),
@@ -45,6 +47,7 @@ enum Command {
 pub fn run() -> ExitCode {
     // clap prints help to stdout and exits 0, or says what is wrong with the usage and exits 2.
     let done = match Cli::parse().command {
+        Command::Bench(verb) => verb.run(),
         Command::Config(noun) => noun.run(),
         Command::Dev(verb) => verb.run(),
         Command::Serve(verb) => verb.run(),

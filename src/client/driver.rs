@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::event::ClientEvent;
 use super::machine::{Input, Output, Target};
-use super::shared::{Inner, Shared};
+use super::shared::{Inner, IoStats, Shared};
 use super::state::{StateError, StateFile};
 use super::{Renew, clock};
 use crate::core::wire::{Code, ServerFrame, WireError};
@@ -49,6 +49,8 @@ pub(super) struct Driver {
     link: Link,
     /// Encoded frames that wait for the writer.
     out: BytesMut,
+    /// What was read and written since the last turn.
+    io: IoStats,
     keeper: Option<Keeper>,
     timer: Pin<Box<Sleep>>,
     armed: tokio::time::Instant,
@@ -102,6 +104,7 @@ impl Driver {
             renewing: None,
             link: Link::None,
             out: BytesMut::new(),
+            io: IoStats::default(),
             keeper: file.map(Keeper::new),
             timer: Box::pin(sleep_until(armed)),
             armed,
@@ -129,6 +132,10 @@ impl Driver {
         let shared = self.shared.clone();
         let mut inner = shared.lock();
         inner.wake_pending = false;
+        let io = std::mem::take(&mut self.io);
+        inner.io.reads += io.reads;
+        inner.io.frames_read += io.frames_read;
+        inner.io.writes += io.writes;
         let now = clock(shared.base);
         for input in inputs.drain(..) {
             inner.machine.handle(input, now);
@@ -146,6 +153,7 @@ impl Driver {
                     break;
                 };
                 frame.encode(&mut self.out);
+                inner.io.frames_written += 1;
             }
         }
         let closed = inner.machine.closed().is_some();
@@ -193,6 +201,7 @@ impl Driver {
             }
             Output::Frame(frame) => {
                 frame.encode(&mut self.out);
+                inner.io.frames_written += 1;
                 false
             }
             Output::SaveState => {
@@ -215,7 +224,10 @@ impl Driver {
         }
         if let Link::Up { writer, .. } = &mut self.link {
             *writer = match std::mem::replace(writer, Writer::Busy(Box::pin(std::future::pending()))) {
-                Writer::Idle(sender) => Writer::Busy(Box::pin(write(sender, self.out.split().freeze()))),
+                Writer::Idle(sender) => {
+                    self.io.writes += 1;
+                    Writer::Busy(Box::pin(write(sender, self.out.split().freeze())))
+                }
                 busy => busy,
             };
         }
@@ -259,7 +271,11 @@ impl Driver {
             Woken::Asked => {}
             Woken::Time => self.armed = self.timer.deadline() + NEVER,
             Woken::Connected(result) => self.connected(result, inputs),
-            Woken::Read(Ok(frames)) => decode(frames, inputs),
+            Woken::Read(Ok(frames)) => {
+                self.io.reads += 1;
+                self.io.frames_read += frames.len() as u64;
+                decode(frames, inputs);
+            }
             Woken::Read(Err(reason)) => self.lost(reason, inputs),
             Woken::Written(sender, Ok(())) => {
                 if let Link::Up { writer, .. } = &mut self.link {

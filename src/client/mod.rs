@@ -65,6 +65,7 @@ pub use self::event::{
     ClientEvent, CloseCause, DisconnectReason, Incoming, OutgoingMessage, SendError, Ticket,
 };
 use self::machine::{ClientStats, Input, Machine, MachineConfig, Tuning};
+pub use self::shared::IoStats;
 use self::shared::Shared;
 use self::state::{Owner, SavedState, StateError, StateFile, token_subject};
 use crate::core::ids::{Coord, DeviceId, MessageId, RegionId, UserId};
@@ -477,6 +478,11 @@ impl Client {
     /// Counters since the start.
     pub fn stats(&self) -> ClientStats {
         self.shared().lock().machine.stats()
+    }
+
+    /// Reads and writes since the start.
+    pub fn io_stats(&self) -> IoStats {
+        self.shared().lock().io
     }
 
     /// Acknowledges what was consumed, takes leave, saves the state, and ends. What is in the outbox stays in the state

@@ -12,6 +12,19 @@ use super::machine::{Input, Machine};
 use super::queue::EventQueue;
 use super::{Accepted, SendFailed, clock};
 
+/// How frames of a client were batched since it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct IoStats {
+    /// Reads from the connection.
+    pub reads: u64,
+    /// Frames in them.
+    pub frames_read: u64,
+    /// Writes to the connection.
+    pub writes: u64,
+    /// Frames in them.
+    pub frames_written: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Shared {
     inner: Mutex<Inner>,
@@ -37,6 +50,7 @@ pub(super) struct Inner {
     /// Last frames on their way out on a connection that was given up.
     pub(super) flushing: Option<JoinHandle<()>>,
     pub(super) finished: bool,
+    pub(super) io: IoStats,
 }
 
 impl Shared {
@@ -49,6 +63,7 @@ impl Shared {
                 wake_pending: false,
                 flushing: None,
                 finished: false,
+                io: IoStats::default(),
             }),
             wake: Notify::new(),
             events: Notify::new(),

@@ -175,7 +175,7 @@ fn note_pid(known: &mut Vec<(String, u32)>, (name, pid): (String, u32)) {
 }
 
 /// `pids.json`: which process is which node, for those who want to see one die.
-fn write_pids(data: &Path, known: &[(String, u32)]) -> anyhow::Result<()> {
+pub(super) fn write_pids(data: &Path, known: &[(String, u32)]) -> anyhow::Result<()> {
     let map: std::collections::BTreeMap<&str, u32> =
         known.iter().map(|(name, pid)| (name.as_str(), *pid)).collect();
     let path = data.join("pids.json");
