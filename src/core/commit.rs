@@ -8,6 +8,8 @@
 //! (R16). Sequences, hybrid times and running hashes are given here (R2, R7). A new origin's log begins with `Start`
 //! (R1). Entries are removed only when stable and consumed by every device (R10), logs only when stable (R9).
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -333,6 +335,8 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
 /// The rows that operations need, second round: what the rows of the first named.
 pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
     let mut out = Vec::new();
+    // A device that expires earlier in the batch may return later in it.
+    let mut changed = BTreeSet::new();
     for (index, op) in ops.iter().enumerate() {
         let Some(shard) = state.shards.get(&op.shard()) else {
             continue;
@@ -340,21 +344,27 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
         let id = op.shard();
         match op {
             StoreOp::Cursor { user, device, .. } | StoreOp::Register { user, device, .. } => {
-                inbox_needs(id, shard, user, Some(device), &mut out);
+                let device = (!changed.contains(&(id, user.clone()))).then_some(device);
+                inbox_needs(id, shard, user, From::Device(device), &mut out);
             }
-            StoreOp::Remove { user, .. } => inbox_needs(id, shard, user, None, &mut out),
+            StoreOp::Remove { user, .. } => inbox_needs(id, shard, user, From::Consumed, &mut out),
             StoreOp::ApplyRemote {
                 origin, first, ops, ..
             } => {
                 for (op, seq) in ops.iter().zip(*first..) {
                     match op.decode() {
-                        Ok(Op::Cursor { user, device, .. } | Op::Device { user, device, .. }) => {
-                            inbox_needs(id, shard, &user, Some(&device), &mut out);
+                        Ok(Op::Cursor { user, device, .. }) => {
+                            let device = (!changed.contains(&(id, user.clone()))).then_some(&device);
+                            inbox_needs(id, shard, &user, From::Device(device), &mut out);
+                        }
+                        Ok(Op::Device { user, .. }) => {
+                            inbox_needs(id, shard, &user, From::Device(None), &mut out);
+                            changed.insert((id, user));
                         }
                         Ok(Op::Append(envelope, _)) => {
                             let at = Coord { origin: *origin, seq };
                             if may_consume(shard, &envelope, at) {
-                                inbox_needs(id, shard, &envelope.to, None, &mut out);
+                                inbox_needs(id, shard, &envelope.to, From::Consumed, &mut out);
                             }
                         }
                         _ => {}
@@ -383,24 +393,29 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
     out
 }
 
-/// The entries that may become consumed; with a device that does not count yet, from the first one kept (R17).
-fn inbox_needs(
-    id: ShardId,
-    shard: &ShardState,
-    user: &UserId,
-    device: Option<&DeviceId>,
-    out: &mut Vec<Need>,
-) {
+/// Where an operation begins to look for entries that became consumed.
+enum From<'a> {
+    /// Where it ended before.
+    Consumed,
+    /// With a device that did not count until now, at the first entry that is kept (R17); `None` may be such a device.
+    Device(Option<&'a DeviceId>),
+}
+
+/// The entries that may become consumed.
+fn inbox_needs(id: ShardId, shard: &ShardState, user: &UserId, from: From<'_>, out: &mut Vec<Need>) {
     let Some(UserState { row, inbox }) = shard.users.get(user) else {
         return;
     };
-    let counts = device.is_none_or(|device| row.devices.get(device).is_some_and(|known| !known.expired));
-    let from = if counts { &row.consumed } else { &row.trimmed };
-    out.extend(
-        inbox
-            .keys()
-            .map(|origin| Need::Inbox(id, user.clone(), *origin, from.of(*origin))),
-    );
+    let counts = |device: &DeviceId| row.devices.get(device).is_some_and(|known| !known.expired);
+    let from = match from {
+        From::Consumed => &row.consumed,
+        From::Device(Some(device)) if counts(device) => &row.consumed,
+        From::Device(_) => &row.trimmed,
+    };
+    let needs = inbox
+        .keys()
+        .map(|origin| Need::Inbox(id, user.clone(), *origin, from.of(*origin)));
+    out.extend(needs);
 }
 
 /// Whether a message from another log could be consumed as it arrives, or make an earlier one so (R15).
@@ -822,6 +837,9 @@ impl Work<'_> {
         let Some(known) = shard.users.get(user) else {
             return;
         };
+        if known.row.devices.values().all(|device| device.expired) {
+            return;
+        }
         let removable: Vec<(Origin, Seq)> = known
             .row
             .consumed

@@ -317,6 +317,21 @@ fn no_device(harness: &mut dyn Harness) {
     assert_eq!(store.coords("bob"), [one]);
     // The log does not need it any more, the inbox does.
     assert!(store.shard().logs[&Origin(10)].floor >= one.seq);
+    // The same when the only device, which consumed it, expires before it is stable.
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    store.register("bob", "phone", Vector::new());
+    let one = store.appended("bob", 1);
+    store.cursor("bob", "phone", vector(&[(10, one.seq)]));
+    let (user, device) = (user("bob"), device("phone"));
+    let change = DeviceChange::Expire { epoch: 1 };
+    there.push(T0, &Op::Device { user, device, change });
+    there.confirm(T0, vector(&[(10, 100)]));
+    assert_eq!(store.apply(&there, 1, 3), applied(3));
+    store.confirm();
+    store.trim();
+    store.remove("bob");
+    assert_eq!(store.coords("bob"), [one]);
 }
 
 fn returning_device(harness: &mut dyn Harness) {

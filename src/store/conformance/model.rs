@@ -28,6 +28,9 @@ pub(crate) struct Model {
     hlc: Hlc,
     /// The origin of the last own operation.
     own: Option<Origin>,
+    /// Of each user and origin, the furthest to which every message was consumed at some moment: what limits do not
+    /// count any more.
+    prefixes: BTreeMap<(UserId, Origin), Seq>,
     /// Operations since our last confirmation: other than confirmations, and confirmations of others.
     since: (u64, u64),
 }
@@ -51,8 +54,6 @@ pub(crate) struct Message {
     remembered: bool,
     /// Whether it ever was stable and consumed by every device, so that it may be gone.
     may_go: bool,
-    /// Whether every device ever had consumed it.
-    was_consumed: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -73,6 +74,7 @@ impl Model {
             confirmed: BTreeMap::new(),
             hlc: Hlc::default(),
             own: None,
+            prefixes: BTreeMap::new(),
             since: (0, 0),
         }
     }
@@ -152,12 +154,14 @@ impl Model {
                 }
                 let limit = self.identity.limits.inbox_messages as usize;
                 let of_user = || self.messages.iter().filter(|m| m.to == envelope.to);
-                if let Outcome::Refused(Refusal::InboxFull { .. }) = outcome {
-                    let kept = of_user().filter(|m| !m.may_go).count();
-                    assert!(kept >= limit, "full with {kept} messages");
+                let waiting = of_user()
+                    .filter(|m| m.at.seq > self.prefix(&m.to, m.at.origin))
+                    .count();
+                if let Outcome::Refused(Refusal::InboxFull { messages, .. }) = outcome {
+                    assert_eq!(*messages, waiting as u64);
+                    assert!(waiting >= limit, "full with {waiting} messages");
                     return;
                 }
-                let waiting = of_user().filter(|m| !m.was_consumed).count();
                 assert!(waiting < limit, "accepted though {waiting} messages wait");
                 let expected = Op::Append((**envelope).clone(), body.clone());
                 let at = self.take_own(now, &expected, logged);
@@ -361,7 +365,6 @@ impl Model {
                 op: op.clone(),
                 remembered: true,
                 may_go: false,
-                was_consumed: false,
             }),
             Op::Cursor { user, device, cursor } => {
                 self.devices.entry((user, device)).or_default().merge(&cursor);
@@ -404,9 +407,24 @@ impl Model {
             let at = self.messages[index].at;
             let consumed = self.consumed(index);
             let stable = at.seq <= self.logs[&at.origin].was_stable;
-            self.messages[index].was_consumed |= consumed;
             self.messages[index].may_go |= consumed && stable;
         }
+        let mut ended = BTreeSet::new();
+        for index in 0..self.messages.len() {
+            let Message { at, to, .. } = self.messages[index].clone();
+            let key = (to, at.origin);
+            if !ended.contains(&key) && self.consumed(index) {
+                let prefix = self.prefixes.entry(key).or_default();
+                *prefix = (*prefix).max(at.seq);
+            } else {
+                ended.insert(key);
+            }
+        }
+    }
+
+    fn prefix(&self, user: &UserId, origin: Origin) -> Seq {
+        let prefix = self.prefixes.get(&(user.clone(), origin));
+        prefix.copied().unwrap_or(0)
     }
 
     /// Whether there is a device and each has consumed the message, or a copy of it (R10, R15).

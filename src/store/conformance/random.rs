@@ -105,6 +105,8 @@ struct Run<'a> {
     now: u64,
     batch: Vec<StoreOp>,
     logs: Vec<Remote>,
+    /// What the other region confirmed.
+    confirmed: Vector,
     origins: u64,
 }
 
@@ -122,6 +124,7 @@ pub(crate) fn drive(mut harnesses: Vec<&mut dyn Harness>, acts: &[Act], both: bo
         now: T0,
         batch: vec![StoreOp::Bump { shard: S }],
         logs: vec![Remote::new(THERE, 500, None, T0)],
+        confirmed: Vector::new(),
         origins: 0,
     };
     run.commit();
@@ -411,6 +414,9 @@ impl Run<'_> {
                     .map(|(origin, seq)| (origin, seq.saturating_sub(back)))
                     .collect();
                 applied.raise(log.origin, log.ops.len() as Seq);
+                // What a holder has confirmed it keeps.
+                self.confirmed.merge(&applied);
+                let applied = self.confirmed.clone();
                 Op::Confirm {
                     holder: log.region.clone(),
                     applied,

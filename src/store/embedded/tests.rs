@@ -1,3 +1,10 @@
+//! Whole engines: on a simulated disk with tables in memory, and on real files with fjall.
+
+mod crash;
+mod formats;
+mod random;
+mod real;
+
 use super::tables::MemTables;
 use super::*;
 use crate::store::conformance::{Harness, run};
@@ -14,10 +21,12 @@ pub(crate) fn tiny() -> Options {
     }
 }
 
-struct Simulated {
+/// On a simulated disk and tables in memory, of which a crash keeps a random part.
+pub(super) struct Simulated {
     options: Options,
     disk: SimDisk,
     tables: MemTables,
+    random: u64,
 }
 
 impl Simulated {
@@ -26,6 +35,17 @@ impl Simulated {
             options,
             disk: SimDisk::new(1),
             tables: MemTables::new(),
+            random: 1,
+        }
+    }
+
+    fn coin(&mut self) -> impl FnMut() -> bool + '_ {
+        // xorshift64
+        || {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            self.random & 1 == 0
         }
     }
 }
@@ -33,6 +53,7 @@ impl Simulated {
 impl Harness for Simulated {
     fn create(&mut self, identity: StoreIdentity) -> Box<dyn Engine> {
         *self = Self::new(self.options.clone());
+        self.tables.slow_flush(2);
         let (disk, tables) = (self.disk.clone(), self.tables.clone());
         Box::new(EmbeddedEngine::create(disk, tables, identity, self.options.clone()).unwrap())
     }
@@ -40,11 +61,8 @@ impl Harness for Simulated {
     fn reopen(&mut self, engine: Box<dyn Engine>, identity: StoreIdentity) -> Box<dyn Engine> {
         drop(engine);
         self.disk.crash(CrashMode::LoseAll);
-        let mut flip = false;
-        self.tables.crash(|| {
-            flip = !flip;
-            flip
-        });
+        let tables = self.tables.clone();
+        tables.crash(self.coin());
         let (disk, tables) = (self.disk.clone(), self.tables.clone());
         let opened = EmbeddedEngine::open(disk, tables, identity, self.options.clone());
         Box::new(opened.unwrap().0)
@@ -180,32 +198,4 @@ fn a_long_backlog_is_kept_on_a_folder() {
         ..Options::default()
     };
     long_backlog_is_kept(&mut Folder::new(options), 128 * 1024);
-}
-
-mod random {
-    use super::*;
-    use crate::store::conformance::random::{acts, drive};
-    use crate::store::memory::tests::Memory;
-    use proptest::prelude::*;
-
-    fn cases(count: u32) -> ProptestConfig {
-        ProptestConfig {
-            cases: count,
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        }
-    }
-
-    proptest! {
-        #![proptest_config(cases(96))]
-
-        /// The engines say the same, and what the model says, also across crashes that lose what was not synced.
-        #[test]
-        fn engines_agree_with_each_other_and_with_the_model(acts in acts(160), both in any::<bool>()) {
-            let mut memory = Memory::default();
-            let mut small = Simulated::new(tiny());
-            let mut usual = Simulated::new(Options { segment_bytes: 64 * 1024, ..Options::default() });
-            drive(vec![&mut memory, &mut small, &mut usual], &acts, both);
-        }
-    }
 }
