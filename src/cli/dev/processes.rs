@@ -14,8 +14,10 @@ use crate::server::dev::{DevCluster, DevNode};
 
 /// Between two looks at a node's `/readyz`.
 const READY_EVERY: Duration = Duration::from_millis(50);
-/// A node that died is started again after this, doubled with each death within a minute.
+/// A node that died is started again after this, doubled while it does not last.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
+/// A node that ran for so long did not die of its start.
+const LASTED: Duration = Duration::from_secs(5);
 /// Longest pause before a restart.
 const RESTART_AT_MOST: Duration = Duration::from_secs(10);
 
@@ -90,6 +92,8 @@ async fn supervise(
     loop {
         let born = Instant::now();
         let mut child = start(&node, fresh)?;
+        // Waiting would close it, which tells the node to stop.
+        let stdin = child.stdin.take();
         if let Some(pid) = child.id() {
             let _ = pids.send((node.name.clone(), pid));
         }
@@ -97,7 +101,7 @@ async fn supervise(
             status = child.wait() => status.with_context(|| format!("node {}", node.name))?,
             _ = stop.changed() => {
                 // The end of its stdin tells it to drain.
-                drop(child.stdin.take());
+                drop(stdin);
                 child.wait().await.with_context(|| format!("node {}", node.name))?;
                 return Ok(());
             }
@@ -109,7 +113,7 @@ async fn supervise(
             );
         }
         fresh = node.is_fresh();
-        pause = if born.elapsed() > Duration::from_secs(60) {
+        pause = if born.elapsed() > LASTED {
             RESTART_AFTER
         } else {
             pause
