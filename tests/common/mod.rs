@@ -37,7 +37,7 @@ pub struct TestCluster {
     pub dev: DevCluster,
     pub folder: tempfile::TempDir,
     nodes: BTreeMap<String, Node>,
-    connector: Connector,
+    pub connector: Connector,
     /// Changes of every node's configuration, as `--set` would make them.
     set: Vec<(String, String)>,
 }
@@ -109,18 +109,7 @@ impl TestCluster {
     }
 
     pub fn config(&self, region: &str, user: &str, device: &str) -> ClientConfig {
-        let signer = Signer::from_file(&KeyFiles::in_data(self.folder.path()).private, None).unwrap();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let token = signer.mint(user, now, Duration::from_secs(3600)).unwrap();
-        let mut config = ClientConfig::new(self.connector.clone(), token, device.parse().unwrap());
-        config.server_name = Some(SERVER_NAME.to_owned());
-        let first = |info: &&iris::server::dev::DevRegion| info.id != region;
-        let mut regions: Vec<_> = self.dev.info.regions.iter().collect();
-        regions.sort_by_key(first);
-        for info in regions {
-            config.endpoints_of(info.id.parse().unwrap(), info.endpoints.clone());
-        }
-        config
+        client_config(&self.dev, &self.connector, region, user, device)
     }
 
     pub async fn client(&self, region: &str, user: &str, device: &str) -> Client {
@@ -131,6 +120,35 @@ impl TestCluster {
         );
         client
     }
+}
+
+/// A token as the cluster's issuer makes it.
+pub fn token(folder: &Path, user: &str) -> String {
+    let signer = Signer::from_file(&KeyFiles::in_data(folder).private, None).unwrap();
+    signer.mint(user, unix_secs(), Duration::from_secs(3600)).unwrap()
+}
+
+pub fn unix_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// A device of a user that prefers `region` and knows the others.
+pub fn client_config(
+    dev: &DevCluster,
+    connector: &Connector,
+    region: &str,
+    user: &str,
+    device: &str,
+) -> ClientConfig {
+    let token = token(&dev.data, user);
+    let mut config = ClientConfig::new(connector.clone(), token, device.parse().unwrap());
+    config.server_name = Some(SERVER_NAME.to_owned());
+    let mut regions: Vec<_> = dev.info.regions.iter().collect();
+    regions.sort_by_key(|info| info.id != region);
+    for info in regions {
+        config.endpoints_of(info.id.parse().unwrap(), info.endpoints.clone());
+    }
+    config
 }
 
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -1,0 +1,15 @@
+//! Nodes as real processes, killed and started again; and folders that a node must refuse to start with.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `kill` | `kill -9` of random nodes while messages are sent; what was accepted arrives once and in order |
+//! | `refused` | stores whose parts do not belong together, and folders that are empty or another cluster's |
+//! | `load` | senders and recipients, and the ledger that they write |
+//! | `processes` | `iris dev --processes`, its pids, and what `kill -9` needs |
+
+#[path = "../common/mod.rs"]
+mod common;
+mod kill;
+mod load;
+mod processes;
+mod refused;

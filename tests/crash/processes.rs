@@ -1,0 +1,147 @@
+//! `iris dev --processes` as a child of the test.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use iris::client::connector;
+use iris::net::certs::Roots;
+use iris::net::connect::Connector;
+use iris::server::dev::{DevCluster, DevNode, Ports};
+use iris::server::regions::Regions;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::common::PATIENCE;
+
+/// Between two looks at something outside of this process.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The program, without the variables that it would take for settings.
+pub fn iris() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iris"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("IRIS_") && name != "IRIS_LOG" {
+            command.env_remove(name.as_ref());
+        }
+    }
+    command
+}
+
+/// A running cluster, each node a process. Its supervisor ends with it: stdin closes.
+pub struct Processes {
+    pub dev: DevCluster,
+    pub connector: Connector,
+    supervisor: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Processes {
+    /// Starts the regions with `settings` from the environment; returns when every node is ready.
+    pub async fn start(regions: &Regions, settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // What `iris dev` would do first; here, so that the test knows the ports.
+        let dev = DevCluster::prepare(folder.path(), regions, Ports::Free).unwrap();
+        let roots = Roots::load(&folder.path().join("ca/ca.pem")).unwrap();
+        let supervisor = iris()
+            .args([
+                "dev",
+                "--processes",
+                "--stop-with-stdin",
+                "--ports",
+                "free",
+                "--data",
+            ])
+            .arg(folder.path())
+            .arg("--regions")
+            .arg(folder.path().join("regions"))
+            .envs(settings.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let cluster = Self {
+            dev,
+            connector: connector(&roots).unwrap(),
+            supervisor,
+            folder,
+        };
+        for node in &cluster.dev.nodes {
+            cluster.ready_under_another_pid(&node.name, None).await;
+        }
+        cluster
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn node(&self, name: &str) -> &DevNode {
+        self.dev.nodes.iter().find(|node| node.name == name).unwrap()
+    }
+
+    /// The process that runs a node now, as far as its supervisor has written.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        let text = std::fs::read(self.path().join("pids.json")).ok()?;
+        let pids: BTreeMap<String, u32> = serde_json::from_slice(&text).unwrap();
+        pids.get(name).copied()
+    }
+
+    /// `kill -9`; gives the pid that is no more.
+    pub fn kill(&self, name: &str) -> u32 {
+        let pid = self.pid(name).unwrap();
+        kill_9(pid);
+        pid
+    }
+
+    /// Waits until the node is ready in another process than `old`.
+    pub async fn ready_under_another_pid(&self, name: &str, old: Option<u32>) {
+        let deadline = Instant::now() + PATIENCE;
+        let addr = self.node(name).admin_http;
+        loop {
+            let started = self.pid(name).is_some_and(|pid| Some(pid) != old);
+            if started && is_ready(addr).await {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{name} is not ready again within {PATIENCE:?}"
+            );
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Drains and stops.
+    pub async fn stop(mut self) {
+        drop(self.supervisor.stdin.take());
+        let ended = tokio::task::spawn_blocking(move || (self.supervisor.wait().unwrap(), self.folder));
+        let (status, _) = crate::common::within("the supervisor ends", ended).await.unwrap();
+        assert!(status.success(), "iris dev: {status}");
+    }
+}
+
+/// Ends a process as a crash would.
+pub fn kill_9(pid: u32) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+/// What `/readyz` says.
+pub async fn is_ready(addr: SocketAddr) -> bool {
+    let asked = async {
+        let mut stream = tokio::net::TcpStream::connect(addr).await?;
+        stream
+            .write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            .await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
+    };
+    matches!(
+        tokio::time::timeout(Duration::from_secs(2), asked).await,
+        Ok(Ok(true))
+    )
+}

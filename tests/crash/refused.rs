@@ -1,0 +1,1 @@
+//! Folders that a node refuses to start with.
