@@ -248,7 +248,7 @@ impl Links {
         }
     }
 
-    /// The lane is dead: what it brought and is not in flight to the store comes again on the next one.
+    /// The lane is dead. What it brought stays queued, and counts against the credit of the next one.
     pub(super) fn close_lane(&mut self, peer: PeerId, delay: Duration) {
         let now = self.now.mono;
         let pull = &mut self.peers[peer].pull;
@@ -263,11 +263,8 @@ impl Links {
         pull.credit_at = None;
         pull.credit_due = false;
         pull.gaps.clear();
-        let shards = std::mem::take(&mut pull.on_lane);
+        pull.on_lane.clear();
         self.stats.lanes_lost += 1;
-        for shard in shards {
-            self.drop_queued(shard, |item| item.peer == peer);
-        }
         self.choose = true;
         self.touched.insert(peer);
     }
@@ -521,7 +518,7 @@ impl Links {
             .filter(|shard| !pull.stopped.contains_key(shard));
         let shards: Vec<ShardId> = shards.copied().collect();
         pull.on_lane = shards.iter().copied().collect();
-        // Runs of the lane before may still be in flight to the store: they return to this lane's credit.
+        // What is left of the lane before returns to this lane's credit.
         let credit = window.saturating_sub(pull.held);
         pull.returned = 0;
         pull.credit_at = None;

@@ -91,6 +91,76 @@ fn a_long_log_with_tiny_credit_does_not_hold_up_another_shard() {
 }
 
 #[test]
+fn shards_that_are_behind_take_turns() {
+    let mut world = World::new(19, &[1, 1], 2, tiny());
+    world.cut_both(0, 1);
+    for _ in 0..1000 {
+        world.append(0, 0, 100);
+    }
+    for _ in 0..20 {
+        world.append(0, 1, 100);
+    }
+    world.run(10 * SECOND);
+    world.heal(0, 1);
+    while world.applied(1, 1, 0) < 20 {
+        world.run(SECOND / 10);
+    }
+    assert!(
+        world.applied(1, 0, 0) < 500,
+        "the short one came after the long one"
+    );
+}
+
+#[test]
+fn a_run_lost_without_notice_is_asked_for_again() {
+    let mut world = World::new(20, &[1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    let lanes = world.regions[1].links[0].stats().lanes_opened;
+    world.swallow = 1;
+    for _ in 0..5 {
+        world.append(0, 0, 10);
+        world.append(0, 1, 10);
+    }
+    world.run(2 * SECOND);
+    world.assert_equal_logs();
+    let stats = world.regions[1].links[0].stats();
+    assert!(stats.runs_gapped > 0);
+    assert_eq!(stats.lanes_opened, lanes);
+    assert_eq!((world.misfits, world.regions[1].alarms.len()), (0, 0));
+}
+
+#[test]
+fn a_mute_lane_gives_way_to_the_next_one() {
+    let mut world = World::new(21, &[1, 1], 1, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    world.mute(0, 1, true);
+    world.run(SECOND);
+    world.append(0, 0, 10);
+    world.append(1, 0, 10);
+    world.run(6 * SECOND);
+    assert!(!world.regions[1].reach[&region_id(0)]);
+    world.mute(0, 1, false);
+    world.run(7 * SECOND);
+    world.assert_equal_logs();
+    assert!(world.regions[1].reach[&region_id(0)]);
+}
+
+#[test]
+fn a_provider_that_lost_a_lane_says_so() {
+    let mut world = World::new(22, &[1, 1], 1, CoreLimits::default());
+    // Just after a ping, which would bring it to light as well.
+    world.run(3 * SECOND + SECOND / 5);
+    world.flap(0, 1);
+    world.append(0, 0, 10);
+    world.run(SECOND / 2);
+    world.assert_equal_logs();
+}
+
+#[test]
 fn a_region_in_touch_with_both_relays() {
     let mut world = World::new(3, &[1, 2, 1], 4, CoreLimits::default());
     world.run(3 * SECOND);
@@ -403,6 +473,12 @@ fn a_run_that_never_fits_stops_the_shard() {
             ..
         }]
     ));
+    let status = &world.regions[1].links[0].snapshot(world.clocks())[0];
+    assert_eq!(
+        status.pull.as_ref().unwrap().held_bytes,
+        0,
+        "what is dropped is not held"
+    );
     world.append(0, 1, 10);
     world.run(SECOND);
     assert_eq!(world.applied(1, 1, 0), 2);

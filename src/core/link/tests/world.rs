@@ -127,6 +127,8 @@ pub struct World {
     /// Operations that arrived at a store which had them.
     pub again: u64,
     pub shipped: u64,
+    /// So many messages with operations are lost without anybody noticing.
+    pub swallow: u64,
     conns: BTreeMap<(usize, usize), Conn>,
     events: BTreeMap<(u64, u64), Event>,
     count: u64,
@@ -167,6 +169,7 @@ impl World {
             early: 0,
             again: 0,
             shipped: 0,
+            swallow: 0,
             conns: BTreeMap::new(),
             events: BTreeMap::new(),
             count: 0,
@@ -285,6 +288,17 @@ impl World {
                 },
             );
         }
+    }
+
+    /// From now on (or no more) messages both ways vanish, and no connection breaks.
+    pub fn mute(&mut self, a: usize, b: usize, mute: bool) {
+        self.conns.get_mut(&pair(a, b)).unwrap().cut = [mute; 2];
+    }
+
+    /// A region alone sees its connection to another break and come back.
+    pub fn flap(&mut self, n: usize, other: usize) {
+        self.reachable(n, other, false);
+        self.reachable(n, other, true);
     }
 
     pub fn cut_both(&mut self, a: usize, b: usize) {
@@ -767,6 +781,18 @@ impl World {
         } = &message
         {
             self.shipped += runs.iter().map(|run| run.ops.len() as u64).sum::<u64>();
+        }
+        if self.swallow > 0
+            && matches!(
+                &message,
+                Message::ToSubscriber {
+                    body: ToSubscriber::Ops(_),
+                    ..
+                }
+            )
+        {
+            self.swallow -= 1;
+            return;
         }
         let other = (0..self.regions.len())
             .find(|n| region_id(*n) == to.node.region)
