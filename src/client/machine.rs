@@ -8,7 +8,7 @@
 //!
 //! Inputs come by [`Machine::handle`], [`Machine::handle_timeout`] and [`Machine::send`]; then [`Machine::poll_output`] is
 //! called until it is empty, [`Machine::poll_send`] while there is room to write, and [`Machine::poll_timeout`] says when
-//! to come back. Sending is in [`outbox`], receiving in [`inbox`], where to connect in [`endpoints`].
+//! to come back. Sending is in `outbox`, receiving in `inbox`, where to connect in `endpoints`.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
