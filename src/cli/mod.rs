@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod client;
 pub mod config;
 pub mod dev;
 pub mod output;
@@ -30,6 +31,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   iris dev                           a cluster of three regions on this machine
+  iris client send --as alice --to bob hello
   iris config check node.toml        is this node's configuration good?
   iris token --user alice            a token for alice, signed with the key of ./data";
 
@@ -37,6 +39,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(bench::Bench),
+    Client(client::Client),
     Config(config::Config),
     Dev(dev::Dev),
     Serve(Box<serve::Serve>),
@@ -48,6 +51,7 @@ pub fn run() -> ExitCode {
     // clap prints help to stdout and exits 0, or says what is wrong with the usage and exits 2.
     let done = match Cli::parse().command {
         Command::Bench(verb) => verb.run(),
+        Command::Client(noun) => noun.run(),
         Command::Config(noun) => noun.run(),
         Command::Dev(verb) => verb.run(),
         Command::Serve(verb) => verb.run(),
