@@ -58,14 +58,14 @@ pub struct Connection {
 impl Connection {
     /// The configuration of a client as `device`. Inside a runtime only.
     pub(super) fn config(&self, device: DeviceId, status: Status) -> anyhow::Result<ClientConfig> {
+        let (endpoints, server_name) = self.servers()?;
+        let roots = self.roots()?;
         let (token, renew) = self.token()?;
         if let (Some(user), Some(subject)) = (&self.user, token_subject(&token))
             && *user != subject
         {
             bail!("the token is for {subject}, not for {user}: leave --as out, or give a token for {user}");
         }
-        let (endpoints, server_name) = self.servers()?;
-        let roots = self.roots()?;
         let connector = connector(&roots).context("no connection can be made")?;
         let mut config = ClientConfig::new(connector, token, device);
         config.agent = concat!("iris/", env!("CARGO_PKG_VERSION")).to_owned();
@@ -96,7 +96,7 @@ impl Connection {
             }];
             return Ok((regions, self.server_name.clone()));
         }
-        let data = self.in_data("dev.json", "--endpoint (with --ca and --token)")?;
+        let data = self.in_data("dev.json", "--endpoint, --ca and --token")?;
         let info = DevInfo::load(data).context("the data folder cannot be used")?;
         let mut regions = Vec::new();
         for region in info.regions {

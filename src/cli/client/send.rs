@@ -39,7 +39,7 @@ pub struct Send {
     /// The recipient.
     #[arg(long, value_name = "USER")]
     to: UserId,
-    /// The text; `-` reads it from stdin.
+    /// The text; `-` reads it from stdin, without its last line end.
     text: String,
     /// An id of your own (UUIDv7): sending again with the same one does not make a second message.
     #[arg(long, value_name = "UUID")]
@@ -111,6 +111,9 @@ impl Send {
             .context("cannot read stdin")?;
         if body.len() > MAX_BODY {
             bail!("stdin has over {MAX_BODY} bytes, the most that a message may have");
+        }
+        if body.ends_with(b"\n") {
+            body.pop();
         }
         Ok(body.into())
     }
