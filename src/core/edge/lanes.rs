@@ -15,6 +15,11 @@ const TURN: usize = 64;
 /// Bytes after which a message to an owner is full. With one more item of the largest size (a body of 1 MB; an attach
 /// with three vectors of 4,096 origins, under 300 KB) it stays far below `MAX_PEER_MESSAGE`.
 const MESSAGE_BYTES: usize = 2 * 1024 * 1024;
+/// A shard that was open for so many times `retry_ms` was served: `NotOwner` is news then, not one more refusal.
+const SERVED: u64 = 10;
+/// The wait after `NotOwner` doubles so often at most, to 3.2 s by default: opening shards again begins a new lane, with
+/// all sessions of that owner, and an owner that recovers may refuse for minutes.
+const MAX_DOUBLINGS: u32 = 5;
 /// Lanes of one generation of an edge: their numbers are the generation times this, plus a count.
 const LANES_PER_GENERATION: u64 = 1 << 20;
 
@@ -35,6 +40,10 @@ struct Route {
     owner: Option<Owner>,
     /// The lane on which the shard is open; 0 = closed.
     lane: u64,
+    /// When it was opened last.
+    opened: Mono,
+    /// How often in a row its owner did not serve it.
+    refusals: u32,
     hold: Option<Mono>,
 }
 
@@ -50,7 +59,8 @@ pub(super) struct Lane {
     owed_from: Mono,
     /// Streams that have something to send.
     queue: VecDeque<(SessionId, ShardId)>,
-    /// Shards that the placement moved away. The owner may not know: it may still hold their sessions for this lane.
+    /// Shards that were closed on it. They never open on it again, so that a session is attached at most once on a lane
+    /// and nothing that is late, in either direction, is taken for what came after.
     left: BTreeSet<ShardId>,
     pub(super) out: LaneOut,
 }
@@ -197,25 +207,17 @@ impl Edge {
         if moved.is_empty() {
             return;
         }
-        for shard in &moved {
-            if let Some(lane) = self.routing.lane_of(*shard) {
-                lane.left.insert(*shard);
-            }
-        }
         self.close_shards(&moved);
         for shard in &moved {
             self.routing.hold(*shard, None);
-            self.routing.routes[shard.0 as usize].owner = owners.get(shard).cloned();
+            let route = &mut self.routing.routes[shard.0 as usize];
+            route.owner = owners.get(shard).cloned();
+            route.refusals = 0;
         }
         let wanted: BTreeSet<&Owner> = owners.values().collect();
-        let useless = |lane: &Lane| {
-            // Sessions that ended while a shard was away would live on at an owner to which it comes back on one lane.
-            let back = |shard: &ShardId| owners.get(shard) == Some(&lane.owner);
-            !wanted.contains(&lane.owner) || lane.left.iter().any(back)
-        };
         let lanes = self.routing.lanes.iter();
         let useless: Vec<u64> = lanes
-            .filter(|(_, lane)| useless(lane))
+            .filter(|(_, lane)| !wanted.contains(&lane.owner))
             .map(|(number, _)| *number)
             .collect();
         useless.into_iter().for_each(|lane| self.lose_lane(lane));
@@ -359,10 +361,15 @@ impl Edge {
         }
         self.stats.not_owner += shards.len() as u64;
         self.close_shards(&shards);
-        let until = self.mono + ms(self.config.limits.retry_ms);
-        shards
-            .into_iter()
-            .for_each(|shard| self.routing.hold(shard, Some(until)));
+        for shard in shards {
+            let route = &mut self.routing.routes[shard.0 as usize];
+            if route.opened + ms(SERVED * self.config.limits.retry_ms) <= self.mono {
+                route.refusals = 0;
+            }
+            let wait = ms(self.config.limits.retry_ms << route.refusals);
+            route.refusals = (route.refusals + 1).min(MAX_DOUBLINGS);
+            self.routing.hold(shard, Some(self.mono + wait));
+        }
     }
 
     fn lose_lane(&mut self, number: u64) {
@@ -400,28 +407,35 @@ impl Edge {
             }
         }
         for shard in shards {
-            self.routing.routes[shard.0 as usize].lane = 0;
+            let route = &mut self.routing.routes[shard.0 as usize];
+            if let Some(lane) = self.routing.lanes.get_mut(&std::mem::take(&mut route.lane)) {
+                lane.left.insert(*shard);
+            }
         }
     }
 
     /// Opens every closed shard whose owner can be reached now.
     fn open_routes(&mut self) {
-        let routing = &mut self.routing;
+        let used: Vec<u64> = self
+            .openable()
+            .filter_map(|(shard, owner)| {
+                let mut lanes = self.routing.lanes.iter();
+                lanes.find(|(_, lane)| lane.owner == *owner && lane.left.contains(&shard))
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        for lane in BTreeSet::from_iter(used) {
+            self.lose_lane(lane);
+        }
         let mut wanted: BTreeMap<&Owner, Vec<ShardId>> = BTreeMap::new();
-        for (shard, route) in (0..).map(ShardId).zip(&routing.routes) {
-            if route.lane == 0
-                && route.hold.is_none()
-                && let Some(owner) = &route.owner
-                && routing.reaches(&owner.addr.node)
-            {
-                wanted.entry(owner).or_default().push(shard);
-            }
+        for (shard, owner) in self.openable() {
+            wanted.entry(owner).or_default().push(shard);
         }
         let wanted: Vec<(Owner, Vec<ShardId>)> = wanted
             .into_iter()
             .map(|(o, shards)| (o.clone(), shards))
             .collect();
-        let mut opened = vec![false; routing.routes.len()];
+        let mut opened = vec![false; self.routing.routes.len()];
         for (owner, shards) in &wanted {
             let number = self.lane_to(owner);
             for shard in shards {
@@ -447,8 +461,21 @@ impl Edge {
         }
     }
 
+    /// Closed shards that may open, and their owners.
+    fn openable(&self) -> impl Iterator<Item = (ShardId, &Owner)> {
+        (0..)
+            .map(ShardId)
+            .zip(&self.routing.routes)
+            .filter_map(|(shard, route)| {
+                let owner = route.owner.as_ref()?;
+                let free = route.lane == 0 && route.hold.is_none() && self.routing.reaches(&owner.addr.node);
+                free.then_some((shard, owner))
+            })
+    }
+
     fn open_shard(&mut self, number: u64, shard: ShardId) {
-        self.routing.routes[shard.0 as usize].lane = number;
+        let route = &mut self.routing.routes[shard.0 as usize];
+        (route.lane, route.opened) = (number, self.mono);
         let sessions = self
             .by_shard
             .range((shard, SessionId(0))..=(shard, SessionId(u64::MAX)));

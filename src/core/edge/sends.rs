@@ -42,20 +42,10 @@ impl Edge {
             );
         }
         let shard = self.config.sharding.of_user(&send.control.to);
-        // Ids that must come again first: none, or those to the place of this one are done with if it is taken.
-        let mut done = 0;
-        if let Some(stream) = session.streams.get_mut(&shard)
-            && !stream.refused.is_empty()
-        {
-            match stream.refused.iter().position(|refused| *refused == send.id) {
-                Some(place) => done = place + 1,
-                None => {
-                    stream.refuse_behind(send.id);
-                    let detail =
-                        "an earlier message to this recipient was refused: send again in order".to_owned();
-                    return self.reject(id, send.id, send.session_seq, Code::Blocked, detail, now.wall_ms);
-                }
-            }
+        let first = session.first.get(&send.control.to);
+        if let Some(first) = first.filter(|first| **first != send.id) {
+            let detail = format!("{first} was refused before: send again from there, in order");
+            return self.reject(id, send.id, send.session_seq, Code::Blocked, detail, now.wall_ms);
         }
         let cost = DEPOSIT_COST + len;
         let refused = if session.unanswered >= limits.sends_in_flight {
@@ -70,16 +60,20 @@ impl Edge {
         } else {
             None
         };
+        if let Some((code, detail)) = refused {
+            session.first.insert(send.control.to, send.id);
+            if session.first.len() > limits.sends_in_flight as usize {
+                let detail = "messages to too many recipients were refused and did not come again";
+                return self.fail(id, Code::TooManyInFlight, detail);
+            }
+            return self.reject(id, send.id, send.session_seq, code, detail, now.wall_ms);
+        }
+        session.first.remove(&send.control.to);
         let attempt = session.attempt;
         let stream = session
             .streams
             .entry(shard)
             .or_insert_with(|| Stream::new(attempt));
-        if let Some((code, detail)) = refused {
-            stream.refuse_from(send.id);
-            return self.reject(id, send.id, send.session_seq, code, detail, now.wall_ms);
-        }
-        stream.refused.drain(..done);
         let ttl = send.control.ttl_ms;
         stream.items.push_back(Item {
             envelope: Envelope {
@@ -243,11 +237,10 @@ impl Edge {
             self.retries.remove(&(at, id, shard));
         }
         let items = std::mem::take(&mut stream.items);
-        let mut refused = items.iter().map(|item| item.envelope.id).collect::<Vec<_>>();
-        refused.extend(std::mem::take(&mut stream.refused));
-        refused
-            .into_iter()
-            .for_each(|message| stream.refuse_behind(message));
+        // Backwards: what stays is the first for each recipient. It came before what may have been refused since.
+        for item in items.iter().rev() {
+            session.first.insert(item.envelope.to.clone(), item.envelope.id);
+        }
         let seconds = self.config.limits.deposit_timeout_ms as f64 / 1e3;
         let detail = match stream.last_refusal.take() {
             Some(code) => format!(
@@ -256,6 +249,7 @@ impl Edge {
             None => format!("no answer within {seconds} s: send again with the same id"),
         };
         session.unanswered -= items.len() as u32;
+        session.drop_idle(shard);
         self.stats.deposits -= items.len();
         for item in items {
             self.stats.bytes -= item.cost();

@@ -12,10 +12,6 @@ use crate::core::time::Mono;
 use crate::core::vector::Vector;
 use crate::core::wire::{Code, ServerFrame, Status};
 
-/// Ids that a stream remembers of what was refused retryably and must come again first. A client that gives up this many
-/// messages in a row to one recipient must reconnect to go on sending there.
-pub(super) const REFUSED_IDS: usize = 64;
-
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) conn: ConnId,
@@ -51,6 +47,8 @@ pub(super) struct Session {
     pub(super) attempt: u32,
     pub(super) unanswered: u32,
     pub(super) streams: BTreeMap<ShardId, Stream>,
+    /// For each recipient the message that was refused and must come again before others: see the module head.
+    pub(super) first: BTreeMap<UserId, MessageId>,
     pub(super) bucket: Slot,
     pub(super) watching: BTreeSet<UserId>,
     /// Acknowledged and not yet told to the owner: the highest per origin.
@@ -93,7 +91,6 @@ impl Session {
     pub(super) fn drop_idle(&mut self, shard: ShardId) {
         if let Some(stream) = self.streams.get(&shard)
             && stream.items.is_empty()
-            && stream.refused.is_empty()
         {
             self.attempt = self.attempt.max(stream.attempt);
             self.streams.remove(&shard);
@@ -113,8 +110,7 @@ pub(super) struct Stream {
     pub(super) queued: bool,
     /// Nothing goes out before this, after a retryable refusal.
     pub(super) paused: Option<Mono>,
-    /// Ids that must come again before others: see the module head.
-    pub(super) refused: VecDeque<MessageId>,
+
     /// The last retryable refusal of the owner, for the detail of a later `Unknown`.
     pub(super) last_refusal: Option<Code>,
 }
@@ -127,7 +123,7 @@ impl Stream {
             sent: 0,
             queued: false,
             paused: None,
-            refused: VecDeque::new(),
+
             last_refusal: None,
         }
     }
@@ -150,19 +146,6 @@ impl Stream {
             self.attempt += 1;
         }
         sent
-    }
-
-    /// `id` was refused retryably by the edge: it is the first that must come again.
-    pub(super) fn refuse_from(&mut self, id: MessageId) {
-        self.refused.clear();
-        self.refused.push_back(id);
-    }
-
-    /// `id` was refused because of earlier ones.
-    pub(super) fn refuse_behind(&mut self, id: MessageId) {
-        if self.refused.len() < REFUSED_IDS && !self.refused.contains(&id) {
-            self.refused.push_back(id);
-        }
     }
 }
 

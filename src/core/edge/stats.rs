@@ -31,6 +31,8 @@ pub struct EdgeStats {
     pub accepted: u64,
     /// Messages refused, by code.
     pub rejected: BTreeMap<Code, u64>,
+    /// Messages without an answer whose session ended.
+    pub forgotten: u64,
     /// Deposits handed to owners, again ones included.
     pub deposited: u64,
     /// Retryable refusals that made a session's deposits to a shard go again under a higher attempt.

@@ -11,6 +11,7 @@ use crate::core::wire::{
     Accepted, Durability, Hole, HoleReason, PresenceEvent, Rejected, Send, SendControl, Status,
 };
 
+mod model;
 mod paths;
 mod sending;
 

@@ -416,22 +416,39 @@ fn a_new_generation_of_the_owner_is_a_new_lane() {
 }
 
 #[test]
-fn not_owner_is_asked_again_after_a_while() {
+fn not_owner_closes_its_shards_alone_and_later_begins_a_new_lane() {
     let mut rig = Rig::standard();
-    rig.login(1, "alice");
-    rig.send(1, 1, 1, "bob");
-    let first = rig.out().deposits().remove(0);
-    let shards = vec![first.shard, SHARDING.of_user(&user("alice"))];
-    rig.owner(ToEdge::NotOwner(shards.clone()));
-    rig.owner(ToEdge::NotOwner(shards));
-    rig.send(1, 2, 2, "bob");
-    rig.pass(99);
-    assert!(rig.out().owners.is_empty());
-    rig.pass(1);
-    let out = rig.out();
-    assert!(out.owners.iter().all(|(_, lane, _)| *lane == rig.lane));
-    assert_eq!(out.kinds(), ["attach", "synced", "deposit"]);
-    assert_eq!(out.tries(), [(1, 2), (2, 2)]);
+    let (to, _, other) = same_and_other_shard();
+    rig.login(1, &to);
+    rig.send(1, 1, 1, &to);
+    rig.send(1, 2, 2, &other);
+    let sent = rig.out().deposits();
+    let closed = vec![sent[0].shard];
+    rig.owner(ToEdge::NotOwner(closed.clone()));
+    rig.owner(ToEdge::NotOwner(closed.clone()));
+    rig.send(1, 3, 3, &to);
+    rig.answer(&sent[1], accept());
+    assert_eq!(rig.out().accepted(1), [2]);
+    let mut lanes = vec![rig.lane];
+    for wait in [100, 200, 400] {
+        rig.pass(wait - 1);
+        assert!(rig.out().owners.is_empty());
+        rig.pass(1);
+        let out = rig.out();
+        assert_eq!(out.kinds(), ["open", "attach", "synced", "deposit"]);
+        rig.lane = out.owners[0].1;
+        lanes.push(rig.lane);
+        assert_eq!(out.tries(), [(1, lanes.len() as u32), (3, lanes.len() as u32)]);
+        rig.owner(ToEdge::NotOwner(closed.clone()));
+    }
+    assert!(lanes.is_sorted() && lanes.len() == 4);
+    rig.pass(800);
+    rig.lane = rig.out().owners[0].1;
+    rig.attached(SessionId(101), 9);
+    rig.pass(1_000);
+    rig.owner(ToEdge::NotOwner(closed));
+    rig.pass(100);
+    assert_eq!(rig.out().kinds(), ["open", "attach", "synced", "deposit"]);
 }
 
 #[test]

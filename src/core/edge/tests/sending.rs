@@ -143,45 +143,40 @@ fn a_retryable_refusal_sends_all_from_there_again_and_leaves_others_alone() {
 }
 
 #[test]
-fn after_a_refusal_at_the_edge_later_messages_wait_for_it() {
+fn after_a_refusal_at_the_edge_later_messages_to_that_recipient_wait_for_it() {
     let mut rig = limited(|limits| limits.sends_in_flight = 2);
-    let (to, same, other) = same_and_other_shard();
+    let (to, same, _) = same_and_other_shard();
     rig.send(1, 1, 1, &to);
     rig.send(1, 2, 2, &to);
     rig.send(1, 3, 3, &to);
-    rig.send(1, 4, 4, &same);
-    rig.send(1, 5, 5, &other);
+    rig.send(1, 4, 4, &to);
     let out = rig.out();
-    assert_eq!(
-        out.rejected(1),
-        [
-            (3, Code::TooManyInFlight),
-            (4, Code::Blocked),
-            (5, Code::TooManyInFlight)
-        ]
-    );
-    out.deposits()
-        .iter()
-        .for_each(|deposit| rig.answer(deposit, accept()));
+    assert_eq!(out.rejected(1), [(3, Code::TooManyInFlight), (4, Code::Blocked)]);
+    let sent = out.deposits();
+    sent.iter().for_each(|deposit| rig.answer(deposit, accept()));
     rig.out();
-    rig.send(1, 6, 6, &to);
-    assert_eq!(rig.out().rejected(1), [(6, Code::Blocked)]);
-    rig.send(1, 7, 3, &to);
-    rig.send(1, 8, 7, &to);
-    rig.send(1, 9, 4, &same);
+    rig.send(1, 5, 5, &to);
+    rig.send(1, 6, 4, &to);
+    rig.send(1, 7, 6, &same);
     let out = rig.out();
-    assert_eq!(
-        (out.rejected(1), out.tries()),
-        (vec![(8, Code::Blocked)], vec![(7, 1), (9, 1)])
-    );
-    out.deposits()
-        .iter()
-        .for_each(|deposit| rig.answer(deposit, accept()));
-    // 6 is given up: 7, refused behind it, comes next.
-    rig.send(1, 10, 7, &to);
-    rig.send(1, 11, 8, &to);
+    assert_eq!(out.rejected(1), [(5, Code::Blocked), (6, Code::Blocked)]);
+    assert_eq!(out.tries(), [(7, 1)], "other recipients go on");
+    rig.answer(&out.deposits()[0], accept());
+    rig.send(1, 8, 3, &to);
+    rig.send(1, 9, 4, &to);
     let out = rig.out();
-    assert_eq!((out.rejected(1), out.tries()), (vec![], vec![(10, 1), (11, 1)]));
+    assert_eq!((out.rejected(1), out.tries()), (vec![], vec![(8, 1), (9, 1)]));
+}
+
+#[test]
+fn a_session_that_never_goes_back_ends() {
+    let mut rig = limited(|limits| limits.sends_in_flight = 3);
+    (1..=3).for_each(|seq| rig.send(1, seq, 1, "bob"));
+    (4..=6).for_each(|seq| rig.send(1, seq, 1, &format!("to{seq}")));
+    (7..=9).for_each(|seq| rig.send(1, seq, 9, &format!("to{}", seq - 3)));
+    assert!(rig.out().closed.is_empty());
+    rig.send(1, 10, 1, "one more");
+    assert_eq!(rig.out().closed, [(ConnId(1), Code::TooManyInFlight)].into());
 }
 
 #[test]
