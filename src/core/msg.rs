@@ -207,9 +207,9 @@ pub enum ToEdge {
         /// The session.
         session: SessionId,
     },
-    /// These shards are not served here (any more, or not yet): attach and deposit elsewhere, or here on a new lane. Said
-    /// once for a shard on a lane; from then on the owner ignores what comes for that shard on that lane, also when it
-    /// has come to own it: else a deposit could pass one that was refused with this (R21).
+    /// These shards are not served here (any more, or not yet): attach and deposit elsewhere, or here on a new lane. From
+    /// then on the edge ignores what this lane says of them, except for what was accepted. An owner that does not answer
+    /// each deposit by R21 must not take deposits for them on this lane any more either, when it comes to own them.
     NotOwner(Vec<ShardId>),
     /// What became of deposits.
     Answers(Vec<Answer>),
