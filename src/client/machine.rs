@@ -266,6 +266,8 @@ pub struct Machine {
     watched: BTreeSet<UserId>,
     out: VecDeque<Output>,
     dirty: bool,
+    /// The status changed when `Hello` had left: said again once the session stands.
+    status_after_hello: bool,
     stats: ClientStats,
 }
 
@@ -305,6 +307,7 @@ impl Machine {
             watched: BTreeSet::new(),
             out: VecDeque::new(),
             dirty: false,
+            status_after_hello: false,
             stats: ClientStats::default(),
             config,
         };
@@ -403,8 +406,10 @@ impl Machine {
                 cut(&mut text);
                 self.config.status = status;
                 self.config.status_text.clone_from(&text);
-                if matches!(self.phase, Phase::Live(_)) {
-                    self.say(ClientFrame::SetStatus { status, text });
+                match self.phase {
+                    Phase::Live(_) => self.say(ClientFrame::SetStatus { status, text }),
+                    Phase::Greeting { .. } => self.status_after_hello = true,
+                    _ => {}
                 }
             }
             Input::Token(token) => {
@@ -547,6 +552,7 @@ impl Machine {
     }
 
     fn greet(&mut self) {
+        self.status_after_hello = false;
         let Phase::Connecting { target, .. } = &self.phase else {
             return;
         };
@@ -613,6 +619,10 @@ impl Machine {
             session: welcome.session,
             connect_epoch: welcome.connect_epoch,
         });
+        if std::mem::take(&mut self.status_after_hello) {
+            let (status, text) = (self.config.status, self.config.status_text.clone());
+            self.say(ClientFrame::SetStatus { status, text });
+        }
         self.changed();
         self.subscribe_all();
     }
