@@ -93,7 +93,9 @@ pub enum Tag {
     Deposit(deposits::DepositTag),
     /// Registering the device of a session.
     Register(ShardId, SessionId),
-    /// Work whose outcome matters only if it is not done: cursors, removal.
+    /// Writing a cursor.
+    Cursor(delivery::Unwritten),
+    /// Work whose outcome matters only if it is not done.
     Remove(ShardId, UserId),
     /// Periodic work of a shard.
     Upkeep(ShardId),
@@ -180,6 +182,8 @@ pub struct Owner {
     touched: BTreeSet<ShardId>,
     unreachable: BTreeMap<RegionId, u64>,
     dead_edges: BTreeMap<NodeKey, (Generation, Mono)>,
+    /// Cursors that the store could not write; at most one for each device that acknowledged since the last flush.
+    unwritten: BTreeMap<(ShardId, UserId, DeviceId), Vector>,
     members: BTreeMap<NodeKey, Generation>,
     probes: BTreeMap<SessionId, sessions::Probe>,
     /// The latest clock of another region.
@@ -268,6 +272,7 @@ impl Owner {
             touched: BTreeSet::new(),
             unreachable: BTreeMap::new(),
             dead_edges: BTreeMap::new(),
+            unwritten: BTreeMap::new(),
             members: BTreeMap::new(),
             probes: BTreeMap::new(),
             seen_ms: 0,
@@ -451,6 +456,14 @@ impl Owner {
             (Tag::Bump(_), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
             (Tag::Deposit(tag), outcome) => self.deposited(tag, outcome, now),
             (Tag::Register(shard, session), outcome) => self.registered(shard, session, outcome, now),
+            // The store could not: the session may be gone by now, so the cursor is kept here until it is written.
+            (Tag::Cursor(cursor), Err(_)) => {
+                let key = (cursor.shard, cursor.user, cursor.device);
+                self.unwritten.entry(key).or_default().merge(&cursor.cursor);
+            }
+            (Tag::Cursor(cursor), Ok(outcome)) => {
+                self.handle_outcome(Tag::Remove(cursor.shard, cursor.user), Ok(outcome), now);
+            }
             (Tag::Remove(shard, user), Ok(Outcome::Done { more: true })) => {
                 if let Some(epoch) = self.epoch(shard) {
                     let op = StoreOp::Remove {

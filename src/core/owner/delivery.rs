@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{LaneId, Owner, OwnerOutput, Question, Tag, refusal_code};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
-use crate::core::ids::{Coord, DeviceId, Origin, Seq, SessionId, ShardId, UserId};
+use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, SessionId, ShardId, UserId};
 use crate::core::msg::{Attach, Delivery, ToEdge};
 use crate::core::op::LoggedOp;
 use crate::core::state::{Logged, UserRow};
@@ -78,6 +78,11 @@ enum Mode {
 }
 
 impl Attachment {
+    /// Whether acknowledgements of what was given before this attachment are still to come.
+    fn owes(&self) -> bool {
+        !self.cursor.includes(&self.given_before)
+    }
+
     fn flight(&mut self, at: Coord, bytes: usize, passed: bool) {
         self.position.raise(at.origin, at.seq);
         self.flights.entry(at.origin).or_default().push_back(Flight {
@@ -308,7 +313,7 @@ impl Owner {
         };
         let settled = attachment.settle(at.origin, seq);
         let user = attachment.attach.user.clone();
-        let behind = attachment.mode == Mode::Behind;
+        let behind = attachment.mode == Mode::Behind && !attachment.owes();
         let (messages, bytes) = (attachment.window_messages, attachment.window_bytes);
         self.stats.delivery.acked += settled;
         if let Some(shard) = self.shards.get_mut(&id) {
@@ -347,6 +352,18 @@ impl Owner {
     }
 
     pub(super) fn flush_cursors(&mut self) {
+        for ((shard, user, device), cursor) in std::mem::take(&mut self.unwritten) {
+            // Without the shard its next owner learns the cursor from the device.
+            if let Some(epoch) = self.epoch(shard) {
+                let unwritten = Unwritten {
+                    shard,
+                    user,
+                    device,
+                    cursor,
+                };
+                self.out.push_back(unwritten.op(epoch));
+            }
+        }
         for (id, shard) in &mut self.shards {
             let Some(epoch) = shard.epoch else { continue };
             for session in std::mem::take(&mut shard.moved) {
@@ -499,8 +516,10 @@ impl Owner {
             self.stats.delivery.passed += 1;
             return true;
         }
-        // One message always fits, however large.
-        let full = attachment.window_messages >= limits.0
+        // One message always fits, however large. What the owner before gave still fills the window: by how much is not
+        // known here, so that all of it must be acknowledged first.
+        let full = attachment.owes()
+            || attachment.window_messages >= limits.0
             || (attachment.window_messages > 0 && attachment.window_bytes + op.len() > limits.1);
         if full {
             attachment.mode = Mode::Behind;
@@ -519,14 +538,38 @@ impl Owner {
     }
 }
 
-fn cursor_op(id: ShardId, epoch: crate::core::ids::Epoch, attachment: &Attachment) -> OwnerOutput {
-    let user = attachment.attach.user.clone();
-    let op = StoreOp::Cursor {
-        shard: id,
-        epoch,
-        user: user.clone(),
+fn cursor_op(shard: ShardId, epoch: Epoch, attachment: &Attachment) -> OwnerOutput {
+    let unwritten = Unwritten {
+        shard,
+        user: attachment.attach.user.clone(),
         device: attachment.attach.device.clone(),
         cursor: attachment.cursor.clone(),
     };
-    OwnerOutput::Commit(op, Tag::Remove(id, user))
+    unwritten.op(epoch)
+}
+
+/// A cursor on its way to the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unwritten {
+    /// The shard of the user.
+    pub shard: ShardId,
+    /// Whose device.
+    pub user: UserId,
+    /// The device.
+    pub device: DeviceId,
+    /// What it consumed.
+    pub cursor: Vector,
+}
+
+impl Unwritten {
+    fn op(self, epoch: Epoch) -> OwnerOutput {
+        let op = StoreOp::Cursor {
+            shard: self.shard,
+            epoch,
+            user: self.user.clone(),
+            device: self.device.clone(),
+            cursor: self.cursor.clone(),
+        };
+        OwnerOutput::Commit(op, Tag::Cursor(self))
+    }
 }

@@ -44,6 +44,10 @@ impl PresenceSource for Owner {
     }
 }
 
+/// Clocks of a region's edges are closer together than this, milliseconds: a session that connected before another by more
+/// than this is the older one.
+const OLDER_MARGIN_MS: u64 = 1_000;
+
 impl Owner {
     /// A record of another region, or of this one before it lost its memory. `from` is who told it.
     pub fn merge_presence(&mut self, id: ShardId, entry: Entry, from: &Addr, now: Now) {
@@ -315,7 +319,17 @@ impl Owner {
                 };
                 let ended = shard.presence.end_all_of(&node, Generation(generation.0 + 1));
                 for at in &ended {
+                    // The edge may live on, out of sight for a while: it must not take the session for attached.
+                    let lane = self.attachment(id, at.session).map(|attachment| attachment.lane);
                     self.drop_attachment(id, at.session);
+                    if let Some(lane) = lane {
+                        let body = ToEdge::Ended {
+                            session: at.session,
+                            code: Code::Unavailable,
+                            detail: format!("{node} was out of sight for too long"),
+                        };
+                        self.tell_edge(lane, body);
+                    }
                 }
                 if !ended.is_empty() {
                     self.presence_touched(id, now);
@@ -386,15 +400,29 @@ impl Owner {
                 }
                 Effect::Superseded { at, by } => {
                     self.stats.superseded += 1;
-                    let why = format!("session {by} of the same device took over");
-                    let Some(lane) = self.attachment(id, at.session).map(|attachment| attachment.lane) else {
+                    let Some(beaten) = self.attachment(id, at.session) else {
                         continue;
+                    };
+                    let (lane, since_ms) = (beaten.lane, beaten.attach.since_ms);
+                    // After a restart of the owner an older session may come late, with an epoch that a device that
+                    // forgot its own does not reach. The newer one must try again, not give up for good.
+                    let by_older = self.attachment(id, by).is_some_and(|winner| {
+                        winner.attach.since_ms.saturating_add(OLDER_MARGIN_MS) < since_ms
+                    });
+                    let (code, detail) = if by_older {
+                        let why = format!("session {by} of the same device was attached late: connect again");
+                        (Code::Unavailable, why)
+                    } else {
+                        (
+                            Code::Superseded,
+                            format!("session {by} of the same device took over"),
+                        )
                     };
                     self.drop_attachment(id, at.session);
                     let body = ToEdge::Ended {
                         session: at.session,
-                        code: Code::Superseded,
-                        detail: why,
+                        code,
+                        detail,
                     };
                     self.tell_edge(lane, body);
                 }
