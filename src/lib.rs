@@ -5,4 +5,5 @@ pub mod client;
 pub mod core;
 pub mod net;
 pub mod server;
+pub mod sim;
 pub mod store;

@@ -14,6 +14,7 @@ pub mod config;
 pub mod dev;
 pub mod output;
 pub mod serve;
+pub mod sim;
 pub mod token;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ Examples:
   iris dev                           a cluster of three regions on this machine
   iris client send --as alice --to bob hello
   iris config check node.toml        is this node's configuration good?
+  iris sim run --seeds 100            does everything hold in 100 simulated worlds?
   iris token --user alice            a token for alice, signed with the key of ./data";
 
 /// What `iris` can do.
@@ -43,6 +45,7 @@ enum Command {
     Config(config::Config),
     Dev(dev::Dev),
     Serve(Box<serve::Serve>),
+    Sim(sim::Sim),
     Token(token::Token),
 }
 
@@ -55,6 +58,7 @@ pub fn run() -> ExitCode {
         Command::Config(noun) => noun.run(),
         Command::Dev(verb) => verb.run(),
         Command::Serve(verb) => verb.run(),
+        Command::Sim(noun) => noun.run(),
         Command::Token(verb) => verb.run(),
     };
     done.unwrap_or_else(|error| output::report(&error))

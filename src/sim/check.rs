@@ -1,0 +1,813 @@
+//! The checkers: they read what stores hold and what applications were handed, never what the product says of itself.
+//!
+//! | invariant | when |
+//! |---|---|
+//! | accepted => durable at that instant | each `Accepted`, at the owner and at the edge |
+//! | what was durable stays so | each start of a store |
+//! | once in effect; in order (R21) | each message that an application handled |
+//! | logs contiguous, HLC rising, equal coordinates equal bytes, one epoch | each commit |
+//! | shipped => durable at its origin (R5) | each applied operation |
+//! | removed => stable, a device, consumed by all (R9, R10) | after commits, by reading rows |
+//! | a hole has a cause (R18) | each `Hole` |
+//!
+//! What must hold in the end is in [`super::settle`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::device::Device;
+use super::plan::Plan;
+use super::trace::Micros;
+use super::world::{Stage, World};
+use crate::client::event::{Incoming, Ticket};
+use crate::core::commit::{Outcome, Refusal, StoreOp};
+use crate::core::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, SessionId, ShardId, UserId};
+use crate::core::msg::{Message, ToEdge, ToProvider, ToSubscriber, Verdict};
+use crate::core::op::{LoggedOp, Op};
+use crate::core::state::Logged;
+use crate::core::storage::{Committed, LogPage, Read, ReadReply};
+use crate::core::time::Hlc;
+use crate::core::wire::{ClientFrame, Code, Hole, ServerFrame};
+use crate::store::engine::Engine;
+
+/// A message that an application gave to its client.
+#[derive(Debug, Clone)]
+pub(super) struct Sent {
+    pub(super) from: usize,
+    pub(super) to: UserId,
+    pub(super) at: Micros,
+    pub(super) id: Option<MessageId>,
+    pub(super) fate: Fate,
+    /// Where it stands, in every region's log that holds it.
+    pub(super) coords: BTreeSet<Coord>,
+}
+
+/// What became of a message, as its sender knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The client still tries.
+    Pending,
+    /// Told to be durable.
+    Accepted,
+    /// Refused for good.
+    Rejected(Code),
+    /// The device forgot it.
+    Abandoned,
+}
+
+/// What is durable in a region, as learned from its commits and its starts.
+#[derive(Debug, Default)]
+pub(super) struct Durable {
+    pub(super) applied: BTreeMap<(ShardId, Origin), Seq>,
+    floors: BTreeMap<(ShardId, Origin), Seq>,
+    trimmed: BTreeMap<(UserId, Origin), Seq>,
+    epochs: BTreeMap<ShardId, Epoch>,
+}
+
+/// An operation as it was first made durable.
+#[derive(Debug)]
+pub(super) struct Entry {
+    hash: u64,
+    pub(super) op: LoggedOp,
+    pub(super) number: Option<u64>,
+}
+
+/// What a device's application saw.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// When its first session stood.
+    pub(super) welcomed: Option<Micros>,
+    /// Everything it ever handled.
+    pub(super) consumed: BTreeSet<u64>,
+    /// What it handled since it last forgot everything.
+    since: BTreeSet<u64>,
+    /// The last session sequence of each (sender, session, region) since then.
+    order: BTreeMap<(UserId, SessionId, RegionId), u64>,
+    pub(super) holes: Vec<Hole>,
+}
+
+/// All that the checkers know.
+#[derive(Debug)]
+pub(super) struct Checker {
+    pub(super) sent: Vec<Sent>,
+    pending: BTreeMap<(usize, Ticket), u64>,
+    ids: BTreeMap<MessageId, u64>,
+    pub(super) stores: Vec<Durable>,
+    pub(super) ledger: BTreeMap<(ShardId, Origin, Seq), Entry>,
+    inboxes: BTreeMap<(UserId, Origin), BTreeMap<Seq, u64>>,
+    clocks: BTreeMap<(ShardId, RegionId), Hlc>,
+    pub(super) origins: BTreeMap<Origin, RegionId>,
+    pub(super) seen: Vec<Seen>,
+    pub(super) users: BTreeMap<ShardId, Vec<UserId>>,
+    plan: Plan,
+    pub(super) stats: super::Stats,
+}
+
+impl Checker {
+    pub(super) fn new(plan: &Plan, devices: &[Device]) -> Self {
+        let mut users: BTreeMap<ShardId, Vec<UserId>> = BTreeMap::new();
+        for user in &plan.users {
+            let user = UserId::new(&user.name).expect("a plain name is valid");
+            users.entry(plan.sharding.of_user(&user)).or_default().push(user);
+        }
+        Self {
+            sent: Vec::new(),
+            pending: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            stores: plan.places.iter().map(|_| Durable::default()).collect(),
+            ledger: BTreeMap::new(),
+            inboxes: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            seen: devices.iter().map(|_| Seen::default()).collect(),
+            users,
+            plan: plan.clone(),
+            stats: super::Stats::default(),
+        }
+    }
+
+    /// The number of the next message, which stands in its body.
+    pub(super) fn next_number(&self) -> u64 {
+        self.sent.len() as u64
+    }
+
+    pub(super) fn sent(&mut self, from: usize, to: UserId, ticket: Ticket, at: Micros) {
+        self.stats.sent += 1;
+        let number = self.next_number();
+        self.pending.insert((from, ticket), number);
+        self.sent.push(Sent {
+            from,
+            to,
+            at,
+            id: None,
+            fate: Fate::Pending,
+            coords: BTreeSet::new(),
+        });
+    }
+
+    /// A device forgot everything: what it had not sent is lost, and it may be handed again what it had.
+    pub(super) fn forgot(&mut self, device: usize) {
+        let gone: Vec<(usize, Ticket)> = self
+            .pending
+            .range((device, Ticket(0))..=(device, Ticket(u64::MAX)))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in gone {
+            if let Some(number) = self.pending.remove(&key) {
+                self.sent[number as usize].fate = Fate::Abandoned;
+            }
+        }
+        self.seen[device].since.clear();
+        self.seen[device].order.clear();
+    }
+
+    fn words(&self, number: u64) -> Vec<String> {
+        let sent = &self.sent[number as usize];
+        let mut words = vec![format!("#{number} ")];
+        words.extend(sent.id.map(|id| id.to_string()));
+        words.extend(sent.coords.iter().map(Coord::to_string));
+        words
+    }
+
+    fn shard_of(&self, number: u64) -> ShardId {
+        self.plan.sharding.of_user(&self.sent[number as usize].to)
+    }
+
+    fn is_durable(&self, region: usize, shard: ShardId, at: Coord) -> bool {
+        let applied = self.stores[region].applied.get(&(shard, at.origin));
+        applied.is_some_and(|seq| *seq >= at.seq)
+    }
+}
+
+/// The number of a message, from its body.
+pub(super) fn number_of(op: &LoggedOp) -> Option<u64> {
+    let body = op.body();
+    (op.kind() == crate::core::op::kind::APPEND)
+        .then(|| {
+            body.get(..8)
+                .and_then(|raw| raw.try_into().ok())
+                .map(u64::from_be_bytes)
+        })
+        .flatten()
+}
+
+impl World {
+    /// A client sends a message under its id.
+    pub(super) fn check_send(&mut self, device: usize, frame: &ClientFrame) {
+        let ClientFrame::Send(send) = frame else {
+            return;
+        };
+        let Some(number) = send
+            .body
+            .get(..8)
+            .and_then(|raw| raw.try_into().ok())
+            .map(u64::from_be_bytes)
+        else {
+            return;
+        };
+        let known = self.check.sent[number as usize].id.replace(send.id);
+        let other = self.check.ids.insert(send.id, number);
+        let (now, name) = (self.now, self.devices[device].name());
+        self.trace.tell(now, || {
+            format!("{name} sends #{number} as {} ({})", send.id, send.session_seq)
+        });
+        if known.is_some_and(|known| known != send.id) || other.is_some_and(|other| other != number) {
+            let detail = format!("message #{number} of {name} changed its id to {}", send.id);
+            self.fail("client ids", detail, self.check.words(number));
+        }
+    }
+
+    /// A message between partitions leaves: an acceptance in it must be durable here.
+    pub(super) fn check_message(&mut self, node: usize, message: &Message) {
+        if self.stage == Stage::Silence && !is_ping(message) {
+            let detail = format!(
+                "{} says {}",
+                self.nodes[node].key,
+                super::report::message(message)
+            );
+            self.fail("silence", detail, Vec::new());
+        }
+        let Message::ToEdge {
+            body: ToEdge::Answers(answers),
+            ..
+        } = message
+        else {
+            return;
+        };
+        let region = self.nodes[node].region;
+        for answer in answers {
+            if let Verdict::Accepted { at, .. } = answer.verdict {
+                self.check_durable(region, answer.id, at);
+            }
+        }
+    }
+
+    /// A frame leaves for a client.
+    pub(super) fn check_frame(&mut self, node: usize, device: usize, frame: &ServerFrame) {
+        if let ServerFrame::Accepted(accepted) = frame {
+            let region = self.nodes[node].region;
+            self.check_durable(region, accepted.id, accepted.at);
+        }
+        let quiet = matches!(frame, ServerFrame::Pong { .. });
+        if self.stage == Stage::Silence && !quiet {
+            let detail = format!(
+                "to {}: {}",
+                self.devices[device].name(),
+                super::report::server_frame(frame)
+            );
+            self.fail("silence", detail, Vec::new());
+        }
+    }
+
+    fn check_durable(&mut self, region: usize, id: MessageId, at: Coord) {
+        let Some(number) = self.check.ids.get(&id).copied() else {
+            return self.fail(
+                "durability",
+                format!("{id} is accepted, and nobody sent it"),
+                Vec::new(),
+            );
+        };
+        let shard = self.check.shard_of(number);
+        let name = self.region_name(region).clone();
+        let mut words = self.check.words(number);
+        words.push(at.to_string());
+        if !self.check.is_durable(region, shard, at) {
+            let detail = format!("#{number} {id} is accepted in {name} at {at}, which is not durable there");
+            return self.fail("durability", detail, words);
+        }
+        let stored = self
+            .check
+            .ledger
+            .get(&(shard, at.origin, at.seq))
+            .and_then(|entry| entry.number);
+        if stored != Some(number) {
+            let detail = format!("#{number} {id} is accepted in {name} at {at}, where {stored:?} stands");
+            return self.fail("durability", detail, words);
+        }
+        let read = Read::Log {
+            shard,
+            origin: at.origin,
+            after: at.seq - 1,
+            max_items: 1,
+            max_bytes: 1,
+        };
+        let Some(engine) = self.engine(region) else {
+            return;
+        };
+        let found = match engine.read(&read) {
+            Ok(ReadReply::Log(LogPage::Run { entries, .. })) => entries
+                .first()
+                .is_some_and(|entry| number_of(&entry.op) == Some(number)),
+            // Trimmed: every region has it, which the check of floors proves.
+            Ok(ReadReply::Log(LogPage::Trimmed { floor })) => floor >= at.seq,
+            _ => false,
+        };
+        if !found {
+            let detail =
+                format!("#{number} {id} is accepted in {name} at {at}, and the store does not show it");
+            self.fail("durability", detail, words);
+        }
+    }
+
+    pub(super) fn check_accepted(&mut self, device: usize, ticket: Ticket, id: MessageId, at: Coord) {
+        let Some(number) = self.check.pending.remove(&(device, ticket)) else {
+            let detail = format!(
+                "{} hears of {ticket:?} {id} at {at} a second time",
+                self.devices[device].name()
+            );
+            return self.fail("client answers", detail, vec![id.to_string()]);
+        };
+        self.check.stats.accepted += 1;
+        self.check.sent[number as usize].fate = Fate::Accepted;
+    }
+
+    pub(super) fn check_rejected(&mut self, device: usize, ticket: Ticket, code: Code, detail: &str) {
+        let Some(number) = self.check.pending.remove(&(device, ticket)) else {
+            let detail = format!(
+                "{} hears of {ticket:?} a second time",
+                self.devices[device].name()
+            );
+            return self.fail("client answers", detail, Vec::new());
+        };
+        self.check.stats.rejected += 1;
+        self.check.sent[number as usize].fate = Fate::Rejected(code);
+        let words = self.check.words(number);
+        // Nothing that these clients send deserves a final refusal: ids are fresh, bodies small, inboxes large.
+        let detail = format!("#{number} was refused for good: {code:?} {detail}");
+        self.fail("refusals have a cause", detail, words);
+    }
+
+    /// An edge closes a connection.
+    pub(super) fn check_close(&mut self, device: usize, code: Code, detail: &str) {
+        if matches!(
+            code,
+            Code::Protocol | Code::Unauthorized | Code::TooManyDevices | Code::Internal
+        ) {
+            let name = self.devices[device].name();
+            let detail = format!("{name} is told {code:?}: {detail}");
+            self.fail("clients obey the protocol", detail, vec![name]);
+        }
+    }
+
+    pub(super) fn check_welcome(&mut self, device: usize, region: &RegionId) {
+        let now = self.now;
+        self.check.stats.sessions += 1;
+        self.check.seen[device].welcomed.get_or_insert(now);
+        let (node, live) = match self.devices[device].conn.and_then(|conn| self.clients.get(&conn)) {
+            Some(client) => (client.node, true),
+            None => (0, false),
+        };
+        if live && self.region_name(self.nodes[node].region) != region {
+            let detail = format!(
+                "{} is welcomed by {region} elsewhere",
+                self.devices[device].name()
+            );
+            self.fail("welcome", detail, Vec::new());
+        }
+    }
+
+    /// The application of a device handled a message.
+    pub(super) fn check_consumed(&mut self, device: usize, incoming: &Incoming) {
+        let raw = incoming.body.get(..8).and_then(|raw| raw.try_into().ok());
+        let name = self.devices[device].name();
+        let Some(number) = raw
+            .map(u64::from_be_bytes)
+            .filter(|number| *number < self.check.next_number())
+        else {
+            return self.fail(
+                "bodies",
+                format!("{name} gets a message that nobody sent"),
+                vec![name],
+            );
+        };
+        let (now, at) = (self.now, incoming.at);
+        self.trace
+            .tell(now, || format!("{name} handles #{number} at {at}"));
+        self.check.stats.handled += 1;
+        let mut words = self.check.words(number);
+        words.push(at.to_string());
+        let sent = &self.check.sent[number as usize];
+        if sent.to != self.devices[device].user || self.devices[sent.from].user != incoming.from {
+            let detail = format!("{name} gets #{number}, which {} sent to {}", sent.from, sent.to);
+            return self.fail("addresses", detail, words);
+        }
+        let region = self.check.origins.get(&at.origin).cloned();
+        let Some(region) = region else {
+            let detail = format!("{name} gets #{number} at {at}, an origin that never became durable");
+            return self.fail("ship after commit", detail, words);
+        };
+        let seen = &mut self.check.seen[device];
+        seen.consumed.insert(number);
+        if !seen.since.insert(number) {
+            let detail = format!("{name} handles #{number} a second time, at {at}");
+            return self.fail("once in effect", detail, words);
+        }
+        let key = (incoming.from.clone(), incoming.session, region.clone());
+        let last = seen.order.insert(key, incoming.session_seq);
+        if let Some(last) = last.filter(|last| *last >= incoming.session_seq) {
+            let detail = format!(
+                "{name} handles #{number} at {at}, {} of session {:x} of {} accepted in {region}, after {last}",
+                incoming.session_seq, incoming.session.0, incoming.from
+            );
+            self.fail("order (R21)", detail, words);
+        }
+    }
+
+    /// A device is told that messages are gone: only such as were sent before it was known may be.
+    pub(super) fn check_hole(&mut self, device: usize, hole: &Hole) {
+        self.check.stats.holes += 1;
+        self.check.seen[device].holes.push(hole.clone());
+        let name = self.devices[device].name();
+        let welcomed = self.check.seen[device].welcomed;
+        let user = self.devices[device].user.clone();
+        let entries = self.check.inboxes.get(&(user, hole.origin));
+        let wronged = entries
+            .into_iter()
+            .flat_map(|entries| entries.range(hole.from..=hole.to))
+            .map(|(_, number)| *number)
+            .find(|number| welcomed.is_some_and(|at| at < self.check.sent[*number as usize].at));
+        if let Some(number) = wronged {
+            let detail =
+                format!("{name} is told that #{number} is gone ({hole:?}), which was sent when it was known");
+            self.fail("holes have a cause", detail, self.check.words(number));
+        }
+    }
+
+    /// A commit is durable.
+    pub(super) fn check_commit(&mut self, region: usize, ops: &[StoreOp], committed: &Committed) {
+        self.check.stats.commits += 1;
+        if self.stage == Stage::Silence && !ops.is_empty() {
+            let name = self.region_name(region).clone();
+            let what: Vec<String> = ops
+                .iter()
+                .zip(&committed.outcomes)
+                .map(|(op, outcome)| super::report::commit(op, outcome))
+                .collect();
+            self.fail(
+                "silence",
+                format!("{name} commits {}", what.join("; ")),
+                Vec::new(),
+            );
+        }
+        for logged in &committed.logged {
+            self.check_logged(region, logged);
+        }
+        for (op, outcome) in ops.iter().zip(&committed.outcomes) {
+            self.check_epoch(region, op, outcome);
+        }
+        let mut shards: Vec<ShardId> = ops.iter().map(StoreOp::shard).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        for shard in shards {
+            if self.rng.chance(400) {
+                self.check_removed(region, shard);
+            }
+        }
+    }
+
+    fn check_epoch(&mut self, region: usize, op: &StoreOp, outcome: &Outcome) {
+        let epochs = &mut self.check.stores[region].epochs;
+        let current = epochs.entry(op.shard()).or_default();
+        let wrong = match (op, outcome) {
+            (StoreOp::Bump { .. }, Outcome::Bumped { epoch }) => {
+                let wrong = *epoch <= *current;
+                *current = *epoch;
+                wrong
+            }
+            (_, Outcome::Refused(Refusal::Fenced { .. })) | (StoreOp::Bump { .. }, _) => false,
+            (op, _) => epoch_of(op) != Some(*current),
+        };
+        if wrong {
+            let detail = format!(
+                "{} under epoch {}",
+                super::report::commit(op, outcome),
+                self.check.stores[region].epochs[&op.shard()]
+            );
+            self.fail("one owner", detail, Vec::new());
+        }
+    }
+
+    fn check_logged(&mut self, region: usize, logged: &Logged) {
+        let (shard, at) = (logged.shard, logged.coord());
+        let name = self.region_name(region).clone();
+        let number = number_of(&logged.entry.op);
+        let mut words = vec![at.to_string()];
+        words.extend(number.into_iter().flat_map(|number| self.check.words(number)));
+        let applied = self.check.stores[region]
+            .applied
+            .entry((shard, at.origin))
+            .or_default();
+        let before = std::mem::replace(applied, at.seq);
+        if before + 1 != at.seq {
+            let detail = format!("{name} logs {at} of shard {shard} after {before}");
+            return self.fail("contiguous logs", detail, words);
+        }
+        let hash = xxh3_64(logged.entry.op.bytes());
+        let key = (shard, at.origin, at.seq);
+        match self.check.ledger.get(&key) {
+            Some(_) if logged.own => {
+                let detail = format!("{name} gives {at} of shard {shard} a second time");
+                return self.fail("equal coordinates, equal bytes", detail, words);
+            }
+            Some(known) if known.hash != hash => {
+                let detail = format!("{name} has other bytes at {at} of shard {shard}");
+                return self.fail("equal coordinates, equal bytes", detail, words);
+            }
+            None if !logged.own => {
+                let detail =
+                    format!("{name} applies {at} of shard {shard}, which its origin never made durable");
+                return self.fail("ship after commit", detail, words);
+            }
+            Some(_) => return,
+            None => {}
+        }
+        let clock = self.check.clocks.entry((shard, name.clone())).or_default();
+        let last = std::mem::replace(clock, logged.entry.op.hlc());
+        if last >= logged.entry.op.hlc() {
+            let detail = format!("{name} logs {at} at {:?} after {last:?}", logged.entry.op.hlc());
+            return self.fail("HLC rises", detail, words);
+        }
+        let entry = Entry {
+            hash,
+            op: logged.entry.op.clone(),
+            number,
+        };
+        self.check.ledger.insert(key, entry);
+        self.check
+            .origins
+            .entry(at.origin)
+            .or_insert_with(|| name.clone());
+        if let Some(number) = number {
+            self.check_appended(region, shard, at, number, words);
+        }
+    }
+
+    fn check_appended(&mut self, region: usize, shard: ShardId, at: Coord, number: u64, words: Vec<String>) {
+        let Some(sent) = self.check.sent.get(number as usize) else {
+            return self.fail("bodies", format!("{at} is a message that nobody sent"), words);
+        };
+        let (to, coords) = (sent.to.clone(), sent.coords.clone());
+        let twice = coords
+            .iter()
+            .find(|other| self.check.is_durable(region, shard, **other))
+            .copied();
+        let inbox = self.check.inboxes.entry((to, at.origin)).or_default();
+        inbox.insert(at.seq, number);
+        self.check.sent[number as usize].coords.insert(at);
+        if let Some(other) = twice {
+            let detail = format!(
+                "{} accepts #{number} at {at}, and has it at {other}",
+                self.region_name(region)
+            );
+            self.fail("dedup (R16)", detail, words);
+        }
+    }
+
+    /// What left the store may have: stable, and handled by every device that was known.
+    pub(super) fn check_removed(&mut self, region: usize, shard: ShardId) {
+        let users = self.check.users.get(&shard).cloned().unwrap_or_default();
+        let Some(engine) = self.engine(region) else {
+            return;
+        };
+        let Ok(ReadReply::Shard(row)) = engine.read(&Read::Shard(shard)) else {
+            return;
+        };
+        let mut rows = Vec::new();
+        for user in users {
+            if let Ok(ReadReply::User(row)) = engine.read(&Read::User(shard, user.clone())) {
+                rows.push((user, row));
+            }
+        }
+        let name = self.region_name(region).clone();
+        for (origin, log) in &row.logs {
+            let floor = self.check.stores[region]
+                .floors
+                .entry((shard, *origin))
+                .or_default();
+            if std::mem::replace(floor, log.floor) >= log.floor {
+                continue;
+            }
+            let at = Coord {
+                origin: *origin,
+                seq: log.floor,
+            };
+            if let Some(missing) =
+                (0..self.stores.len()).find(|other| !self.check.is_durable(*other, shard, at))
+            {
+                let detail = format!(
+                    "{name} trims the log of shard {shard} to {at}, which {} has not",
+                    self.region_name(missing)
+                );
+                return self.fail(
+                    "nothing above stable is trimmed (R9)",
+                    detail,
+                    vec![at.to_string()],
+                );
+            }
+        }
+        for (user, row) in rows {
+            for (origin, to) in row.trimmed.iter() {
+                let trimmed = self.check.stores[region]
+                    .trimmed
+                    .entry((user.clone(), origin))
+                    .or_default();
+                let before = std::mem::replace(trimmed, to);
+                if before < to {
+                    let alone = row.devices.values().all(|device| device.expired);
+                    self.check_gone(region, shard, &user, origin, (before, to), alone);
+                }
+            }
+        }
+    }
+
+    fn check_gone(
+        &mut self,
+        region: usize,
+        shard: ShardId,
+        user: &UserId,
+        origin: Origin,
+        (before, to): (Seq, Seq),
+        alone: bool,
+    ) {
+        let name = self.region_name(region).clone();
+        let gone: Vec<(Seq, u64)> = match self.check.inboxes.get(&(user.clone(), origin)) {
+            Some(entries) => entries
+                .range(before + 1..=to)
+                .map(|(seq, number)| (*seq, *number))
+                .collect(),
+            None => Vec::new(),
+        };
+        for (seq, number) in gone {
+            let at = Coord { origin, seq };
+            let words = self.check.words(number);
+            if let Some(other) =
+                (0..self.stores.len()).find(|other| !self.check.is_durable(*other, shard, at))
+            {
+                let detail = format!(
+                    "{name} removes #{number} at {at}, which {} has not",
+                    self.region_name(other)
+                );
+                return self.fail("nothing above stable is removed (R10)", detail, words);
+            }
+            if alone {
+                let detail = format!("{name} removes #{number} at {at} of {user}, who has no device");
+                return self.fail("nothing is removed without a device (R10)", detail, words);
+            }
+            let sent = self.check.sent[number as usize].at;
+            let missing = (0..self.devices.len()).find(|device| {
+                let seen = &self.check.seen[*device];
+                self.devices[*device].user == *user
+                    && seen.welcomed.is_some_and(|welcomed| welcomed < sent)
+                    && !seen.consumed.contains(&number)
+            });
+            if let Some(device) = missing {
+                let device = self.devices[device].name();
+                let detail = format!("{name} removes #{number} at {at}, which {device} has not handled");
+                return self.fail("consumed by every device (R10)", detail, words);
+            }
+        }
+    }
+
+    /// A store was opened: all that was durable is there, and what a crash kept beyond is learned.
+    pub(super) fn check_opened(&mut self, region: usize, engine: &mut dyn Engine) {
+        let name = self.region_name(region).clone();
+        for shard in (0..self.plan.sharding.count).map(ShardId) {
+            let row = match engine.read(&Read::Shard(shard)) {
+                Ok(ReadReply::Shard(row)) => row,
+                other => {
+                    let detail = format!("{name} cannot read shard {shard}: {other:?}");
+                    return self.fail("durability", detail, Vec::new());
+                }
+            };
+            self.check.stores[region].epochs.insert(shard, row.epoch);
+            let known: Vec<(Origin, Seq)> = self.check.stores[region]
+                .applied
+                .range((shard, Origin(0))..=(shard, Origin(u64::MAX)))
+                .map(|((_, origin), seq)| (*origin, *seq))
+                .collect();
+            for (origin, seq) in known {
+                let found = row.logs.get(&origin).map_or(0, |log| log.seq);
+                if found < seq {
+                    let at = Coord { origin, seq };
+                    let detail = format!("{name} lost {at} of shard {shard}: its log ends at {found}");
+                    return self.fail("durability", detail, vec![at.to_string()]);
+                }
+            }
+            for (origin, log) in &row.logs {
+                self.learn(region, engine, shard, *origin, log.seq, &log.region);
+            }
+        }
+    }
+
+    fn learn(
+        &mut self,
+        region: usize,
+        engine: &mut dyn Engine,
+        shard: ShardId,
+        origin: Origin,
+        to: Seq,
+        of: &RegionId,
+    ) {
+        let applied = self.check.stores[region].applied.get(&(shard, origin)).copied();
+        let mut after = applied.unwrap_or(0);
+        while after < to && self.violation.is_none() {
+            let read = Read::Log {
+                shard,
+                origin,
+                after,
+                max_items: 256,
+                max_bytes: usize::MAX,
+            };
+            let Ok(ReadReply::Log(LogPage::Run { entries, .. })) = engine.read(&read) else {
+                let detail = format!("the log of {origin:?} in shard {shard} has no {}", after + 1);
+                return self.fail("durability", detail, Vec::new());
+            };
+            if entries.is_empty() {
+                let detail = format!("the log of {origin:?} in shard {shard} ends at {after}, not {to}");
+                return self.fail("durability", detail, Vec::new());
+            }
+            for entry in entries {
+                after = entry.seq;
+                let own = of == self.region_name(region);
+                let hlc = entry.op.hlc();
+                self.check_logged(
+                    region,
+                    &Logged {
+                        shard,
+                        origin,
+                        region: of.clone(),
+                        own,
+                        entry,
+                        hlc,
+                        siblings: Vec::new(),
+                    },
+                );
+            }
+        }
+    }
+
+    /// What waits in a partition stays within its limits.
+    pub(super) fn check_limits(&mut self, node: usize, partition: u8) {
+        let limits = self.plan.limits.clone();
+        let Some(task) = self.task(node, partition) else {
+            return;
+        };
+        let edge = task.machine.edge().stats();
+        let over = [(
+            "bytes of unanswered messages at the edge",
+            edge.bytes,
+            limits.edge_bytes,
+        )]
+        .into_iter()
+        .find(|(_, have, limit)| have > limit);
+        if let Some((what, have, limit)) = over {
+            let detail = format!("{}: {have} {what}, at most {limit}", self.addr(node, partition));
+            self.fail("bounded queues", detail, Vec::new());
+        }
+    }
+}
+
+/// Whether a message is only a sign of life.
+fn is_ping(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::ToProvider {
+            body: ToProvider::Ping { .. },
+            ..
+        } | Message::ToSubscriber {
+            body: ToSubscriber::Pong { .. },
+            ..
+        }
+    )
+}
+
+fn epoch_of(op: &StoreOp) -> Option<Epoch> {
+    match op {
+        StoreOp::Bump { .. } => None,
+        StoreOp::Append { epoch, .. }
+        | StoreOp::Cursor { epoch, .. }
+        | StoreOp::Register { epoch, .. }
+        | StoreOp::Confirm { epoch, .. }
+        | StoreOp::ApplyRemote { epoch, .. }
+        | StoreOp::Trim { epoch, .. }
+        | StoreOp::Remove { epoch, .. }
+        | StoreOp::DropDedup { epoch, .. } => Some(*epoch),
+    }
+}
+
+/// The user, device or recipient that an operation is about, for the story.
+pub(super) fn about(op: &LoggedOp) -> String {
+    match op.decode() {
+        Ok(Op::Append(envelope, _)) => format!(
+            "#{} {} to {} ({:x}.{})",
+            number_of(op).unwrap_or_default(),
+            envelope.id,
+            envelope.to,
+            envelope.session.0,
+            envelope.session_seq
+        ),
+        Ok(other) => format!("{other:?}"),
+        Err(error) => error.to_string(),
+    }
+}

@@ -1,0 +1,383 @@
+//! Connections between clients and edges.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::plan::{MILLI, SECOND};
+use super::trace::Micros;
+use super::world::{Event, World};
+use crate::client::machine;
+use crate::core::ids::ConnId;
+use crate::core::node::Input;
+use crate::core::wire::{ClientFrame, Code, ServerFrame, WIRE_VERSION};
+
+/// A connection of a client to an edge.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) device: usize,
+    /// The life of the device that made it.
+    pub(super) life: u64,
+    pub(super) attempt: u64,
+    pub(super) node: usize,
+    pub(super) boot: u64,
+    pub(super) partition: u8,
+    /// Whether the edge still has it.
+    pub(super) server: bool,
+    /// Whether the client still has it.
+    pub(super) client: bool,
+    greeted: bool,
+    last: [Micros; 2],
+    /// What waits because the way is cut or the client reads nothing: to the edge, to the client.
+    stalled: [BTreeMap<u64, Bytes>; 2],
+    /// Numbers what is sent, each way.
+    sent: [u64; 2],
+    /// Deliveries on their way or not read.
+    pub(super) deliveries: usize,
+}
+
+const TO_SERVER: usize = 0;
+const TO_CLIENT: usize = 1;
+
+impl World {
+    /// A client wants a connection; it gets an answer in a while.
+    pub(super) fn client_connects(&mut self, device: usize, attempt: u64, endpoint: &str) {
+        let life = self.devices[device].life;
+        let node = self
+            .nodes
+            .iter()
+            .position(|node| node.key.to_string() == endpoint);
+        let reachable = node.filter(|node| self.client_reaches(device, *node));
+        let Some(node) = reachable else {
+            let delay = self.rng.between(100, 3000) * MILLI;
+            return self.after(
+                delay,
+                Event::Connected {
+                    device,
+                    life,
+                    attempt,
+                    conn: None,
+                },
+            );
+        };
+        let conn = self.next_conn;
+        self.next_conn += 1;
+        let partition = self.rng.below(u64::from(self.nodes[node].partitions)) as u8;
+        self.clients.insert(
+            conn,
+            Client {
+                device,
+                life,
+                attempt,
+                node,
+                boot: self.nodes[node].boot,
+                partition,
+                server: true,
+                client: true,
+                greeted: false,
+                last: [0, 0],
+                stalled: [BTreeMap::new(), BTreeMap::new()],
+                sent: [0, 0],
+                deliveries: 0,
+            },
+        );
+        let delay = 2 * self.client_way(conn);
+        self.after(
+            delay,
+            Event::Connected {
+                device,
+                life,
+                attempt,
+                conn: Some(conn),
+            },
+        );
+    }
+
+    fn client_reaches(&self, device: usize, node: usize) -> bool {
+        let edge = &self.nodes[node];
+        edge.process.is_some()
+            && edge.edge
+            && edge.paused_until <= self.now
+            && !self.client_cut.contains(&(device, edge.region))
+    }
+
+    fn client_way(&mut self, conn: u64) -> Micros {
+        let client = &self.clients[&conn];
+        let home = self.devices[client.device].home;
+        let base = self.plan.delay(home, self.nodes[client.node].region) + 5 * MILLI;
+        base + self.rng.below(self.plan.jitter + 1)
+    }
+
+    fn client_send(&mut self, conn: u64, way: usize, bytes: Bytes) {
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return;
+        };
+        client.sent[way] += 1;
+        let number = client.sent[way];
+        self.client_send_on(conn, way, number, bytes);
+    }
+
+    fn client_send_on(&mut self, conn: u64, way: usize, number: u64, bytes: Bytes) {
+        if self.client_held(conn, way) {
+            if let Some(client) = self.clients.get_mut(&conn) {
+                client.stalled[way].insert(number, bytes);
+            }
+            return;
+        }
+        let arrives = self.now + self.client_way(conn);
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return;
+        };
+        let arrives = arrives.max(client.last[way] + 1);
+        client.last[way] = arrives;
+        let event = match way {
+            TO_SERVER => Event::ToServer { conn, number, bytes },
+            _ => Event::ToClient { conn, number, bytes },
+        };
+        self.at(arrives, event);
+    }
+
+    /// Whether a cut, or a client that reads nothing, holds up what goes this way.
+    fn client_held(&self, conn: u64, way: usize) -> bool {
+        self.clients.get(&conn).is_some_and(|client| {
+            let cut = self
+                .client_cut
+                .contains(&(client.device, self.nodes[client.node].region));
+            cut || (way == TO_CLIENT && !self.devices[client.device].reading)
+        })
+    }
+
+    /// What stood still goes on, where nothing holds it up any more.
+    pub(super) fn clients_go_on(&mut self) {
+        let conns: Vec<u64> = self.clients.keys().copied().collect();
+        for conn in conns {
+            for way in [TO_SERVER, TO_CLIENT] {
+                let held = self.client_held(conn, way);
+                let Some(client) = self.clients.get_mut(&conn).filter(|_| !held) else {
+                    continue;
+                };
+                for (number, bytes) in std::mem::take(&mut client.stalled[way]) {
+                    self.client_send_on(conn, way, number, bytes);
+                }
+            }
+        }
+    }
+
+    /// A frame of a client leaves for its edge.
+    pub(super) fn frame_to_server(&mut self, conn: u64, frame: &ClientFrame) {
+        if !self.clients.get(&conn).is_some_and(|client| client.client) {
+            return;
+        }
+        let mut bytes = BytesMut::new();
+        frame.encode(&mut bytes);
+        self.client_send(conn, TO_SERVER, bytes.freeze());
+    }
+
+    pub(super) fn client_bytes_at_server(&mut self, conn: u64, number: u64, bytes: Bytes) {
+        let held = self.client_held(conn, TO_SERVER);
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return;
+        };
+        let (node, partition, device) = (client.node, client.partition, client.device);
+        if held {
+            client.stalled[TO_SERVER].insert(number, bytes);
+            return;
+        }
+        if !client.server || client.boot != self.nodes[node].boot {
+            return;
+        }
+        let first = !std::mem::replace(&mut client.greeted, true);
+        let now = self.now;
+        self.trace.event(now, 13, conn, &bytes);
+        let Some((kind, payload)) = split(bytes) else {
+            return self.fail("codec", "a frame of a client is cut short".to_owned(), Vec::new());
+        };
+        let frame = match ClientFrame::decode(kind, payload) {
+            Ok(frame) => frame,
+            Err(error) => {
+                let detail = format!(
+                    "a frame of {} does not decode: {error}",
+                    self.devices[device].name()
+                );
+                return self.fail("codec", detail, Vec::new());
+            }
+        };
+        let name = self.devices[device].name();
+        self.trace.tell(now, || {
+            format!(
+                "{name} on {conn} -> edge: {}",
+                super::report::client_frame(&frame)
+            )
+        });
+        let conn = ConnId(conn);
+        let input = match frame {
+            ClientFrame::Hello(hello) if first => Input::Hello {
+                conn,
+                user: self.devices[device].user.clone(),
+                hello,
+            },
+            frame => Input::Client { conn, frame },
+        };
+        self.input(node, partition, input);
+    }
+
+    /// Frames of an edge leave for a client.
+    pub(super) fn to_client(&mut self, node: usize, conn: ConnId, frames: Vec<ServerFrame>) {
+        let conn = conn.0;
+        let Some(client) = self.clients.get(&conn) else {
+            return;
+        };
+        if client.node != node || !client.server {
+            return;
+        }
+        let device = client.device;
+        for frame in frames {
+            self.check_frame(node, device, &frame);
+            let (now, name) = (self.now, self.devices[device].name());
+            self.trace.tell(now, || {
+                format!(
+                    "edge on {conn} -> {name}: {}",
+                    super::report::server_frame(&frame)
+                )
+            });
+            if let (ServerFrame::Deliver { .. }, Some(client)) = (&frame, self.clients.get_mut(&conn)) {
+                client.deliveries += 1;
+                let (held, window) = (client.deliveries, self.plan.limits.window_messages);
+                if held > window {
+                    let detail = format!("{held} deliveries wait for {name}; its window is {window}");
+                    self.fail("bounded queues", detail, vec![name]);
+                }
+            }
+            let mut bytes = BytesMut::new();
+            frame.encode(&mut bytes);
+            self.client_send(conn, TO_CLIENT, bytes.freeze());
+        }
+    }
+
+    pub(super) fn client_bytes_at_client(&mut self, conn: u64, number: u64, bytes: Bytes) {
+        let held = self.client_held(conn, TO_CLIENT);
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return;
+        };
+        let (node, device, life) = (client.node, client.device, client.life);
+        if held {
+            client.stalled[TO_CLIENT].insert(number, bytes);
+            return;
+        }
+        if !client.client || self.devices[device].life != life {
+            return;
+        }
+        let now = self.now;
+        self.trace.event(now, 14, conn, &bytes);
+        let frame = split(bytes).ok_or_else(|| "cut short".to_owned());
+        let frame =
+            frame.and_then(|(kind, payload)| ServerFrame::decode(kind, payload).map_err(|e| e.to_string()));
+        match frame {
+            Ok(frame) => {
+                if matches!(frame, ServerFrame::Deliver { .. }) {
+                    client.deliveries = client.deliveries.saturating_sub(1);
+                }
+                self.device_input(device, machine::Input::Frame(frame));
+            }
+            Err(error) => {
+                let detail = format!("a frame of {} does not decode: {error}", self.nodes[node].key);
+                self.fail("codec", detail, Vec::new());
+            }
+        }
+    }
+
+    /// An edge closes a connection once what it sent has left.
+    pub(super) fn close_client(&mut self, node: usize, conn: ConnId, code: Code, detail: &str) {
+        let Some(client) = self.clients.get(&conn.0) else {
+            return;
+        };
+        if client.node != node || !client.server {
+            return;
+        }
+        let (device, last) = (client.device, client.last[TO_CLIENT]);
+        let (now, name) = (self.now, self.devices[device].name());
+        self.trace.tell(now, || {
+            format!("edge closes {} of {name}: {code:?} {detail}", conn.0)
+        });
+        self.check_close(device, code, detail);
+        let way = self.client_way(conn.0);
+        let at = (now + way).max(last + 1);
+        self.at(at, Event::ClientGone { conn: conn.0 });
+        // The driver says so when the tasks of the connection have ended.
+        let delay = self.rng.below(50) * MILLI;
+        self.after(delay, Event::ServerGone { conn: conn.0 });
+    }
+
+    pub(super) fn server_gone(&mut self, conn: u64) {
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return;
+        };
+        let had = std::mem::replace(&mut client.server, false);
+        let (node, partition, boot) = (client.node, client.partition, client.boot);
+        let over = !client.client;
+        if had && boot == self.nodes[node].boot && self.clients[&conn].greeted {
+            self.input(node, partition, Input::Closed { conn: ConnId(conn) });
+        }
+        if over {
+            self.clients.remove(&conn);
+        }
+    }
+
+    pub(super) fn client_gone(&mut self, conn: u64) {
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return;
+        };
+        let had = std::mem::replace(&mut client.client, false);
+        let (device, life, attempt, over) = (client.device, client.life, client.attempt, !client.server);
+        if over {
+            self.clients.remove(&conn);
+        }
+        if had && self.devices[device].life == life {
+            let reason = "closed by the server or lost".to_owned();
+            self.device_input(device, machine::Input::Disconnected { attempt, reason });
+        }
+    }
+
+    /// A client ends its connection; the edge learns of it soon if told, otherwise when it hears nothing.
+    pub(super) fn client_leaves(&mut self, conn: u64, told: bool) {
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return;
+        };
+        client.client = false;
+        let last = client.last[TO_SERVER];
+        let delay = if told {
+            self.client_way(conn)
+        } else {
+            self.rng.between(1, 12) * SECOND
+        };
+        let at = (self.now + delay).max(last + 1);
+        self.at(at, Event::ServerGone { conn });
+    }
+
+    /// A node died: its clients notice at their own time.
+    pub(super) fn drop_clients(&mut self, node: usize) {
+        let conns: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.node == node)
+            .map(|(conn, _)| *conn)
+            .collect();
+        for conn in conns {
+            if let Some(client) = self.clients.get_mut(&conn) {
+                client.server = false;
+            }
+            let delay = self.rng.between(10, 5000) * MILLI;
+            self.after(delay, Event::ClientGone { conn });
+        }
+    }
+}
+
+/// Splits a frame into its kind and what follows.
+fn split(mut bytes: Bytes) -> Option<(u8, Bytes)> {
+    if bytes.len() < 6 {
+        return None;
+    }
+    let len = bytes.get_u32() as usize;
+    let (version, kind) = (bytes.get_u8(), bytes.get_u8());
+    (version == WIRE_VERSION && bytes.len() + 2 == len).then_some((kind, bytes))
+}

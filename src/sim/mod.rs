@@ -1,0 +1,193 @@
+//! The simulator: whole regions in one process, under one seed, one queue of events and virtual time.
+//!
+//! ```text
+//! seed -> plan -> world { queue of events, nodes, stores, connections, devices } -> report { hash, violation }
+//! ```
+//!
+//! The machines are the product's own: [`core::node::Partition`](crate::core::node::Partition) on the nodes,
+//! [`client::machine::Machine`](crate::client::machine::Machine) on the devices, an engine of [`crate::store`] below the
+//! stores. Everything that they say goes through the codecs. First things go wrong and messages are sent (safety is
+//! checked all along); then everything heals, and within a bound of virtual time all must be delivered, equal, and silent.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`plan`] | what a seed means |
+//! | `world` | the queue, nodes and their partitions, membership as each observer sees it |
+//! | `network`, `clients` | connections between nodes, and of clients, over delay, jitter and cuts |
+//! | `storage` | engines below an effect with latency, crashes |
+//! | `device` | the client machine and an application above it; the workload |
+//! | `faults`, `spoil` | what goes wrong by plan; deliberate defects |
+//! | `check`, `settle` | what must hold all along, and in the end |
+//! | `trace`, `report` | the hash of a run, and its story |
+//!
+//! A run is bit-for-bit reproducible: one seed has one hash. A failure prints the seed and the command that replays it.
+
+mod check;
+mod clients;
+mod defect;
+mod device;
+mod faults;
+mod network;
+pub mod plan;
+mod report;
+pub mod rng;
+mod settle;
+mod spoil;
+mod storage;
+pub mod trace;
+mod world;
+
+pub use defect::Defect;
+pub use plan::EngineKind;
+pub use world::Violation;
+
+use std::fmt;
+
+use trace::Micros;
+use world::World;
+
+/// Lines of the story that a failure prints.
+const STORY: usize = 50;
+
+/// How to run a seed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// With this deliberate defect.
+    pub defect: Option<Defect>,
+    /// On this engine instead of the one that the seed draws.
+    pub engine: Option<EngineKind>,
+    /// Keep the story.
+    pub trace: bool,
+}
+
+/// What happened in a run, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Messages that applications gave to their clients.
+    pub sent: u64,
+    /// Messages that were accepted.
+    pub accepted: u64,
+    /// Messages that were refused for good.
+    pub rejected: u64,
+    /// Messages that applications handled.
+    pub handled: u64,
+    /// Holes that devices were told.
+    pub holes: u64,
+    /// Sessions that stood.
+    pub sessions: u64,
+    /// Commits of all stores.
+    pub commits: u64,
+    /// From the healing to the end of all work, microseconds of virtual time.
+    pub settled: Micros,
+}
+
+/// What became of a seed.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Hash over every event: equal for equal runs.
+    pub hash: u64,
+    /// Number of events.
+    pub events: u64,
+    /// Virtual time at the end, microseconds.
+    pub time: Micros,
+    /// Counts.
+    pub stats: Stats,
+    /// The broken promise, if there is one.
+    pub violation: Option<Violation>,
+    /// The story, if it was asked for.
+    pub story: Vec<String>,
+    options: Options,
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, options: Options) -> Report {
+    let mut world = World::new(seed, options);
+    world.run();
+    Report {
+        seed,
+        hash: world.trace.hash(),
+        events: world.trace.events(),
+        time: world.now,
+        stats: world.check.stats,
+        violation: world.violation,
+        story: world.trace.into_lines(),
+        options,
+    }
+}
+
+/// Runs a seed; one that breaks a promise is run again for its story.
+pub fn run_with_story(seed: u64, options: Options) -> Report {
+    let report = run(seed, options);
+    if report.violation.is_none() || options.trace {
+        return report;
+    }
+    run(
+        seed,
+        Options {
+            trace: true,
+            ..options
+        },
+    )
+}
+
+impl Report {
+    /// The command that replays this run.
+    pub fn command(&self) -> String {
+        let mut command = format!("iris sim run --seed {}", self.seed);
+        if let Some(defect) = self.options.defect {
+            command.push_str(&format!(" --defect {}", defect.name()));
+        }
+        match self.options.engine {
+            Some(EngineKind::Memory) => command.push_str(" --engine memory"),
+            Some(EngineKind::Embedded) => command.push_str(" --engine embedded"),
+            None => {}
+        }
+        command
+    }
+
+    /// The end of the story, as far as it has to do with the violation.
+    fn relevant(&self) -> Vec<&String> {
+        let words = self
+            .violation
+            .as_ref()
+            .map_or(&[][..], |violation| &violation.subjects);
+        let about = |line: &&String| {
+            let signs_of_life = line.contains("Ping(") || line.contains("Pong {");
+            !signs_of_life
+                && (words.is_empty()
+                    || words.iter().any(|word| line.contains(word.as_str()))
+                    || ["fault", "starts", "dies", "heals", "VIOLATION"]
+                        .iter()
+                        .any(|word| line.contains(word)))
+        };
+        let lines: Vec<&String> = self.story.iter().filter(about).collect();
+        let from = lines.len().saturating_sub(STORY);
+        lines[from..].to_vec()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(violation) = &self.violation else {
+            return write!(f, "seed {}: nothing broken in {} events", self.seed, self.events);
+        };
+        writeln!(
+            f,
+            "seed {} broke a promise at {:.6} s",
+            self.seed,
+            violation.at as f64 / 1e6
+        )?;
+        writeln!(f, "  invariant: {}", violation.invariant)?;
+        writeln!(f, "  {}", violation.detail)?;
+        writeln!(f, "  replay:    {} --trace", self.command())?;
+        if !self.story.is_empty() {
+            writeln!(f, "  what led to it:")?;
+            for line in self.relevant() {
+                writeln!(f, "  {line}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,375 @@
+//! Connections between nodes, and between clients and edges, as the driver has them.
+//!
+//! What is sent on a connection arrives in order or not at all. A lost packet only shows as delay; a cut shows as silence,
+//! and after the idle timeout each side, at its own time, sees its connection break. Every connection has an incarnation:
+//! nothing of an old one arrives on a new one.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::plan::{MILLI, SECOND};
+use super::trace::Micros;
+use super::world::{Event, World};
+use crate::core::node::Input;
+
+/// Pause between attempts to connect two nodes.
+const REDIAL: Micros = SECOND;
+
+/// One side of a connection between two nodes.
+#[derive(Debug, Default)]
+pub(super) struct End {
+    /// The incarnation that this side has; 0 = none.
+    pub(super) inc: u64,
+    /// The last that this side saw break: it does not come back.
+    broken: u64,
+    /// When the last message from this side arrives there, for each pair of partitions: order is kept.
+    last: BTreeMap<(u8, u8), Micros>,
+    /// Numbers what this side sends.
+    sent: u64,
+    /// What of it a cut holds up, by number.
+    stalled: BTreeMap<u64, Stalled>,
+    /// Counts the cuts of the way from this side, to tell whether a silence lasted.
+    silent: u64,
+}
+
+/// A message on its way.
+#[derive(Debug)]
+pub(super) struct Stalled {
+    pub(super) from: u8,
+    pub(super) to: u8,
+    pub(super) inc: u64,
+    pub(super) bytes: Bytes,
+}
+
+/// Two nodes that keep a connection.
+#[derive(Debug)]
+pub(super) struct Pair {
+    nodes: [usize; 2],
+    ends: [End; 2],
+    /// The latest incarnation.
+    inc: u64,
+    dialing: bool,
+}
+
+impl Pair {
+    pub(super) fn new(a: usize, b: usize) -> Self {
+        Self {
+            nodes: [a, b],
+            ends: [End::default(), End::default()],
+            inc: 0,
+            dialing: false,
+        }
+    }
+
+    pub(super) fn has(&self, node: usize) -> bool {
+        self.nodes.contains(&node)
+    }
+
+    pub(super) fn joins(&self, a: usize, b: usize) -> bool {
+        self.nodes == [a, b] || self.nodes == [b, a]
+    }
+}
+
+impl World {
+    /// Whether nothing gets from one node to another.
+    fn blocked(&self, from: usize, to: usize) -> bool {
+        self.cut.contains(&(from, to))
+    }
+
+    pub(super) fn pair_of(&self, a: usize, b: usize) -> Option<usize> {
+        self.pairs.iter().position(|pair| pair.joins(a, b))
+    }
+
+    fn way(&mut self, from: usize, to: usize) -> Micros {
+        let base = self.plan.delay(self.nodes[from].region, self.nodes[to].region);
+        let jitter = self.rng.below(self.plan.jitter + 1);
+        let late = if self.rng.chance(self.plan.late) {
+            self.rng.between(50, 600) * MILLI
+        } else {
+            0
+        };
+        base + jitter + late
+    }
+
+    /// Sends a message on the connection to another node; without one it is lost, as the machines expect.
+    pub(super) fn peer_send(
+        &mut self,
+        from: usize,
+        to: usize,
+        from_partition: u8,
+        to_partition: u8,
+        bytes: Bytes,
+    ) {
+        let Some(pair) = self.pair_of(from, to) else {
+            let detail = format!(
+                "{} writes to {}, to which it has no connection",
+                self.nodes[from].key, self.nodes[to].key
+            );
+            return self.fail("addresses", detail, Vec::new());
+        };
+        let side = usize::from(self.pairs[pair].nodes[1] == from);
+        let inc = self.pairs[pair].ends[side].inc;
+        if inc == 0 {
+            return;
+        }
+        let stalled = Stalled {
+            from: from_partition,
+            to: to_partition,
+            inc,
+            bytes,
+        };
+        let end = &mut self.pairs[pair].ends[side];
+        end.sent += 1;
+        let number = end.sent;
+        if self.blocked(from, to) {
+            self.pairs[pair].ends[side].stalled.insert(number, stalled);
+            return;
+        }
+        self.peer_schedule(pair, side, number, stalled, 0);
+    }
+
+    fn peer_schedule(&mut self, pair: usize, side: usize, number: u64, message: Stalled, extra: Micros) {
+        let [from, to] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
+        let arrives = self.now + self.way(from, to) + extra;
+        let last = self.pairs[pair].ends[side]
+            .last
+            .entry((message.from, message.to))
+            .or_default();
+        let arrives = arrives.max(*last + 1);
+        *last = arrives;
+        self.at(
+            arrives,
+            Event::Peer {
+                pair,
+                side: 1 - side,
+                inc: message.inc,
+                number,
+                from: message.from,
+                to: message.to,
+                bytes: message.bytes,
+            },
+        );
+    }
+
+    /// A message arrives at a side, unless a cut holds it up or its connection is gone.
+    pub(super) fn peer_arrives(&mut self, pair: usize, side: usize, number: u64, message: Stalled) {
+        let [sender, receiver] = [self.pairs[pair].nodes[1 - side], self.pairs[pair].nodes[side]];
+        if self.blocked(sender, receiver) {
+            self.pairs[pair].ends[1 - side].stalled.insert(number, message);
+            return;
+        }
+        let Stalled { from, to, inc, bytes } = message;
+        if self.pairs[pair].ends[side].inc < inc && self.pairs[pair].inc == inc {
+            self.peer_up(pair, side, inc);
+        }
+        if self.pairs[pair].ends[side].inc != inc || self.nodes[receiver].process.is_none() {
+            return;
+        }
+        let now = self.now;
+        self.trace.event(now, 7, (pair * 2 + side) as u64, &bytes);
+        let from = self.addr(sender, from);
+        self.peer_input(receiver, to, from, &bytes);
+    }
+
+    /// Connects a node that started with all that it keeps connections to.
+    pub(super) fn dial_all(&mut self, node: usize) {
+        for pair in 0..self.pairs.len() {
+            if self.pairs[pair].nodes.contains(&node) {
+                let delay = self.rng.between(5, 200) * MILLI;
+                self.redial(pair, delay);
+            }
+        }
+    }
+
+    pub(super) fn redial(&mut self, pair: usize, delay: Micros) {
+        if !std::mem::replace(&mut self.pairs[pair].dialing, true) {
+            self.after(delay, Event::PeerDial { pair });
+        }
+    }
+
+    /// A connection comes up if both nodes run and reach each other and one of them misses it.
+    pub(super) fn peer_dial(&mut self, pair: usize) {
+        let [a, b] = self.pairs[pair].nodes;
+        let now = self.now;
+        self.pairs[pair].dialing = false;
+        let runs = |node: usize| self.nodes[node].process.is_some();
+        let latest = self.pairs[pair].inc;
+        let stands = latest != 0 && self.pairs[pair].ends.iter().all(|end| end.inc == latest);
+        // Where one does not run, its start dials again.
+        if stands || !runs(a) || !runs(b) {
+            return;
+        }
+        let paused = |node: usize| self.nodes[node].paused_until > now;
+        if paused(a) || paused(b) || self.blocked(a, b) || self.blocked(b, a) {
+            return self.redial(pair, REDIAL);
+        }
+        self.pairs[pair].inc += 1;
+        let inc = self.pairs[pair].inc;
+        let round = self.way(a, b);
+        for (side, delay) in [(0, 2 * round), (1, round + round / 2)] {
+            self.after(delay, Event::PeerUp { pair, side, inc });
+        }
+        // Both have it by then, or it failed and there is another attempt.
+        self.redial(pair, 2 * round + REDIAL);
+    }
+
+    /// One side has a new connection; what it had before is gone.
+    pub(super) fn peer_up(&mut self, pair: usize, side: usize, inc: u64) {
+        let node = self.pairs[pair].nodes[side];
+        let end = &self.pairs[pair].ends[side];
+        let late = self.pairs[pair].inc != inc || end.inc == inc || end.broken >= inc;
+        if late || self.nodes[node].process.is_none() {
+            return;
+        }
+        self.peer_down(pair, side);
+        self.pairs[pair].ends[side].inc = inc;
+        self.tell_reachable(pair, side, true);
+        // A cut that began while the connection was made is noticed as any other.
+        let other = self.pairs[pair].nodes[1 - side];
+        if self.blocked(node, other) || self.blocked(other, node) {
+            self.watch_silence(pair);
+        }
+    }
+
+    /// One side sees its connection break.
+    pub(super) fn peer_down(&mut self, pair: usize, side: usize) {
+        let end = &mut self.pairs[pair].ends[side];
+        if end.inc == 0 {
+            return;
+        }
+        end.broken = std::mem::take(&mut end.inc);
+        end.stalled.clear();
+        self.tell_reachable(pair, side, false);
+    }
+
+    fn tell_reachable(&mut self, pair: usize, side: usize, up: bool) {
+        let [node, other] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
+        let key = self.nodes[other].key.clone();
+        let (now, me) = (self.now, self.nodes[node].key.clone());
+        self.trace.tell(now, || {
+            format!("{me} {} {key}", if up { "reaches" } else { "does not reach" })
+        });
+        for partition in 0..self.nodes[node].partitions {
+            let node_key = key.clone();
+            self.input(node, partition, Input::Reachable { node: node_key, up });
+        }
+    }
+
+    /// A connection breaks: each side sees it at its own time.
+    pub(super) fn peer_break(&mut self, pair: usize) {
+        for side in 0..2 {
+            let inc = self.pairs[pair].ends[side].inc;
+            let silent = self.pairs[pair].ends[1 - side].silent;
+            let delay = self.rng.below(2000) * MILLI;
+            self.after(
+                delay,
+                Event::PeerIdle {
+                    pair,
+                    side,
+                    inc,
+                    silent: silent | BROKEN,
+                },
+            );
+        }
+        self.pairs[pair].inc += 1;
+        self.redial(pair, REDIAL);
+    }
+
+    /// The ways between two nodes changed: what stood still goes on, or silence begins.
+    pub(super) fn cut_changed(&mut self, from: usize, to: usize) {
+        let Some(pair) = self.pair_of(from, to) else {
+            return;
+        };
+        let side = usize::from(self.pairs[pair].nodes[1] == from);
+        self.pairs[pair].ends[side].silent += 1;
+        if self.blocked(from, to) {
+            self.watch_silence(pair);
+            return;
+        }
+        let extra = self.rng.between(20, 400) * MILLI;
+        for (number, message) in std::mem::take(&mut self.pairs[pair].ends[side].stalled) {
+            self.peer_schedule(pair, side, number, message, extra);
+        }
+    }
+
+    /// Each side that hears nothing closes after the idle timeout; after that the other hears nothing either.
+    fn watch_silence(&mut self, pair: usize) {
+        for side in 0..2 {
+            let [me, other] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
+            let hears = !self.blocked(other, me);
+            let inc = self.pairs[pair].ends[side].inc;
+            let silent = self.pairs[pair].ends[1 - side].silent;
+            let idle = self.plan.peer_idle + self.rng.below(300 * MILLI);
+            if !hears && inc != 0 {
+                self.after(
+                    idle,
+                    Event::PeerIdle {
+                        pair,
+                        side,
+                        inc,
+                        silent,
+                    },
+                );
+            }
+        }
+    }
+
+    pub(super) fn peer_idle(&mut self, pair: usize, side: usize, inc: u64, silent: u64) {
+        let [me, other] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
+        let ends = &self.pairs[pair].ends;
+        if inc == 0 || ends[side].inc != inc || self.nodes[me].process.is_none() {
+            return;
+        }
+        let gone = ends[1 - side].inc != inc;
+        let lasted = silent & BROKEN != 0 || (silent == ends[1 - side].silent && self.blocked(other, me));
+        if !gone && !lasted {
+            return;
+        }
+        let now = self.now;
+        self.trace.event(now, 8, (pair * 2 + side) as u64, &[]);
+        self.peer_down(pair, side);
+        let theirs = self.pairs[pair].ends[1 - side].inc;
+        if theirs == inc {
+            let idle = self.plan.peer_idle + self.rng.below(300 * MILLI);
+            self.after(
+                idle,
+                Event::PeerIdle {
+                    pair,
+                    side: 1 - side,
+                    inc: theirs,
+                    silent: BROKEN,
+                },
+            );
+        }
+        self.redial(pair, REDIAL);
+    }
+
+    /// A node died: its sides are gone, the others notice later.
+    pub(super) fn drop_peers(&mut self, node: usize) {
+        for pair in 0..self.pairs.len() {
+            let Some(side) = self.pairs[pair].nodes.iter().position(|at| *at == node) else {
+                continue;
+            };
+            let end = &mut self.pairs[pair].ends[side];
+            end.broken = end.broken.max(std::mem::take(&mut end.inc));
+            end.stalled.clear();
+            // What was under way under the latest incarnation meets nobody.
+            self.pairs[pair].inc += 1;
+            let inc = self.pairs[pair].ends[1 - side].inc;
+            let idle = self.rng.between(MILLI, self.plan.peer_idle);
+            self.after(
+                idle,
+                Event::PeerIdle {
+                    pair,
+                    side: 1 - side,
+                    inc,
+                    silent: BROKEN,
+                },
+            );
+        }
+    }
+}
+
+/// Marks a [`Event::PeerIdle`] of a connection that is dead for certain.
+const BROKEN: u64 = 1 << 63;

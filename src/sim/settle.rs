@@ -1,0 +1,430 @@
+//! What must hold in the end: after everything healed, all is delivered, equal everywhere, and then nothing is said.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::check::Fate;
+use super::defect::Defect;
+use super::plan::SECOND;
+use super::trace::Micros;
+use super::world::{Event, Stage, World};
+use crate::core::commit::{Outcome, StoreOp};
+use crate::core::ids::{Coord, DeviceId, RegionId, ShardId, UserId};
+use crate::core::op::kind;
+use crate::core::presence::VisibleStatus;
+use crate::core::state::{ShardRow, UserRow};
+use crate::core::storage::{LogPage, Read, ReadReply};
+use crate::core::wire::Status;
+
+/// All must be settled this long after everything healed, or after the last message that was handled: several timeouts and
+/// retries in a row fit. A backlog through a window of one message takes its time, but must move.
+const SETTLE_BOUND: Micros = 60 * SECOND;
+/// After the last devices left, presence has so long.
+const LEAVE_BOUND: Micros = 40 * SECOND;
+/// Between being settled and silence: confirmations of confirmations die out.
+const GRACE: Micros = 3 * SECOND;
+/// How long nothing may be said.
+const SILENCE: Micros = 3 * SECOND;
+/// Confirmations that may stand in a log at rest, for each region: R8 lets so many pile up.
+const RESTING_CONFIRMS: usize = 10;
+
+impl World {
+    /// Looks whether all is as it must be, and goes on to the next stage if so.
+    pub(super) fn settle(&mut self) {
+        let now = self.now;
+        self.trace.event(now, 18, self.stage as u64, &[]);
+        let done = self.check.stats.handled + self.check.stats.accepted;
+        if self.progress.1 != done {
+            self.progress = (now, done);
+        }
+        self.after(SECOND, Event::Settle);
+        match self.stage {
+            Stage::Work | Stage::Done => {}
+            Stage::Settle => match self.unsettled() {
+                None => {
+                    self.check.stats.settled = now - self.healed_at;
+                    self.leave();
+                }
+                Some((what, detail, words)) if now > self.progress.0.max(self.healed_at) + SETTLE_BOUND => {
+                    self.fail(what, detail, words);
+                }
+                Some((what, detail, _)) => self.not_yet(what, &detail),
+            },
+            Stage::Leave => match self.unsettled() {
+                None if self.silence_from == 0 => self.silence_from = now + GRACE,
+                None if now >= self.silence_from => {
+                    self.stage = Stage::Silence;
+                    self.trace.tell(now, || "silence".to_owned());
+                }
+                None => {}
+                Some((what, detail, words)) if now > self.healed_at + LEAVE_BOUND => {
+                    self.fail(what, detail, words);
+                }
+                Some((what, detail, _)) => {
+                    self.silence_from = 0;
+                    self.not_yet(what, &detail);
+                }
+            },
+            Stage::Silence if now >= self.silence_from + SILENCE => {
+                if let Some((what, detail, words)) = self.unsettled() {
+                    self.fail(what, detail, words);
+                }
+                self.check_dedup();
+                self.stage = Stage::Done;
+            }
+            Stage::Silence => {}
+        }
+    }
+
+    fn not_yet(&mut self, what: &str, detail: &str) {
+        let now = self.now;
+        self.trace.tell_once(now, || format!("not yet: {what}: {detail}"));
+    }
+
+    /// Some devices go away, so that presence has both kinds.
+    fn leave(&mut self) {
+        self.stage = Stage::Leave;
+        self.healed_at = self.now;
+        self.silence_from = 0;
+        let now = self.now;
+        self.trace.tell(now, || "some leave".to_owned());
+        for device in 0..self.devices.len() {
+            if self.rng.chance(350) {
+                let told = self.rng.chance(600);
+                self.device_leaves(device, told);
+            }
+        }
+    }
+
+    /// What is not as it must be in the end: which promise, how, and words of the story.
+    fn unsettled(&mut self) -> Option<(&'static str, String, Vec<String>)> {
+        self.unsettled_nodes()
+            .or_else(|| self.unsettled_messages())
+            .or_else(|| self.unsettled_stores())
+            .or_else(|| self.unsettled_presence())
+    }
+
+    fn unsettled_nodes(&self) -> Option<(&'static str, String, Vec<String>)> {
+        let what = "everything comes to an end";
+        for node in &self.nodes {
+            let Some(process) = &node.process else {
+                return Some((what, format!("{} does not run", node.key), Vec::new()));
+            };
+            let active = process
+                .tasks
+                .iter()
+                .map(|task| task.machine.owner().active_shards().count())
+                .sum::<usize>();
+            if node.core && active != self.plan.sharding.count as usize {
+                let detail = format!("{} has {active} of {} shards", node.key, self.plan.sharding.count);
+                return Some((what, detail, Vec::new()));
+            }
+        }
+        for device in &self.devices {
+            if device.machine.is_some() && !device.is_live() {
+                return Some((
+                    what,
+                    format!("{} has no session", device.name()),
+                    vec![device.name()],
+                ));
+            }
+        }
+        None
+    }
+
+    fn unsettled_messages(&self) -> Option<(&'static str, String, Vec<String>)> {
+        for (number, sent) in self.check.sent.iter().enumerate() {
+            let number = number as u64;
+            let mut words = vec![format!("#{number} ")];
+            words.extend(sent.id.map(|id| id.to_string()));
+            words.extend(sent.coords.iter().map(Coord::to_string));
+            if sent.fate == Fate::Pending && self.devices[sent.from].machine.is_some() {
+                let detail = format!("#{number} of {} has no answer", self.devices[sent.from].name());
+                return Some(("every message is answered", detail, words));
+            }
+            if sent.coords.is_empty() {
+                continue;
+            }
+            for (index, device) in self.devices.iter().enumerate() {
+                let seen = &self.check.seen[index];
+                if device.user != sent.to || seen.welcomed.is_none() || seen.consumed.contains(&number) {
+                    continue;
+                }
+                let told = seen.holes.iter().any(|hole| {
+                    let range = hole.from..=hole.to;
+                    sent.coords
+                        .iter()
+                        .any(|at| at.origin == hole.origin && range.contains(&at.seq))
+                });
+                if !told {
+                    let detail = format!("#{number} at {:?} did not reach {}", sent.coords, device.name());
+                    words.push(device.name());
+                    return Some(("accepted is delivered", detail, words));
+                }
+            }
+        }
+        None
+    }
+
+    fn shard_row(&mut self, region: usize, shard: ShardId) -> Option<ShardRow> {
+        match self.engine(region)?.read(&Read::Shard(shard)) {
+            Ok(ReadReply::Shard(row)) => Some(*row),
+            _ => None,
+        }
+    }
+
+    fn user_row(&mut self, region: usize, shard: ShardId, user: &UserId) -> Option<UserRow> {
+        match self.engine(region)?.read(&Read::User(shard, user.clone())) {
+            Ok(ReadReply::User(row)) => Some(*row),
+            _ => None,
+        }
+    }
+
+    fn unsettled_stores(&mut self) -> Option<(&'static str, String, Vec<String>)> {
+        for (shard, users) in self.check.users.clone() {
+            let first = self.shard_row(0, shard)?;
+            for region in 0..self.stores.len() {
+                let row = self.shard_row(region, shard)?;
+                let name = self.region_name(region).clone();
+                if row.applied() != first.applied() {
+                    let detail = format!(
+                        "shard {shard}: {name} has {:?}, not {:?}",
+                        row.applied(),
+                        first.applied()
+                    );
+                    return Some(("equal logs", detail, Vec::new()));
+                }
+                if let Some(detail) = self.unrested_log(region, shard, &row) {
+                    return Some(("logs at rest", detail, Vec::new()));
+                }
+                for user in &users {
+                    if let Some(found) = self.unsettled_user(region, shard, user) {
+                        return Some(found);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// At rest a log holds the last confirmations and nothing else.
+    fn unrested_log(&mut self, region: usize, shard: ShardId, row: &ShardRow) -> Option<String> {
+        let name = self.region_name(region).clone();
+        let mut confirms = 0;
+        for (origin, log) in &row.logs {
+            let read = Read::Log {
+                shard,
+                origin: *origin,
+                after: log.floor,
+                max_items: 1000,
+                max_bytes: usize::MAX,
+            };
+            let Ok(ReadReply::Log(LogPage::Run { entries, .. })) = self.engine(region)?.read(&read) else {
+                return Some(format!(
+                    "{name} cannot read the log of {origin:?} in shard {shard}"
+                ));
+            };
+            for entry in entries {
+                if entry.op.kind() != kind::CONFIRM {
+                    let what = super::check::about(&entry.op);
+                    return Some(format!(
+                        "{name} keeps {origin:?}:{} in shard {shard}: {what}",
+                        entry.seq
+                    ));
+                }
+                confirms += 1;
+            }
+        }
+        let limit = RESTING_CONFIRMS * self.stores.len();
+        (confirms > limit).then(|| format!("{name} keeps {confirms} confirmations in shard {shard}"))
+    }
+
+    fn unsettled_user(
+        &mut self,
+        region: usize,
+        shard: ShardId,
+        user: &UserId,
+    ) -> Option<(&'static str, String, Vec<String>)> {
+        let first = self.user_row(0, shard, user)?;
+        let row = self.user_row(region, shard, user)?;
+        let name = self.region_name(region).clone();
+        let words = vec![user.to_string()];
+        if row.devices != first.devices {
+            let detail = format!("{user} in {name}: {:?}, not {:?}", row.devices, first.devices);
+            return Some(("equal devices", detail, words));
+        }
+        if row.siblings != first.siblings {
+            let detail = format!("{user} in {name}: {:?}, not {:?}", row.siblings, first.siblings);
+            return Some(("equal siblings", detail, words));
+        }
+        let read = Read::Inbox {
+            shard,
+            user: user.clone(),
+            after: crate::core::vector::Vector::new(),
+            max_items: 1000,
+            max_bytes: usize::MAX,
+        };
+        let Ok(ReadReply::Inbox(page)) = self.engine(region)?.read(&read) else {
+            return Some((
+                "equal inboxes",
+                format!("{name} cannot read the inbox of {user}"),
+                words,
+            ));
+        };
+        let stored: BTreeSet<Coord> = page.entries.iter().map(|entry| entry.at).collect();
+        let expected: BTreeSet<Coord> = if row.devices.is_empty() {
+            let sent = self.check.sent.iter().filter(|sent| sent.to == *user);
+            sent.flat_map(|sent| sent.coords.iter().copied()).collect()
+        } else {
+            BTreeSet::new()
+        };
+        if page.end && stored != expected {
+            let detail = format!("{user} in {name}: {stored:?} wait, expected {expected:?}");
+            return Some(("equal inboxes", detail, words));
+        }
+        None
+    }
+
+    /// Who is connected, where, and how, as the clients know.
+    fn truth(&self) -> BTreeMap<UserId, BTreeMap<DeviceId, (RegionId, Status)>> {
+        let mut truth: BTreeMap<UserId, BTreeMap<DeviceId, (RegionId, Status)>> = BTreeMap::new();
+        for device in self.devices.iter().filter(|device| device.is_live()) {
+            let Some(client) = device.conn.and_then(|conn| self.clients.get(&conn)) else {
+                continue;
+            };
+            let region = self.region_name(self.nodes[client.node].region).clone();
+            let devices = truth.entry(device.user.clone()).or_default();
+            devices.insert(device.device.clone(), (region, device.status));
+        }
+        truth
+    }
+
+    fn unsettled_presence(&self) -> Option<(&'static str, String, Vec<String>)> {
+        let truth = self.truth();
+        let nobody = BTreeMap::new();
+        for region in 0..self.stores.len() {
+            let process = self.nodes[self.core_of(region)].process.as_ref()?;
+            for (shard, users) in &self.check.users {
+                let table = process
+                    .tasks
+                    .iter()
+                    .find_map(|task| task.machine.owner().presence(*shard))?;
+                for user in users {
+                    let visible = table.visible(user, &BTreeMap::new());
+                    let shown: BTreeMap<DeviceId, (RegionId, Status)> = visible
+                        .devices
+                        .iter()
+                        .map(|device| {
+                            (
+                                device.device.clone(),
+                                (device.region.clone(), status(device.status)),
+                            )
+                        })
+                        .collect();
+                    let expected = truth.get(user).unwrap_or(&nobody);
+                    if shown != *expected {
+                        let name = self.region_name(region);
+                        let detail = format!("{user} in {name}: {shown:?}, in truth {expected:?}");
+                        return Some(("presence is the truth", detail, vec![user.to_string()]));
+                    }
+                }
+            }
+        }
+        self.unsettled_watchers(&truth)
+    }
+
+    fn unsettled_watchers(
+        &self,
+        truth: &BTreeMap<UserId, BTreeMap<DeviceId, (RegionId, Status)>>,
+    ) -> Option<(&'static str, String, Vec<String>)> {
+        let what = "watchers see the truth";
+        for device in self.devices.iter().filter(|device| device.is_live()) {
+            for user in device.watched() {
+                let expected = truth.get(user).map_or(0, BTreeMap::len);
+                let best = truth
+                    .get(user)
+                    .into_iter()
+                    .flatten()
+                    .map(|(_, (_, status))| *status)
+                    .max();
+                let best = best.unwrap_or(Status::Offline);
+                let words = vec![device.name(), user.to_string()];
+                let Some(seen) = device.seen.get(user) else {
+                    return Some((what, format!("{} knows nothing of {user}", device.name()), words));
+                };
+                if seen.devices as usize != expected
+                    || seen.status != best
+                    || seen.unreachable_since_ms.is_some()
+                {
+                    let detail = format!(
+                        "{} sees {user} {:?} on {} devices (unreachable since {:?}); in truth {best:?} on {expected}",
+                        device.name(),
+                        seen.status,
+                        seen.devices,
+                        seen.unreachable_since_ms
+                    );
+                    return Some((what, detail, words));
+                }
+            }
+        }
+        None
+    }
+
+    /// Every region knows every message that was accepted: the same one again is a duplicate, with the same coordinates.
+    fn check_dedup(&mut self) {
+        if self.defect == Some(Defect::DedupOff) {
+            return;
+        }
+        for number in 0..self.check.sent.len() {
+            let sent = &self.check.sent[number];
+            let Some(at) = sent.coords.first().copied() else {
+                continue;
+            };
+            let (coords, shard) = (sent.coords.clone(), self.plan.sharding.of_user(&sent.to));
+            let Some(entry) = self.check.ledger.get(&(shard, at.origin, at.seq)) else {
+                continue;
+            };
+            let (Ok(envelope), body) = (entry.op.envelope(), entry.op.body()) else {
+                continue;
+            };
+            for region in 0..self.stores.len() {
+                let Some(row) = self.shard_row(region, shard) else {
+                    continue;
+                };
+                let op = StoreOp::Append {
+                    shard,
+                    epoch: row.epoch,
+                    envelope: Box::new(envelope.clone()),
+                    body: body.clone(),
+                    seen_ms: 0,
+                    known_only: true,
+                };
+                let Some(engine) = self.engine(region) else {
+                    continue;
+                };
+                let found = engine
+                    .commit(vec![op], row.hlc.ms)
+                    .map(|committed| committed.outcomes);
+                let known = match found.as_deref() {
+                    Ok([Outcome::Duplicate(known)]) => known.iter().copied().collect::<BTreeSet<Coord>>(),
+                    _ => BTreeSet::new(),
+                };
+                if known != coords {
+                    let detail = format!(
+                        "{} answers #{number} with {found:?}, expected {coords:?}",
+                        self.region_name(region)
+                    );
+                    return self.fail("equal dedup", detail, vec![format!("#{number} ")]);
+                }
+            }
+        }
+    }
+}
+
+fn status(visible: VisibleStatus) -> Status {
+    match visible {
+        VisibleStatus::Offline | VisibleStatus::Unreachable { .. } => Status::Offline,
+        VisibleStatus::Away => Status::Away,
+        VisibleStatus::Dnd => Status::Dnd,
+        VisibleStatus::Online => Status::Online,
+    }
+}

@@ -1,0 +1,845 @@
+//! The world of a run: every node, store, connection and client, one queue of events, one clock.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+
+use super::check::Checker;
+use super::clients::Client;
+use super::defect::Defect;
+use super::device::Device;
+use super::faults::Undo;
+use super::network::{Pair, Stalled};
+use super::plan::{MILLI, Plan, SECOND};
+use super::rng::SimRng;
+use super::storage::{RegionStore, Store};
+use super::trace::{Micros, Trace};
+use crate::core::ids::{Addr, Generation, NodeKey, RegionId};
+use crate::core::members::{Member, Members};
+use crate::core::msg::Message;
+use crate::core::node::{Input, Output, Partition, PartitionConfig};
+use crate::core::time::{Mono, Now};
+use crate::core::wire::RegionEndpoints;
+
+/// Unix milliseconds at the start of a run.
+pub(super) const EPOCH_MS: u64 = 1_780_000_000_000;
+/// Inputs that a partition takes before its outputs are polled, as the driver does.
+const BATCH: usize = 256;
+/// Most inputs that may wait for a partition: its windows and credits must keep it far below.
+const INBOX_LIMIT: usize = 20_000;
+/// A partition that is woken by its timers this often within a second, to no effect, is in a busy loop.
+const SPIN_LIMIT: u32 = 1_000;
+/// Most outputs of one wake-up.
+const OUTPUT_LIMIT: usize = 100_000;
+
+/// What may happen.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A node starts.
+    Start { node: usize },
+    /// A partition has something to do.
+    Wake { node: usize, boot: u64, partition: u8 },
+    /// The store of a node ends what it was doing.
+    StoreDone { node: usize, boot: u64 },
+    /// A message between partitions of one node arrives.
+    Local {
+        node: usize,
+        boot: u64,
+        from: u8,
+        to: u8,
+        bytes: Bytes,
+    },
+    /// A message between nodes arrives.
+    Peer {
+        pair: usize,
+        side: usize,
+        inc: u64,
+        number: u64,
+        from: u8,
+        to: u8,
+        bytes: Bytes,
+    },
+    /// A connection between nodes stands, as one side sees it.
+    PeerUp { pair: usize, side: usize, inc: u64 },
+    /// One side may have heard nothing for too long.
+    PeerIdle {
+        pair: usize,
+        side: usize,
+        inc: u64,
+        silent: u64,
+    },
+    /// Somebody tries to connect.
+    PeerDial { pair: usize },
+    /// An observer's view of a node changes.
+    View {
+        observer: usize,
+        boot: u64,
+        subject: usize,
+        generation: Option<u64>,
+    },
+    /// Bytes of a client arrive at its edge.
+    ToServer { conn: u64, number: u64, bytes: Bytes },
+    /// Bytes of an edge arrive at its client.
+    ToClient { conn: u64, number: u64, bytes: Bytes },
+    /// A client's attempt ends; with a connection or without.
+    Connected {
+        device: usize,
+        life: u64,
+        attempt: u64,
+        conn: Option<u64>,
+    },
+    /// The edge learns that a client's connection is gone.
+    ServerGone { conn: u64 },
+    /// The client learns it.
+    ClientGone { conn: u64 },
+    /// A client's timer.
+    DeviceTimer { device: usize, life: u64 },
+    /// The application handles a message.
+    Consume { device: usize, life: u64 },
+    /// A device comes.
+    Arrive { device: usize },
+    /// Somebody sends something.
+    Work,
+    /// Something goes wrong.
+    Fault,
+    /// Something that went wrong ends.
+    Undo(Undo),
+    /// Everything heals.
+    Heal,
+    /// Whether all is as it must be by now.
+    Settle,
+}
+
+/// A partition of a running node and what waits for it.
+pub(super) struct Task {
+    pub(super) machine: Partition,
+    pub(super) inbox: VecDeque<Input>,
+    wake_at: Option<Micros>,
+    /// Wake-ups without effect, and the second in which they are counted.
+    spins: (Micros, u32),
+}
+
+/// A running node.
+pub(super) struct Process {
+    pub(super) tasks: Vec<Task>,
+    pub(super) store: Option<Store>,
+    /// What it believes of every node: the generation it takes for alive.
+    view: BTreeMap<usize, u64>,
+}
+
+/// A node, running or not.
+pub(super) struct Node {
+    pub(super) key: NodeKey,
+    pub(super) region: usize,
+    pub(super) core: bool,
+    pub(super) edge: bool,
+    pub(super) partitions: u8,
+    pub(super) wall_offset: i64,
+    pub(super) generation: u64,
+    /// Counts starts: events of earlier lives are void.
+    pub(super) boot: u64,
+    pub(super) started: Micros,
+    pub(super) paused_until: Micros,
+    pub(super) process: Option<Process>,
+}
+
+/// What a run must not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which promise was broken.
+    pub invariant: &'static str,
+    /// How.
+    pub detail: String,
+    /// Words by which lines of the story belong to it.
+    pub subjects: Vec<String>,
+    /// When, in microseconds of virtual time.
+    pub at: Micros,
+}
+
+/// The stages of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Messages are sent and things go wrong.
+    Work,
+    /// Nothing goes wrong any more: everything must come to an end.
+    Settle,
+    /// Some devices left; presence must follow.
+    Leave,
+    /// Nothing is to be done: nothing may be sent.
+    Silence,
+    /// Over.
+    Done,
+}
+
+/// Everything.
+pub(super) struct World {
+    pub(super) now: Micros,
+    queue: BTreeMap<(Micros, u64), Event>,
+    ties: u64,
+    pub(super) rng: SimRng,
+    pub(super) plan: Plan,
+    pub(super) defect: Option<Defect>,
+    pub(super) trace: Trace,
+    pub(super) nodes: Vec<Node>,
+    pub(super) stores: Vec<RegionStore>,
+    pub(super) pairs: Vec<Pair>,
+    pub(super) clients: BTreeMap<u64, Client>,
+    pub(super) next_conn: u64,
+    pub(super) devices: Vec<Device>,
+    pub(super) cut: BTreeSet<(usize, usize)>,
+    pub(super) client_cut: BTreeSet<(usize, usize)>,
+    pub(super) check: Checker,
+    pub(super) stage: Stage,
+    pub(super) healed_at: Micros,
+    pub(super) silence_from: Micros,
+    /// When something was last accepted or handled, and how much by then.
+    pub(super) progress: (Micros, u64),
+    pub(super) violation: Option<Violation>,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, options: super::Options) -> World {
+        let super::Options {
+            defect,
+            engine,
+            trace,
+        } = options;
+        let mut rng = SimRng::new(seed);
+        let mut plan = Plan::draw(&mut rng);
+        if let Some(engine) = engine {
+            plan.engine = engine;
+        }
+        let nodes: Vec<Node> = plan.nodes.iter().map(Node::planned).collect();
+        let stores = (0..plan.places.len())
+            .map(|region| RegionStore::new(&plan, region, &mut rng, defect))
+            .collect();
+        let mut pairs = Vec::new();
+        for a in 0..nodes.len() {
+            for b in a + 1..nodes.len() {
+                if nodes[a].region == nodes[b].region || (nodes[a].core && nodes[b].core) {
+                    pairs.push(Pair::new(a, b));
+                }
+            }
+        }
+        let devices = Device::planned(&plan);
+        let check = Checker::new(&plan, &devices);
+        let mut world = World {
+            now: 0,
+            queue: BTreeMap::new(),
+            ties: 0,
+            rng,
+            defect,
+            trace: Trace::new(trace),
+            nodes,
+            stores,
+            pairs,
+            clients: BTreeMap::new(),
+            next_conn: 1,
+            devices,
+            cut: BTreeSet::new(),
+            client_cut: BTreeSet::new(),
+            check,
+            stage: Stage::Work,
+            healed_at: 0,
+            silence_from: 0,
+            progress: (0, 0),
+            violation: None,
+            plan,
+        };
+        world.trace.tell(0, || format!("{:?}", world.plan));
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        for node in 0..self.nodes.len() {
+            let at = self.rng.below(400 * MILLI);
+            self.at(at, Event::Start { node });
+        }
+        for device in 0..self.devices.len() {
+            if let Some(at) = self.devices[device].first {
+                self.at(at, Event::Arrive { device });
+            }
+        }
+        self.at(SECOND, Event::Work);
+        if self.plan.fault_gap > 0 {
+            self.at(2 * SECOND, Event::Fault);
+        }
+        let end = SECOND + self.plan.work;
+        self.at(end, Event::Heal);
+    }
+
+    /// Runs to the end, or to the first violation.
+    pub(super) fn run(&mut self) {
+        while self.violation.is_none() && self.stage != Stage::Done {
+            let Some(((at, _), event)) = self.queue.pop_first() else {
+                return self.fail("progress", "nothing is left to happen".to_owned(), Vec::new());
+            };
+            self.now = self.now.max(at);
+            self.happen(event);
+        }
+    }
+
+    /// Schedules an event.
+    pub(super) fn at(&mut self, at: Micros, event: Event) {
+        self.ties += 1;
+        self.queue.insert((at.max(self.now), self.ties), event);
+    }
+
+    /// Schedules an event in a while.
+    pub(super) fn after(&mut self, delay: Micros, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    /// The first broken promise ends the run.
+    pub(super) fn fail(&mut self, invariant: &'static str, detail: String, subjects: Vec<String>) {
+        let at = self.now;
+        self.trace
+            .tell(at, || format!("VIOLATION of {invariant}: {detail}"));
+        self.violation.get_or_insert(Violation {
+            invariant,
+            detail,
+            subjects,
+            at,
+        });
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.now;
+        match event {
+            Event::Start { node } => {
+                self.trace.event(now, 1, node as u64, &[]);
+                self.start(node);
+            }
+            Event::Wake {
+                node,
+                boot,
+                partition,
+            } => self.wake(node, boot, partition),
+            Event::StoreDone { node, boot } => {
+                self.trace.event(now, 2, node as u64, &[]);
+                self.store_done(node, boot);
+            }
+            Event::Local {
+                node,
+                boot,
+                from,
+                to,
+                bytes,
+            } => {
+                if self.nodes[node].boot == boot {
+                    self.trace.event(now, 3, node as u64, &bytes);
+                    let from = self.addr(node, from);
+                    self.peer_input(node, to, from, &bytes);
+                }
+            }
+            Event::Peer {
+                pair,
+                side,
+                inc,
+                number,
+                from,
+                to,
+                bytes,
+            } => {
+                self.peer_arrives(pair, side, number, Stalled { from, to, inc, bytes });
+            }
+            Event::PeerUp { pair, side, inc } => {
+                self.trace.event(now, 5, pair as u64, &[side as u8]);
+                self.peer_up(pair, side, inc);
+            }
+            Event::PeerIdle {
+                pair,
+                side,
+                inc,
+                silent,
+            } => self.peer_idle(pair, side, inc, silent),
+            Event::PeerDial { pair } => self.peer_dial(pair),
+            Event::View {
+                observer,
+                boot,
+                subject,
+                generation,
+            } => {
+                self.trace.event(now, 6, observer as u64, &[subject as u8]);
+                self.view_changes(observer, boot, subject, generation);
+            }
+            Event::ToServer { conn, number, bytes } => self.client_bytes_at_server(conn, number, bytes),
+            Event::ToClient { conn, number, bytes } => self.client_bytes_at_client(conn, number, bytes),
+            Event::Connected {
+                device,
+                life,
+                attempt,
+                conn,
+            } => {
+                self.trace.event(now, 9, device as u64, &[]);
+                self.device_connected(device, life, attempt, conn);
+            }
+            Event::ServerGone { conn } => {
+                self.trace.event(now, 10, conn, &[]);
+                self.server_gone(conn);
+            }
+            Event::ClientGone { conn } => {
+                self.trace.event(now, 11, conn, &[]);
+                self.client_gone(conn);
+            }
+            Event::DeviceTimer { device, life } => self.device_timer(device, life),
+            Event::Consume { device, life } => self.device_consumes(device, life),
+            Event::Arrive { device } => {
+                self.trace.event(now, 12, device as u64, &[]);
+                self.device_arrives(device);
+            }
+            Event::Work => self.work(),
+            Event::Fault => self.fault(),
+            Event::Undo(undo) => self.undo(undo),
+            Event::Heal => self.heal(),
+            Event::Settle => self.settle(),
+        }
+    }
+
+    /// The address of a partition.
+    pub(super) fn addr(&self, node: usize, partition: u8) -> Addr {
+        Addr {
+            node: self.nodes[node].key.clone(),
+            partition,
+        }
+    }
+
+    /// The index of a node.
+    pub(super) fn node_of(&self, key: &NodeKey) -> Option<usize> {
+        self.nodes.iter().position(|node| node.key == *key)
+    }
+
+    /// The two clocks of a node.
+    pub(super) fn clocks(&self, node: usize) -> Now {
+        let node = &self.nodes[node];
+        let wall = EPOCH_MS + self.now / MILLI;
+        Now {
+            mono: Mono(SECOND + self.now - node.started),
+            wall_ms: wall.saturating_add_signed(node.wall_offset),
+        }
+    }
+
+    /// Starts a node that does not run.
+    fn start(&mut self, index: usize) {
+        if self.nodes[index].process.is_some() {
+            return;
+        }
+        let region = self.nodes[index].region;
+        let core = self.nodes[index].core;
+        let store = if core {
+            match self.open_store(region) {
+                Some(store) => Some(store),
+                None => return,
+            }
+        } else {
+            None
+        };
+        let wall = EPOCH_MS + self.now / MILLI;
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        node.boot += 1;
+        node.started = now;
+        node.paused_until = 0;
+        node.generation = (node.generation + 1).max(wall.saturating_add_signed(node.wall_offset));
+        let (generation, partitions, key) = (node.generation, node.partitions, node.key.clone());
+        self.trace
+            .tell(now, || format!("{key} starts, generation {generation}"));
+        let clocks = self.clocks(index);
+        let mut tasks = Vec::new();
+        for partition in 0..partitions {
+            let config = PartitionConfig {
+                me: self.addr(index, partition),
+                generation: Generation(generation),
+                sharding: self.plan.sharding,
+                holders: self.plan.holders(),
+                limits: self.plan.limits.clone(),
+                core,
+                edge: self.nodes[index].edge,
+            };
+            let machine = Partition::new(config, self.rng.seed(), clocks);
+            tasks.push(Task {
+                machine,
+                inbox: VecDeque::new(),
+                wake_at: None,
+                spins: (0, 0),
+            });
+        }
+        let view = BTreeMap::from([(index, generation)]);
+        self.nodes[index].process = Some(Process { tasks, store, view });
+        let endpoints = self.endpoints(region);
+        let members = self.members(index);
+        for partition in 0..partitions {
+            self.input(index, partition, Input::Endpoints(endpoints.clone()));
+            self.input(index, partition, Input::Members(members.clone()));
+        }
+        self.seen(index);
+        self.dial_all(index);
+    }
+
+    /// Everybody learns of a node that started, and it of the others, each at its own time.
+    fn seen(&mut self, index: usize) {
+        let generation = self.nodes[index].generation;
+        for other in 0..self.nodes.len() {
+            let near = self.nodes[other].region == self.nodes[index].region;
+            let delay = |rng: &mut SimRng| {
+                if near {
+                    rng.between(50, 700) * MILLI
+                } else {
+                    rng.between(200, 2000) * MILLI
+                }
+            };
+            if other == index || self.nodes[other].process.is_none() {
+                continue;
+            }
+            let (there, back) = (delay(&mut self.rng), delay(&mut self.rng));
+            let (boot, other_boot) = (self.nodes[index].boot, self.nodes[other].boot);
+            let other_generation = self.nodes[other].generation;
+            self.after(
+                there,
+                Event::View {
+                    observer: other,
+                    boot: other_boot,
+                    subject: index,
+                    generation: Some(generation),
+                },
+            );
+            self.after(
+                back,
+                Event::View {
+                    observer: index,
+                    boot,
+                    subject: other,
+                    generation: Some(other_generation),
+                },
+            );
+        }
+    }
+
+    /// A node dies: all that it had in memory is gone.
+    pub(super) fn kill(&mut self, index: usize) {
+        let Some(process) = self.nodes[index].process.take() else {
+            return;
+        };
+        let (now, key) = (self.now, self.nodes[index].key.clone());
+        self.trace.tell(now, || format!("{key} dies"));
+        self.nodes[index].boot += 1;
+        if let Some(store) = process.store {
+            self.crash_store(self.nodes[index].region, store);
+        }
+        self.drop_peers(index);
+        self.drop_clients(index);
+        for observer in 0..self.nodes.len() {
+            if observer == index || self.nodes[observer].process.is_none() {
+                continue;
+            }
+            let delay = self.rng.between(1000, 4000) * MILLI;
+            let boot = self.nodes[observer].boot;
+            self.after(
+                delay,
+                Event::View {
+                    observer,
+                    boot,
+                    subject: index,
+                    generation: None,
+                },
+            );
+        }
+    }
+
+    /// `None` takes the subject for dead, unless it runs or its death is news of an older life.
+    fn view_changes(&mut self, observer: usize, boot: u64, subject: usize, generation: Option<u64>) {
+        if self.nodes[observer].boot != boot {
+            return;
+        }
+        let alive = self.nodes[subject].process.is_some();
+        let current = self.nodes[subject].generation;
+        let Some(process) = &mut self.nodes[observer].process else {
+            return;
+        };
+        let before = process.view.get(&subject).copied();
+        match generation {
+            Some(generation) if before.is_none_or(|known| known < generation) => {
+                process.view.insert(subject, generation);
+            }
+            None if !alive || before.is_some_and(|known| known < current) => {
+                process.view.remove(&subject);
+            }
+            _ => return,
+        }
+        if process.view.get(&subject).copied() != before {
+            self.tell_members(observer);
+        }
+    }
+
+    /// An observer takes a living node for dead.
+    pub(super) fn forget(&mut self, observer: usize, subject: usize) {
+        if let Some(process) = &mut self.nodes[observer].process
+            && process.view.remove(&subject).is_some()
+        {
+            self.tell_members(observer);
+        }
+    }
+
+    fn tell_members(&mut self, observer: usize) {
+        let members = self.members(observer);
+        let (now, key) = (self.now, self.nodes[observer].key.clone());
+        self.trace.tell(now, || {
+            let names: Vec<String> = members
+                .regions
+                .values()
+                .flat_map(|nodes| nodes.values())
+                .map(|member| format!("{}.{}", member.key, member.generation))
+                .collect();
+            format!("{key} sees {}", names.join(" "))
+        });
+        for partition in 0..self.nodes[observer].partitions {
+            self.input(observer, partition, Input::Members(members.clone()));
+        }
+    }
+
+    fn members(&self, observer: usize) -> Members {
+        let view = self.nodes[observer].process.as_ref().map(|process| &process.view);
+        let seen = view.into_iter().flatten().map(|(subject, generation)| {
+            let node = &self.nodes[*subject];
+            Member {
+                key: node.key.clone(),
+                generation: Generation(*generation),
+                partitions: node.partitions,
+                core: node.core,
+                edge: node.edge,
+                ready: true,
+                client: node.edge.then(|| node.key.to_string()),
+            }
+        });
+        Members::new(seen)
+    }
+
+    /// The endpoints that a region tells its clients.
+    pub(super) fn endpoints(&self, region: usize) -> Vec<RegionEndpoints> {
+        let mut order: Vec<usize> = (0..self.plan.places.len()).collect();
+        order.sort_by_key(|at| (*at != region, *at));
+        order
+            .into_iter()
+            .map(|at| RegionEndpoints {
+                region: self.plan.places[at].region.clone(),
+                endpoints: self
+                    .nodes
+                    .iter()
+                    .filter(|node| node.region == at && node.edge)
+                    .map(|node| node.key.to_string())
+                    .collect(),
+            })
+            .collect()
+    }
+
+    /// Hands an input to a partition, which takes it up soon.
+    pub(super) fn input(&mut self, node: usize, partition: u8, input: Input) {
+        let delay = self.rng.below(100);
+        let Some(task) = self.task(node, partition) else {
+            return;
+        };
+        task.inbox.push_back(input);
+        let waiting = task.inbox.len();
+        self.wake_in(node, partition, delay);
+        if waiting > INBOX_LIMIT {
+            let detail = format!("{waiting} inputs wait for {}", self.addr(node, partition));
+            self.fail("bounded queues", detail, Vec::new());
+        }
+    }
+
+    /// A node that stood still goes on.
+    pub(super) fn resume(&mut self, node: usize) {
+        for partition in 0..self.nodes[node].partitions {
+            self.wake_in(node, partition, 0);
+        }
+    }
+
+    pub(super) fn task(&mut self, node: usize, partition: u8) -> Option<&mut Task> {
+        self.nodes[node]
+            .process
+            .as_mut()?
+            .tasks
+            .get_mut(usize::from(partition))
+    }
+
+    fn wake_in(&mut self, node: usize, partition: u8, delay: Micros) {
+        let at = (self.now + delay).max(self.nodes[node].paused_until);
+        let boot = self.nodes[node].boot;
+        let Some(task) = self.task(node, partition) else {
+            return;
+        };
+        if task.wake_at.is_none_or(|planned| at < planned) {
+            task.wake_at = Some(at);
+            self.at(
+                at,
+                Event::Wake {
+                    node,
+                    boot,
+                    partition,
+                },
+            );
+        }
+    }
+
+    /// One turn of a partition's loop: inputs, timers, outputs.
+    fn wake(&mut self, node: usize, boot: u64, partition: u8) {
+        if self.nodes[node].boot != boot {
+            return;
+        }
+        let (now, paused_until) = (self.now, self.nodes[node].paused_until);
+        let clocks = self.clocks(node);
+        let Some(task) = self.task(node, partition) else {
+            return;
+        };
+        if task.wake_at != Some(now) {
+            return;
+        }
+        task.wake_at = None;
+        if now < paused_until {
+            return self.wake_in(node, partition, 0);
+        }
+        let batch = task.inbox.len().min(BATCH);
+        for input in task.inbox.drain(..batch) {
+            task.machine.handle(input, clocks);
+        }
+        if task.machine.poll_timeout().is_some_and(|due| due <= clocks.mono) {
+            task.machine.handle_timeout(clocks);
+        }
+        let mut outputs = Vec::new();
+        while let Some(output) = task.machine.poll_output() {
+            outputs.push(output);
+            if outputs.len() > OUTPUT_LIMIT {
+                break;
+            }
+        }
+        let flooding = outputs.len() > OUTPUT_LIMIT;
+        let second = now / SECOND;
+        if task.spins.0 != second {
+            task.spins = (second, 0);
+        }
+        task.spins.1 += u32::from(batch == 0 && outputs.is_empty());
+        let due = [
+            task.machine.edge().poll_timeout(),
+            task.machine.owner().poll_timeout(),
+            task.machine.links().poll_timeout(),
+        ];
+        let spinning = task.spins.1 > SPIN_LIMIT;
+        self.trace.event(
+            now,
+            4,
+            node as u64,
+            &[partition, batch as u8, outputs.len() as u8],
+        );
+        for output in outputs {
+            self.output(node, partition, output);
+        }
+        if spinning || flooding {
+            let mono = clocks.mono;
+            let detail = format!(
+                "{} works without end: its edge, owner and links want to be called at {due:?}; it is {mono:?}",
+                self.addr(node, partition)
+            );
+            self.fail("progress", detail, Vec::new());
+        }
+        self.check_limits(node, partition);
+        let Some(task) = self.task(node, partition) else {
+            return;
+        };
+        let more = !task.inbox.is_empty();
+        let due = task.machine.poll_timeout();
+        if more {
+            self.wake_in(node, partition, 1);
+        } else if let Some(due) = due {
+            // Timers fire a little late, as on a busy machine.
+            let late = due.0.saturating_sub(clocks.mono.0).max(1);
+            self.wake_in(node, partition, late);
+        }
+    }
+
+    fn output(&mut self, node: usize, partition: u8, output: Output) {
+        match output {
+            Output::Client { conn, frames } => self.to_client(node, conn, frames),
+            Output::Close { conn, code, detail } => self.close_client(node, conn, code, &detail),
+            Output::Peer { to, message } => self.peer_output(node, partition, to, message),
+            Output::Commit { token, ops, now_ms } => self.commit(node, partition, token, ops, now_ms),
+            Output::Read { token, read } => self.read(node, partition, token, read),
+            Output::Alarm(alarm) => self.alarm(node, &format!("{alarm:?}")),
+        }
+    }
+
+    fn alarm(&mut self, node: usize, what: &str) {
+        let detail = format!("{}: {what}", self.nodes[node].key);
+        self.fail("no alarms", detail, Vec::new());
+    }
+
+    fn peer_output(&mut self, node: usize, partition: u8, to: Addr, message: Message) {
+        let Some(target) = self.node_of(&to.node) else {
+            let detail = format!("a message to {to}, which is not there");
+            return self.fail("addresses", detail, Vec::new());
+        };
+        self.check_message(node, &message);
+        let Some(mut message) = self.spoil(message) else {
+            return;
+        };
+        let bytes = message.encode();
+        let (now, from) = (self.now, self.addr(node, partition));
+        self.trace.tell(now, || {
+            format!("{from} -> {to}: {}", super::report::message(&message))
+        });
+        if target == node {
+            let boot = self.nodes[node].boot;
+            let event = Event::Local {
+                node,
+                boot,
+                from: partition,
+                to: to.partition,
+                bytes,
+            };
+            return self.after(20, event);
+        }
+        self.peer_send(node, target, partition, to.partition, bytes);
+    }
+
+    /// A message of another partition reaches its machine.
+    pub(super) fn peer_input(&mut self, node: usize, partition: u8, from: Addr, bytes: &Bytes) {
+        match Message::decode(bytes) {
+            Ok(message) => self.input(node, partition, Input::Peer { from, message }),
+            Err(error) => {
+                let detail = format!("a message of {from} does not decode: {error}");
+                self.fail("codec", detail, Vec::new());
+            }
+        }
+    }
+
+    /// The region's name.
+    pub(super) fn region_name(&self, region: usize) -> &RegionId {
+        &self.plan.places[region].region
+    }
+
+    /// The core node of a region.
+    pub(super) fn core_of(&self, region: usize) -> usize {
+        self.nodes
+            .iter()
+            .position(|node| node.region == region && node.core)
+            .unwrap_or_default()
+    }
+}
+
+impl Node {
+    fn planned(plan: &super::plan::NodePlan) -> Node {
+        Node {
+            key: plan.key.clone(),
+            region: plan.region,
+            core: plan.core,
+            edge: plan.edge,
+            partitions: plan.partitions,
+            wall_offset: plan.wall_offset,
+            generation: 0,
+            boot: 0,
+            started: 0,
+            paused_until: 0,
+            process: None,
+        }
+    }
+}
