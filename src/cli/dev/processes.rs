@@ -17,7 +17,7 @@ const READY_EVERY: Duration = Duration::from_millis(50);
 /// A node that died is started again after this, doubled while it does not last.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
 /// A node that ran for so long did not die of its start.
-const LASTED: Duration = Duration::from_secs(5);
+const LASTED: Duration = Duration::from_secs(1);
 /// Longest pause before a restart.
 const RESTART_AT_MOST: Duration = Duration::from_secs(10);
 
