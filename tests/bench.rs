@@ -1,0 +1,57 @@
+//! `iris bench` against a cluster of this process: what it reports must fit to what it did.
+
+mod common;
+
+use common::{TestCluster, regions};
+use serde_json::Value;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_across_regions_is_delivered_once_and_reported() {
+    let cluster = TestCluster::start(&regions(&["us-east", "eu-west"]), &[]).await;
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_iris"));
+    command
+        .args([
+            "bench",
+            "--output",
+            "json",
+            "--cross",
+            "--away",
+            "0.25",
+            "--connections",
+            "8",
+        ])
+        .args([
+            "--users",
+            "4",
+            "--rate",
+            "200",
+            "--warmup",
+            "500ms",
+            "--duration",
+            "1s",
+        ])
+        .arg("--data")
+        .arg(cluster.folder.path());
+    let output = common::within("bench ended", command.output()).await.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let check = &report["check"];
+    let count = |name: &str| {
+        check[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {name} in {report}"))
+    };
+    assert_eq!(check["passed"], true, "{report}");
+    assert_eq!(count("sent") + count("not_sent"), 300, "{report}");
+    assert_eq!(
+        (count("accepted"), count("lost"), count("duplicates")),
+        (count("sent"), 0, 0)
+    );
+    // Two devices of each user who was online, one of each who came later: a quarter of the messages.
+    assert_eq!(count("expected"), count("delivered"));
+    let away = count("sent") * 2 - count("delivered");
+    assert!(away.abs_diff(count("sent") / 4) <= 8, "{report}");
+    assert!(report["send_to_delivered"]["p99"].as_f64().unwrap() > 0.0);
+    cluster.stop().await;
+}
