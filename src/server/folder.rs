@@ -135,6 +135,7 @@ mod tests {
         ));
         let made = NodeFolder::open(&path, Create::Store).unwrap();
         let first = made.next_generation().unwrap();
+        fs::create_dir(path.join("store")).unwrap();
         assert!(matches!(
             NodeFolder::open(&path, Create::Store),
             Err(FolderError::NotEmpty(_))
