@@ -132,14 +132,13 @@ async fn in_process(
     welcome(cluster, data, &[])?;
     let why = signal.await;
     eprintln!("{why}: draining");
-    // Edges first, so that their clients are told to go before the cores close.
-    running.reverse();
-    let stopping: Vec<_> = running
-        .into_iter()
-        .map(|node| tokio::spawn(node.stop()))
-        .collect();
-    for node in stopping {
-        node.await.context("a node panicked while it stopped")?;
+    // Edges first: their clients are told to go, and what is in flight is answered before the cores close.
+    let (cores, edges): (Vec<_>, Vec<_>) = running.into_iter().partition(|node| node.client_addr().is_none());
+    for nodes in [edges, cores] {
+        let stopping: Vec<_> = nodes.into_iter().map(|node| tokio::spawn(node.stop())).collect();
+        for node in stopping {
+            node.await.context("a node panicked while it stopped")?;
+        }
     }
     eprintln!("stopped; everything accepted is in {}", data.display());
     Ok(ExitCode::SUCCESS)

@@ -50,7 +50,7 @@ pub struct CoreLimits {
     pub link_timeout_ms: u64,
     /// Sessions that are missing from their edge's set end after so long, milliseconds.
     pub session_grace_ms: u64,
-    /// A probed client has so long to answer, milliseconds (DESIGN 5).
+    /// A probed client has so long to answer, milliseconds; no answer ends its session.
     pub probe_ms: u64,
     /// Seconds of silence after which a client's connection ends.
     pub idle_seconds: u32,

@@ -1,4 +1,4 @@
-//! Links: replication between regions (DESIGN 4, R1, R3, R5, R6 of REPLICATION).
+//! Links: replication between regions (R1, R3, R5, R6).
 //!
 //! A partition that owns shards has a link to each partition of another region that owns some of the same shards. Each
 //! link has two sides here: what *we pull* from it as a subscriber, and what *we serve* to it as a provider.

@@ -40,6 +40,9 @@ pub use deposits::DepositStats;
 /// to be worth its overhead.
 const DELIVERY_MESSAGE_BYTES: usize = 1024 * 1024;
 
+/// Presence events in one message: each is below a kilobyte.
+const PRESENCE_MESSAGE_EVENTS: usize = 1024;
+
 /// What an owner is told once.
 #[derive(Debug, Clone)]
 pub struct OwnerConfig {
@@ -577,7 +580,7 @@ impl Owner {
             } else if !lane.deliveries.is_empty() {
                 ToEdge::Deliver(take_deliveries(&mut lane.deliveries))
             } else if !lane.presence.is_empty() {
-                ToEdge::Presence(std::mem::take(&mut lane.presence).into_values().collect())
+                ToEdge::Presence(take_presence(&mut lane.presence))
             } else {
                 continue;
             };
@@ -720,6 +723,15 @@ fn take_some<T>(items: &mut Vec<T>) -> Vec<T> {
     }
     let rest = items.split_off(super::msg::MAX_ITEMS);
     std::mem::replace(items, rest)
+}
+
+/// As many events as fit one message whatever their texts, in order of user.
+fn take_presence(events: &mut BTreeMap<UserId, PresenceEvent>) -> Vec<PresenceEvent> {
+    let Some(next) = events.keys().nth(PRESENCE_MESSAGE_EVENTS).cloned() else {
+        return std::mem::take(events).into_values().collect();
+    };
+    let rest = events.split_off(&next);
+    std::mem::replace(events, rest).into_values().collect()
 }
 
 /// At most what one message may hold, in items and in bytes, from the front.

@@ -508,7 +508,7 @@ pub enum ServerFrame {
         /// For people.
         detail: String,
     },
-    /// Is the client there? It answers with [`ClientFrame::ProbeReply`] within 2 s, or its session may end (DESIGN 5).
+    /// Is the client there? It answers with [`ClientFrame::ProbeReply`] within 2 s, or its session may end.
     Probe {
         /// To be sent back.
         nonce: u64,

@@ -393,7 +393,8 @@ impl PartitionTask {
             return;
         };
         match self.pool.send(&node, incarnation, class, batch) {
-            Ok(()) | Err(PeerSendError::NotConnected | PeerSendError::Stale { .. }) => {}
+            Ok(())
+            | Err(PeerSendError::NotConnected | PeerSendError::Stale { .. } | PeerSendError::Unknown(_)) => {}
             Err(error) => {
                 // A stream must not lose a message in its middle: the connection is given up and made again.
                 tracing::warn!(peer = %node, %error, "the queue to a peer took no more: reconnecting");

@@ -231,6 +231,8 @@ impl Owner {
             attachment.position.merge(&device.cursor);
             attachment.written = device.cursor.clone();
         }
+        // What the device claims beyond what is applied here is written as that advances (R17).
+        let behind = !attachment.written.includes(&attachment.cursor);
         let mut holes = Vec::new();
         for (origin, trimmed) in row.trimmed.iter() {
             let position = attachment.position.of(origin);
@@ -244,6 +246,9 @@ impl Owner {
                     count: 0,
                 });
             }
+        }
+        if behind && let Some(shard) = self.shards.get_mut(&id) {
+            shard.moved.insert(session);
         }
         self.stats.delivery.holes += holes.len() as u64;
         for hole in holes {

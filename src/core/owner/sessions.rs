@@ -12,11 +12,9 @@ use crate::core::ids::{Addr, DeviceId, Generation, NodeKey, RegionId, SessionId,
 use crate::core::limits::ms;
 use crate::core::link::{DeviceKey, PresenceSource};
 use crate::core::msg::{self, ToEdge};
-use crate::core::presence::{
-    Admission, AdmitError, Claim, Edge, Effect, Entry, MergeOutcome, StatusText, VisibleStatus,
-};
+use crate::core::presence::{Admission, AdmitError, Claim, Edge, Effect, Entry, MergeOutcome, StatusText};
 use crate::core::time::{Mono, Now};
-use crate::core::wire::{Code, PresenceEvent, Status};
+use crate::core::wire::{Code, PresenceEvent};
 
 /// A client that was asked whether it is there.
 #[derive(Debug, Clone)]
@@ -202,7 +200,7 @@ impl Owner {
             lane.watches.insert(user.clone());
         }
         let event = self.seen(id, &user);
-        if let Some(lane) = self.lanes.get_mut(&lane) {
+        if let (Some(lane), Some(event)) = (self.lanes.get_mut(&lane), event) {
             lane.presence.insert(user, event);
         }
     }
@@ -435,7 +433,7 @@ impl Owner {
             return;
         };
         let watchers: Vec<LaneId> = watchers.iter().copied().collect();
-        let event = self.seen(id, user);
+        let Some(event) = self.seen(id, user) else { return };
         for lane in watchers {
             if let Some(lane) = self.lanes.get_mut(&lane) {
                 lane.presence.insert(user.clone(), event.clone());
@@ -443,35 +441,13 @@ impl Owner {
         }
     }
 
-    fn seen(&self, id: ShardId, user: &UserId) -> PresenceEvent {
-        let mut event = PresenceEvent {
-            user: user.clone(),
-            status: Status::Offline,
-            text: String::new(),
-            since_ms: 0,
-            region: None,
-            unreachable_since_ms: None,
-            devices: 0,
-        };
-        let Some(shard) = self.shards.get(&id) else {
-            return event;
-        };
-        let visible = shard.presence.visible(user, &self.unreachable);
-        event.text = visible.text.to_string();
-        event.since_ms = visible.since_ms;
-        event.devices = visible.devices.len() as u32;
-        let best = visible
-            .devices
-            .iter()
-            .find(|device| device.status == visible.status);
-        event.region = best.map(|device| device.region.clone());
-        match visible.status {
-            VisibleStatus::Offline => {}
-            VisibleStatus::Unreachable { since_ms } => event.unreachable_since_ms = Some(since_ms),
-            VisibleStatus::Away => event.status = Status::Away,
-            VisibleStatus::Dnd => event.status = Status::Dnd,
-            VisibleStatus::Online => event.status = Status::Online,
-        }
-        event
+    fn seen(&self, id: ShardId, user: &UserId) -> Option<PresenceEvent> {
+        let shard = self.shards.get(&id)?;
+        Some(
+            shard
+                .presence
+                .visible(user, &self.unreachable)
+                .event(user.clone()),
+        )
     }
 }
