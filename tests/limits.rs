@@ -413,15 +413,13 @@ impl Raw {
         self.session_seq += 1;
         let send = message(id, self.session_seq, to, body);
         self.write(encoded(&ClientFrame::Send(send))).await;
-        loop {
-            match self.next().await.unwrap() {
-                ServerFrame::Accepted(accepted) if accepted.id == id => return Ok(accepted.duplicate),
-                ServerFrame::Rejected(rejected) if rejected.id == id => {
-                    assert!(!rejected.detail.is_empty(), "{rejected:?}");
-                    return Err(rejected.code);
-                }
-                other => panic!("expected an answer to {id}: {other:?}"),
+        match self.next().await.unwrap() {
+            ServerFrame::Accepted(accepted) if accepted.id == id => Ok(accepted.duplicate),
+            ServerFrame::Rejected(rejected) if rejected.id == id => {
+                assert!(!rejected.detail.is_empty(), "{rejected:?}");
+                Err(rejected.code)
             }
+            other => panic!("expected an answer to {id}: {other:?}"),
         }
     }
 }

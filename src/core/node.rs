@@ -470,6 +470,10 @@ impl Partition {
 
     fn committed(&mut self, token: u64, result: Result<Committed, StoreError>, now: Now) {
         self.owner.handle_clock(self.links.remote_wall_ms(now));
+        if result.is_err() {
+            // What came with this input in one batch waits behind the failed commit, too.
+            self.pump();
+        }
         let Some((expected, tags)) = self.in_flight.take() else {
             return;
         };

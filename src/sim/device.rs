@@ -103,7 +103,7 @@ impl World {
 
     /// The client of a device starts, with what it saved.
     pub(super) fn device_arrives(&mut self, index: usize) {
-        if self.devices[index].machine.is_some() {
+        if self.devices[index].machine.is_some() || self.stage > Stage::Settle {
             return;
         }
         let (now, home) = (self.now, self.devices[index].home);

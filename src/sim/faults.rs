@@ -135,11 +135,9 @@ impl World {
                     self.cut(ways, lasts);
                 }
             }
-            Fault::Flap => {
-                if !self.pairs.is_empty() {
-                    let pair = self.rng.index(self.pairs.len());
-                    self.peer_break(pair);
-                }
+            Fault::Flap if !self.pairs.is_empty() => {
+                let pair = self.rng.index(self.pairs.len());
+                self.peer_break(pair);
             }
             Fault::Disconnect if devices => {
                 if let Some(conn) = self.devices[device].conn {
@@ -154,10 +152,8 @@ impl World {
                 let delay = self.rng.between(1, 1500) * MILLI;
                 self.after(delay, Event::Arrive { device });
             }
-            Fault::Amnesia if devices => {
-                if self.devices[device].machine.is_some() {
-                    self.device_forgets(device);
-                }
+            Fault::Amnesia if devices && self.devices[device].machine.is_some() => {
+                self.device_forgets(device);
             }
             Fault::StallRead if devices => {
                 self.devices[device].reading = false;
@@ -167,13 +163,11 @@ impl World {
                 self.devices[device].handling = false;
                 self.after(lasts, Event::Undo(Undo::Handle(device)));
             }
-            Fault::Leave if devices => {
-                if self.devices[device].machine.is_some() {
-                    let told = self.rng.chance(500);
-                    self.device_leaves(device, told);
-                    let away = self.away();
-                    self.after(away, Event::Arrive { device });
-                }
+            Fault::Leave if devices && self.devices[device].machine.is_some() => {
+                let told = self.rng.chance(500);
+                self.device_leaves(device, told);
+                let away = self.away();
+                self.after(away, Event::Arrive { device });
             }
             Fault::FalseDeath => {
                 let subject = self.rng.index(self.nodes.len());
@@ -192,10 +186,8 @@ impl World {
                     );
                 }
             }
-            Fault::StoreFatal => {
-                if self.nodes[node].core {
-                    self.store_dies(node);
-                }
+            Fault::StoreFatal if self.nodes[node].core => {
+                self.store_dies(node);
             }
             Fault::Clock => {
                 let step = self.rng.between(0, 60_000) as i64 - 30_000;

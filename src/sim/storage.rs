@@ -31,6 +31,7 @@ pub(super) struct RegionStore {
     identity: StoreIdentity,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one for each simulated node")]
 enum Medium {
     Memory(MemoryDisk),
     Embedded {

@@ -759,7 +759,7 @@ impl World {
 
     fn output(&mut self, node: usize, partition: u8, output: Output) {
         match output {
-            Output::Client { conn, frames } => self.to_client(node, conn, frames),
+            Output::Client { conn, frames } => self.send_to_client(node, conn, frames),
             Output::Close { conn, code, detail } => self.close_client(node, conn, code, &detail),
             Output::Peer { to, message } => self.peer_output(node, partition, to, message),
             Output::Commit { token, ops, now_ms } => self.commit(node, partition, token, ops, now_ms),

@@ -46,7 +46,7 @@ fn traffic(store: &mut Store, promised: &mut Promised, next: &mut u64, rounds: u
             device: crate::store::conformance::kit::device("phone"),
             cursor: vector(&[(origin.0, upto.max(1))]),
         });
-        if *next % 3 == 0 {
+        if (*next).is_multiple_of(3) {
             ops.push(StoreOp::Confirm { shard: S, epoch });
             ops.push(StoreOp::Trim { shard: S, epoch });
         }
