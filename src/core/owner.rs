@@ -95,7 +95,7 @@ pub enum Tag {
     /// A deposit.
     Deposit(deposits::DepositTag),
     /// Registering the device of a session.
-    Register(ShardId, SessionId),
+    Register(AttachId),
     /// Writing a cursor.
     Cursor(delivery::Unwritten),
     /// Work whose outcome matters only if it is not done.
@@ -104,19 +104,28 @@ pub enum Tag {
     Upkeep(ShardId),
 }
 
+/// One attachment of a session. A session that is attached again is another one: what was asked for the one before must
+/// not be taken for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AttachId {
+    /// The user's shard.
+    pub shard: ShardId,
+    /// The session.
+    pub session: SessionId,
+    number: u64,
+}
+
 /// A question to the store and what it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
     /// The head of a shard, to become active under this epoch.
     Head(ShardId, Epoch),
     /// The row of a user, for a session.
-    User(ShardId, SessionId, UserId),
+    User(AttachId, UserId),
     /// Messages for a session.
     Inbox {
-        /// The shard.
-        shard: ShardId,
-        /// The session.
-        session: SessionId,
+        /// For which attachment.
+        at: AttachId,
         /// Whose.
         user: UserId,
         /// Above this.
@@ -133,16 +142,16 @@ impl Question {
     pub fn read(&self) -> Read {
         match self {
             Question::Head(shard, _) => Read::Shard(*shard),
-            Question::User(shard, _, user) => Read::User(*shard, user.clone()),
+            Question::User(at, user) => Read::User(at.shard, user.clone()),
             Question::Inbox {
-                shard,
+                at,
                 user,
                 after,
                 max_items,
                 max_bytes,
                 ..
             } => Read::Inbox {
-                shard: *shard,
+                shard: at.shard,
                 user: user.clone(),
                 after: after.clone(),
                 max_items: *max_items,
@@ -178,6 +187,7 @@ pub struct Owner {
     lanes: BTreeMap<LaneId, Lane>,
     lane_of: BTreeMap<Addr, LaneId>,
     next_lane: u64,
+    next_attach: u64,
     /// Lanes that broke on our side: their edges are told once they can be reached.
     broken: BTreeMap<Addr, u64>,
     senders: deposits::Senders,
@@ -270,6 +280,7 @@ impl Owner {
             lanes: BTreeMap::new(),
             lane_of: BTreeMap::new(),
             next_lane: 1,
+            next_attach: 1,
             broken: BTreeMap::new(),
             senders: deposits::Senders::default(),
             touched: BTreeSet::new(),
@@ -458,7 +469,7 @@ impl Owner {
             }
             (Tag::Bump(_), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
             (Tag::Deposit(tag), outcome) => self.deposited(tag, outcome, now),
-            (Tag::Register(shard, session), outcome) => self.registered(shard, session, outcome, now),
+            (Tag::Register(at), outcome) => self.registered(at, outcome, now),
             // The store could not: the session may be gone by now, so the cursor is kept here until it is written.
             (Tag::Cursor(cursor), Err(_)) => {
                 let key = (cursor.shard, cursor.user, cursor.device);
@@ -495,18 +506,21 @@ impl Owner {
         match (question, answer) {
             (Question::Head(shard, epoch), Ok(ReadReply::Shard(row))) => self.activate(shard, epoch, &row),
             (Question::Head(..), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
-            (Question::User(shard, session, user), Ok(ReadReply::User(row))) => {
-                self.user_read(shard, session, &user, &row, now);
+            (Question::User(at, user), Ok(ReadReply::User(row))) => {
+                self.user_read(at, &user, &row, now);
             }
-            (Question::Inbox { shard, session, .. }, Ok(ReadReply::Inbox(page))) => {
-                self.inbox_read(shard, session, page);
+            (Question::Inbox { at, .. }, Ok(ReadReply::Inbox(page))) => {
+                self.inbox_read(at, page);
             }
-            (Question::User(shard, session, _) | Question::Inbox { shard, session, .. }, answer) => {
+            (Question::User(at, _) | Question::Inbox { at, .. }, answer) => {
+                if self.attached(at).is_none() {
+                    return;
+                }
                 let why = match answer {
                     Err(error) => error.to_string(),
                     Ok(_) => "the store answered another question".to_owned(),
                 };
-                self.end_session(shard, session, Code::Unavailable, &why, now);
+                self.end_session(at.shard, at.session, Code::Unavailable, &why, now);
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{LaneId, Owner, OwnerOutput, Question, Tag, refusal_code};
+use super::{AttachId, LaneId, Owner, OwnerOutput, Question, Tag, refusal_code};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, SessionId, ShardId, UserId};
 use crate::core::msg::{Attach, Delivery, ToEdge};
@@ -42,6 +42,7 @@ pub struct DeliveryStats {
 
 /// A session as its owner sees it.
 pub(super) struct Attachment {
+    id: AttachId,
     pub(super) lane: LaneId,
     pub(super) attach: Attach,
     /// What the device consumed, as far as known here: stored, claimed and acknowledged.
@@ -143,7 +144,14 @@ impl Owner {
         };
         let mut position = cursor.clone();
         position.merge(&attach.given);
+        let at = AttachId {
+            shard: id,
+            session,
+            number: self.next_attach,
+        };
+        self.next_attach += 1;
         let attachment = Attachment {
+            id: at,
             lane,
             given_before: attach.given.clone(),
             attach,
@@ -163,30 +171,19 @@ impl Owner {
         if let Some(lane) = self.lanes.get_mut(&lane) {
             lane.sessions.insert((id, session));
         }
-        self.out
-            .push_back(OwnerOutput::Commit(op, Tag::Register(id, session)));
+        self.out.push_back(OwnerOutput::Commit(op, Tag::Register(at)));
     }
 
-    pub(super) fn registered(
-        &mut self,
-        id: ShardId,
-        session: SessionId,
-        outcome: Result<Outcome, String>,
-        now: Now,
-    ) {
-        let Some(attachment) = self
-            .shards
-            .get(&id)
-            .and_then(|shard| shard.sessions.get(&session))
-        else {
+    pub(super) fn registered(&mut self, at: AttachId, outcome: Result<Outcome, String>, now: Now) {
+        let (id, session) = (at.shard, at.session);
+        let Some(attachment) = self.attached(at) else {
             return;
         };
         let lane = attachment.lane;
         match outcome {
             Ok(Outcome::Done { .. }) => {
                 let user = attachment.attach.user.clone();
-                self.out
-                    .push_back(OwnerOutput::Read(Question::User(id, session, user)));
+                self.out.push_back(OwnerOutput::Read(Question::User(at, user)));
             }
             Ok(Outcome::Refused(refusal)) if !matches!(refusal, Refusal::Fenced { .. }) => {
                 self.end_session(id, session, refusal_code(&refusal).0, &refusal.to_string(), now);
@@ -199,19 +196,13 @@ impl Owner {
         }
     }
 
-    pub(super) fn user_read(
-        &mut self,
-        id: ShardId,
-        session: SessionId,
-        user: &UserId,
-        row: &UserRow,
-        now: Now,
-    ) {
-        let Some(shard) = self.shards.get(&id) else { return };
-        let stable = shard.stable(&self.config.holders);
-        let Some(lane) = shard.sessions.get(&session).map(|attachment| attachment.lane) else {
+    pub(super) fn user_read(&mut self, at: AttachId, user: &UserId, row: &UserRow, now: Now) {
+        let (id, session) = (at.shard, at.session);
+        let Some(lane) = self.attached(at).map(|attachment| attachment.lane) else {
             return;
         };
+        let Some(shard) = self.shards.get(&id) else { return };
+        let stable = shard.stable(&self.config.holders);
         let Some(connect_epoch) = self.admit(id, session, now) else {
             return;
         };
@@ -257,7 +248,11 @@ impl Owner {
         self.read_inbox(id, session, user.clone());
     }
 
-    pub(super) fn inbox_read(&mut self, id: ShardId, session: SessionId, page: InboxPage) {
+    pub(super) fn inbox_read(&mut self, at: AttachId, page: InboxPage) {
+        if self.attached(at).is_none() {
+            return;
+        }
+        let (id, session) = (at.shard, at.session);
         let Some(attachment) = self.attachment(id, session) else {
             return;
         };
@@ -462,6 +457,12 @@ impl Owner {
         }
     }
 
+    /// The attachment that something was asked for, if it is still the one.
+    pub(super) fn attached(&self, at: AttachId) -> Option<&Attachment> {
+        let attachment = self.shards.get(&at.shard)?.sessions.get(&at.session)?;
+        (attachment.id == at).then_some(attachment)
+    }
+
     pub(super) fn attachment(&mut self, id: ShardId, session: SessionId) -> Option<&mut Attachment> {
         self.shards.get_mut(&id)?.sessions.get_mut(&session)
     }
@@ -476,8 +477,7 @@ impl Owner {
         };
         attachment.mode = Mode::Reading { more: false };
         let question = Question::Inbox {
-            shard: id,
-            session,
+            at: attachment.id,
             user,
             after: attachment.position.clone(),
             max_items: messages
