@@ -14,6 +14,8 @@
 mod delivery;
 mod deposits;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
