@@ -11,10 +11,16 @@ use crate::core::wire::Status;
 
 const SHARD: ShardId = ShardId(0);
 const ORIGIN: Origin = Origin(7);
-const NOW: Now = Now { mono: Mono(0), wall_ms: 1_700_000_000_000 };
+const NOW: Now = Now {
+    mono: Mono(0),
+    wall_ms: 1_700_000_000_000,
+};
 
 fn addr(node: &str) -> Addr {
-    let node = NodeKey { region: RegionId::new("a").unwrap(), node: NodeName::new(node).unwrap() };
+    let node = NodeKey {
+        region: RegionId::new("a").unwrap(),
+        node: NodeName::new(node).unwrap(),
+    };
     Addr { node, partition: 0 }
 }
 
@@ -31,7 +37,10 @@ fn message(seq: u64) -> LoggedOp {
         expires_ms: 0,
         trace: Vec::new(),
     };
-    LoggedOp::encode(&Op::Append(envelope, bytes::Bytes::new()), Hlc { ms: seq, logical: 0 })
+    LoggedOp::encode(
+        &Op::Append(envelope, bytes::Bytes::new()),
+        Hlc { ms: seq, logical: 0 },
+    )
 }
 
 struct Script {
@@ -47,7 +56,10 @@ impl Script {
             holders: BTreeSet::from([RegionId::new("a").unwrap()]),
             limits: CoreLimits::default(),
         };
-        let mut script = Self { owner: Owner::new(config, NOW), given: Vec::new() };
+        let mut script = Self {
+            owner: Owner::new(config, NOW),
+            given: Vec::new(),
+        };
         script.owner.handle_placement(BTreeSet::from([SHARD]), NOW);
         script.run();
         assert!(script.owner.all_active());
@@ -60,10 +72,12 @@ impl Script {
         while let Some(output) = self.owner.poll_output() {
             match output {
                 OwnerOutput::Commit(StoreOp::Bump { .. }, tag) => {
-                    self.owner.handle_outcome(tag, Ok(Outcome::Bumped { epoch: Epoch(1) }), NOW);
+                    self.owner
+                        .handle_outcome(tag, Ok(Outcome::Bumped { epoch: Epoch(1) }), NOW);
                 }
                 OwnerOutput::Commit(_, tag) => {
-                    self.owner.handle_outcome(tag, Ok(Outcome::Done { more: false }), NOW);
+                    self.owner
+                        .handle_outcome(tag, Ok(Outcome::Done { more: false }), NOW);
                 }
                 OwnerOutput::Read(question @ Question::Head(..)) => {
                     let row = ReadReply::Shard(Box::<ShardRow>::default());
@@ -74,8 +88,12 @@ impl Script {
                     self.owner.handle_answer(question, Ok(row), NOW);
                 }
                 OwnerOutput::Read(question) => pages.push(question),
-                OwnerOutput::ToEdge { body: ToEdge::Deliver(deliveries), .. } => {
-                    self.given.extend(deliveries.iter().map(|delivery| delivery.at.seq));
+                OwnerOutput::ToEdge {
+                    body: ToEdge::Deliver(deliveries),
+                    ..
+                } => {
+                    self.given
+                        .extend(deliveries.iter().map(|delivery| delivery.at.seq));
                 }
                 _ => {}
             }
@@ -86,7 +104,14 @@ impl Script {
     /// Bob's session is attached on a new lane.
     fn attach(&mut self, lane: u64) -> Vec<Question> {
         let edge = addr("edge");
-        self.owner.handle_edge(&edge, lane, ToOwner::Open { generation: Generation(1) }, NOW);
+        self.owner.handle_edge(
+            &edge,
+            lane,
+            ToOwner::Open {
+                generation: Generation(1),
+            },
+            NOW,
+        );
         let attach = Attach {
             shard: SHARD,
             user: UserId::new("bob").unwrap(),
@@ -102,18 +127,26 @@ impl Script {
             text: String::new(),
             counter: 0,
         };
-        self.owner.handle_edge(&edge, lane, ToOwner::Attach(vec![attach]), NOW);
+        self.owner
+            .handle_edge(&edge, lane, ToOwner::Attach(vec![attach]), NOW);
         self.run()
     }
 
     fn page(&mut self, question: Question, seqs: &[u64]) -> Vec<Question> {
         let entry = |seq: &u64| InboxEntry {
-            at: Coord { origin: ORIGIN, seq: *seq },
+            at: Coord {
+                origin: ORIGIN,
+                seq: *seq,
+            },
             siblings: Vec::new(),
             op: message(*seq),
         };
-        let page = InboxPage { entries: seqs.iter().map(entry).collect(), end: true };
-        self.owner.handle_answer(question, Ok(ReadReply::Inbox(page)), NOW);
+        let page = InboxPage {
+            entries: seqs.iter().map(entry).collect(),
+            end: true,
+        };
+        self.owner
+            .handle_answer(question, Ok(ReadReply::Inbox(page)), NOW);
         self.run()
     }
 
@@ -123,7 +156,11 @@ impl Script {
             origin: ORIGIN,
             region: RegionId::new("a").unwrap(),
             own: true,
-            entry: LogEntry { seq, hash: 0, op: message(seq) },
+            entry: LogEntry {
+                seq,
+                hash: 0,
+                op: message(seq),
+            },
             hlc: Hlc::default(),
             siblings: Vec::new(),
         };
