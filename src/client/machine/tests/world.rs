@@ -12,7 +12,7 @@ use crate::core::wire::{Hello, Send};
 const SEEDS: u64 = 200;
 const STEPS: usize = 1_500;
 const RECIPIENTS: u64 = 3;
-/// Two recipients share a shard: they block each other at the edge, as in `core::edge`.
+/// Two recipients share a shard: what is given up of one is given up of the other too.
 const SHARDS: usize = 2;
 const WINDOW: usize = 6;
 const IN_FLIGHT: u32 = 5;
@@ -51,8 +51,8 @@ struct Session {
     last_seq: u64,
     unanswered: usize,
     streams: Vec<VecDeque<Deposit>>,
-    /// Ids that were refused for now, per shard, in order.
-    refused: Vec<VecDeque<MessageId>>,
+    /// The first that was refused for now, per recipient: nothing passes it.
+    refused: BTreeMap<UserId, MessageId>,
     /// What the session gave and what of it was acknowledged.
     given: Vector,
     acked: Vector,
@@ -70,7 +70,7 @@ impl Session {
             last_seq: 0,
             unanswered: 0,
             streams: (0..SHARDS).map(|_| VecDeque::new()).collect(),
-            refused: (0..SHARDS).map(|_| VecDeque::new()).collect(),
+            refused: BTreeMap::new(),
             given: Vector::new(),
             acked: Vector::new(),
             in_window: VecDeque::new(),
@@ -428,21 +428,16 @@ impl World {
             session.unanswered <= IN_FLIGHT as usize,
             "more in flight than allowed"
         );
-        let shard = shard(&send.control.to);
-        let refused = &mut session.refused[shard];
-        if !refused.is_empty() && !refused.contains(&send.id) {
-            refused.push_back(send.id);
+        let to = send.control.to.clone();
+        if session.refused.get(&to).is_some_and(|first| *first != send.id) {
             return self.reject(session, &send, Code::Blocked);
         }
         if self.faults && self.one_in(8) {
-            let refused = &mut session.refused[shard];
-            refused.clear();
-            refused.push_back(send.id);
+            session.refused.insert(to, send.id);
             return self.reject(session, &send, Code::Overloaded);
         }
-        if let Some(at) = session.refused[shard].iter().position(|id| *id == send.id) {
-            session.refused[shard].drain(..=at);
-        }
+        session.refused.remove(&to);
+        let shard = shard(&to);
         session.streams[shard].push_back(Deposit { send });
     }
 
@@ -466,11 +461,15 @@ impl World {
             // Given up: an unknown number of them was accepted.
             let mut stream = std::mem::take(&mut session.streams[shard]);
             let accepted = self.below(stream.len() as u64 + 1) as usize;
+            // Backwards, so that the first for each recipient stays.
+            for deposit in stream.iter().rev() {
+                let to = deposit.send.control.to.clone();
+                session.refused.insert(to, deposit.send.id);
+            }
             for (i, deposit) in stream.drain(..).enumerate() {
                 if i < accepted {
                     self.accept(session.region, &deposit.send);
                 }
-                session.refused[shard].push_back(deposit.send.id);
                 self.reject(&mut session, &deposit.send, Code::Unknown);
             }
         } else if let Some(Deposit { send }) = session.streams[shard].pop_front() {
