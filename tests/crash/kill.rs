@@ -77,9 +77,9 @@ async fn what_was_accepted_survives_killed_processes() {
     senders.rest().await;
     let answered = started.elapsed();
     phase.send_replace(Phase::Gather);
-    all_delivered(&book).await;
+    all_delivered(&cluster, &book).await;
     senders.once_more(&book).await;
-    all_delivered(&book).await;
+    all_delivered(&cluster, &book).await;
     phase.send_replace(Phase::End);
     for recipient in recipients {
         recipient.ended().await;

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use iris::client::{Client, ClientConfig, ClientEvent, Incoming, OutgoingMessage, Ticket};
-use iris::core::ids::{Origin, SessionId};
+use iris::core::ids::{Coord, Origin, SessionId};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::common::{PATIENCE, client_config, user, within};
+use crate::common::{client_config, user, within};
 use crate::processes::Processes;
 
 /// Between two sends of a sender while nothing strikes.
@@ -21,6 +21,8 @@ const PACE: Duration = Duration::from_millis(40);
 const BURST: u64 = 100;
 /// Messages that a sender leaves unanswered at most before it pauses.
 const UNANSWERED: usize = 500;
+/// When nothing came for so long, nothing will.
+const STALL: Duration = Duration::from_secs(30);
 
 /// A message of the test: its body names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,18 +36,22 @@ pub struct Name {
 /// What all of them saw.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    accepted: BTreeSet<Name>,
+    /// And where each stands.
+    accepted: BTreeMap<Name, Coord>,
     refused: Vec<String>,
     /// The region in which an incarnation of a store was seen to accept.
     origins: BTreeMap<Origin, String>,
     /// By recipient and device, in the order in which they were handed over.
     delivered: BTreeMap<(String, String), Vec<Delivered>>,
+    /// The clients of the devices, and the last that they told of their connections.
+    clients: BTreeMap<(String, String), (Client, String)>,
 }
 
 #[derive(Debug)]
 struct Delivered {
     name: Name,
     origin: Origin,
+    seq: u64,
     session: SessionId,
     session_seq: u64,
 }
@@ -67,14 +73,14 @@ impl Ledger {
     }
 
     /// Accepted messages that have not reached every device of their recipient.
-    fn missing(&self) -> BTreeMap<(String, String), Vec<&Name>> {
+    fn missing(&self) -> BTreeMap<(String, String), Vec<(&Name, &Coord)>> {
         let mut missing = BTreeMap::new();
         for (device, delivered) in &self.delivered {
             let have: BTreeSet<&Name> = delivered.iter().map(|one| &one.name).collect();
-            let lack: Vec<&Name> = self
+            let lack: Vec<_> = self
                 .accepted
                 .iter()
-                .filter(|name| name.recipient == device.0 && !have.contains(name))
+                .filter(|(name, _)| name.recipient == device.0 && !have.contains(name))
                 .collect();
             if !lack.is_empty() {
                 missing.insert(device.clone(), lack);
@@ -351,7 +357,7 @@ impl Sending {
                         .entry(at.origin)
                         .or_insert_with(|| self.region.clone());
                 }
-                book.accepted.insert(name);
+                book.accepted.insert(name, at);
             }
             ClientEvent::Rejected {
                 ticket, code, detail, ..
@@ -476,7 +482,7 @@ impl Receiving {
                         }
                         Some(ClientEvent::Hole(hole)) => panic!("{:?} was told of {hole:?}", self.key),
                         Some(ClientEvent::Closed(cause)) => panic!("{:?} closed: {cause}", self.key),
-                        Some(_) => {}
+                        Some(other) => self.place(&client, &other),
                         None => panic!("{:?} closed", self.key),
                     },
                     () = &mut left, if leaves => break,
@@ -494,6 +500,11 @@ impl Receiving {
         }
     }
 
+    fn place(&self, client: &Client, event: &ClientEvent) {
+        let told = (client.clone(), format!("{event:?}"));
+        lock(&self.book).clients.insert(self.key.clone(), told);
+    }
+
     fn note(&self, message: &Incoming) {
         let number = std::str::from_utf8(&message.body).unwrap().parse().unwrap();
         let name = Name {
@@ -504,6 +515,7 @@ impl Receiving {
         let one = Delivered {
             name,
             origin: message.at.origin,
+            seq: message.at.seq,
             session: message.session,
             session_seq: message.session_seq,
         };
@@ -512,8 +524,8 @@ impl Receiving {
 }
 
 /// Waits until everything accepted has reached every device.
-pub async fn all_delivered(book: &Book) {
-    let mut deadline = tokio::time::Instant::now() + PATIENCE;
+pub async fn all_delivered(cluster: &Processes, book: &Book) {
+    let mut deadline = tokio::time::Instant::now() + STALL;
     let mut seen = 0;
     loop {
         let now = {
@@ -525,13 +537,72 @@ pub async fn all_delivered(book: &Book) {
         };
         if now > seen {
             seen = now;
-            deadline = tokio::time::Instant::now() + PATIENCE;
+            deadline = tokio::time::Instant::now() + STALL;
         }
         if tokio::time::Instant::now() > deadline {
-            panic!("nothing came for {PATIENCE:?}:\n{}", lock(book).faults());
+            panic!("nothing came for {STALL:?}:\n{}", diagnosis(cluster, book).await);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Where the messages are that do not come: what each device knows of its connection, and what a new device of the same
+/// user is given in each region.
+async fn diagnosis(cluster: &Processes, book: &Book) -> String {
+    let mut text = lock(book).faults();
+    let missing: Vec<(String, String)> = lock(book).missing().into_keys().collect();
+    for key in missing {
+        {
+            let book = lock(book);
+            let (client, told) = &book.clients[&key];
+            writeln!(
+                text,
+                "{key:?}: connected {}, {:?}, last {told}",
+                client.is_connected(),
+                client.stats()
+            )
+            .unwrap();
+            let mut spread: BTreeMap<Origin, (&str, u64, u64, u64)> = BTreeMap::new();
+            for (_, at) in &book.missing()[&key] {
+                let region = book.origins.get(&at.origin).map_or("?", String::as_str);
+                let entry = spread.entry(at.origin).or_insert((region, at.seq, at.seq, 0));
+                *entry = (region, entry.1.min(at.seq), entry.2.max(at.seq), entry.3 + 1);
+            }
+            writeln!(text, "missing by origin (region, first, last, count): {spread:?}").unwrap();
+            let mut had: BTreeMap<Origin, (&str, u64, u64, u64)> = BTreeMap::new();
+            for one in &book.delivered[&key] {
+                let region = book.origins.get(&one.origin).map_or("?", String::as_str);
+                let entry = had.entry(one.origin).or_insert((region, one.seq, one.seq, 0));
+                *entry = (region, entry.1.min(one.seq), entry.2.max(one.seq), entry.3 + 1);
+            }
+            writeln!(text, "had by origin: {had:?}").unwrap();
+        }
+        for region in cluster.dev.regions.ids() {
+            let device = format!("probe-{region}");
+            let mut config = client_config(&cluster.dev, &cluster.connector, region, &key.0, &device);
+            config.region = Some(region.parse().unwrap());
+            let client = Client::connect(config).unwrap();
+            let mut spread: BTreeMap<Origin, (u64, u64, u64)> = BTreeMap::new();
+            let mut at = String::new();
+            while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(5), client.next()).await {
+                match event {
+                    ClientEvent::Message(message) => {
+                        let seq = message.at.seq;
+                        let entry = spread.entry(message.at.origin).or_insert((seq, seq, 0));
+                        *entry = (entry.0.min(seq), entry.1.max(seq), entry.2 + 1);
+                        client.consumed(message.at);
+                    }
+                    other => at = format!("{other:?}"),
+                }
+            }
+            writeln!(
+                text,
+                "a new device in {region} is given (first, last, count): {spread:?}; {at}"
+            )
+            .unwrap();
+        }
+    }
+    text
 }
 
 /// Tries again soon, and remembers all: the test counts what comes twice.
