@@ -8,7 +8,7 @@ use rand_core::{Rng as _, SeedableRng as _};
 use tokio::sync::watch;
 
 use crate::common::regions;
-use crate::load::{Book, Life, Phase, Senders, all_delivered, lock, receive};
+use crate::load::{Book, Life, Phase, Senders, all_delivered, known, lock, receive};
 use crate::processes::Processes;
 
 /// Rounds of killing, unless the environment says another number.
@@ -47,9 +47,14 @@ async fn what_was_accepted_survives_killed_processes() {
         (("dora", "phone", "eu-west"), Life::Away),
     ];
     let recipients: Vec<_> = devices
-        .into_iter()
-        .map(|(device, life)| receive(&cluster, &book, device, life, phases.clone(), rng.next_u64()))
+        .iter()
+        .map(|&(device, life)| receive(&cluster, &book, device, life, phases.clone(), rng.next_u64()))
         .collect();
+    known(
+        &book,
+        devices.iter().filter(|(_, life)| *life != Life::Away).count(),
+    )
+    .await;
     let senders = Senders::start(&cluster, &book, 3, &["anna", "bert", "cleo", "dora"]);
 
     let (mut counted, mut cores) = (0, 0);

@@ -523,6 +523,16 @@ impl Receiving {
     }
 }
 
+/// Waits until these devices are known to the servers: what came before a device was known is not kept for it.
+pub async fn known(book: &Book, devices: usize) {
+    let known = async {
+        while lock(book).clients.len() < devices {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("the devices are known", known).await;
+}
+
 /// Waits until everything accepted has reached every device.
 pub async fn all_delivered(cluster: &Processes, book: &Book) {
     let mut deadline = tokio::time::Instant::now() + STALL;
@@ -592,7 +602,14 @@ async fn diagnosis(cluster: &Processes, book: &Book) -> String {
                         *entry = (entry.0.min(seq), entry.1.max(seq), entry.2 + 1);
                         client.consumed(message.at);
                     }
-                    other => at = format!("{other:?}"),
+                    ClientEvent::Hole(hole) => {
+                        at = format!("{at}{hole:?}; ");
+                        client.consumed(Coord {
+                            origin: hole.origin,
+                            seq: hole.to,
+                        });
+                    }
+                    other => at = format!("{at}{other:?}; "),
                 }
             }
             writeln!(
