@@ -3,7 +3,7 @@
 //! Up to [`BATCH`] inputs are handed over, then every output is carried out: frames to the queues of connections, messages
 //! to the queues of peers, operations to the store's thread. Nothing here awaits a send.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender as StoreSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -145,10 +145,21 @@ struct Connections {
     clients: BTreeMap<ConnId, ConnHandle>,
     /// Outgoing incarnation of each peer that is up.
     peers: BTreeMap<NodeKey, u64>,
+    /// Peers for which something was dropped since their connection came up, or before one did. As many as nodes.
+    missed: BTreeSet<NodeKey>,
     /// Messages of this round for each peer and class.
     outgoing: BTreeMap<(NodeKey, u16), Vec<Bytes>>,
     /// Messages that a sibling had no room for; they keep their order.
     waiting: BTreeMap<u8, Vec<Message>>,
+}
+
+impl Connections {
+    /// A connection to a peer is there. Whether something that was said to it before is lost: then it must be said again,
+    /// since nothing may be missing before what follows.
+    fn came_up(&mut self, node: &NodeKey, incarnation: u64) -> bool {
+        let before = self.peers.insert(node.clone(), incarnation);
+        self.missed.remove(node) || before.is_some()
+    }
 }
 
 impl PartitionTask {
@@ -156,6 +167,7 @@ impl PartitionTask {
         let mut connections = Connections {
             clients: BTreeMap::new(),
             peers: BTreeMap::new(),
+            missed: BTreeSet::new(),
             outgoing: BTreeMap::new(),
             waiting: BTreeMap::new(),
         };
@@ -261,7 +273,12 @@ impl PartitionTask {
                 }
             }
             Event::PeerUp { node, incarnation } => {
-                connections.peers.insert(node.clone(), incarnation);
+                if connections.came_up(&node, incarnation) {
+                    // A node that dials us is heard before we can answer it. The core must not take answers that were
+                    // dropped for given, when later ones arrive.
+                    let node = node.clone();
+                    self.core.handle(Input::Reachable { node, up: false }, now);
+                }
                 self.core.handle(Input::Reachable { node, up: true }, now);
             }
             Event::PeerLost {
@@ -388,14 +405,18 @@ impl PartitionTask {
     }
 
     fn to_peer(&self, connections: &mut Connections, node: NodeKey, class: u16, batch: Vec<Bytes>) {
-        // Without a connection the core was told so, and says again what matters once there is one.
+        // What is dropped here is said again once there is a connection: see `Connections::came_up`.
         let Some(incarnation) = connections.peers.get(&node).copied() else {
+            connections.missed.insert(node);
             return;
         };
         match self.pool.send(&node, incarnation, class, batch) {
-            Ok(())
-            | Err(PeerSendError::NotConnected | PeerSendError::Stale { .. } | PeerSendError::Unknown(_)) => {}
+            Ok(()) => {}
+            Err(PeerSendError::NotConnected | PeerSendError::Stale { .. } | PeerSendError::Unknown(_)) => {
+                connections.missed.insert(node);
+            }
             Err(error) => {
+                connections.missed.insert(node.clone());
                 // A stream must not lose a message in its middle: the connection is given up and made again.
                 tracing::warn!(peer = %node, %error, "the queue to a peer took no more: reconnecting");
                 let addr = self.peer_addrs.borrow().get(&node).copied();

@@ -77,9 +77,15 @@ impl TestCluster {
             options = options.flag("--set", key, value);
         }
         let config = iris::server::config::NodeConfig::load(options).unwrap().config;
-        let node = Node::start(config, self.dev.regions.clone(), Create::IfMissing)
-            .await
-            .unwrap();
+        // The socket or the store of the run before may be let go a moment after it stopped.
+        let started = std::time::Instant::now();
+        let node = loop {
+            match Node::start(config.clone(), self.dev.regions.clone(), Create::IfMissing).await {
+                Ok(node) => break node,
+                Err(error) if started.elapsed() > PATIENCE => panic!("{name} does not start: {error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
         self.nodes.insert(name.to_owned(), node);
     }
 
