@@ -78,6 +78,8 @@ pub struct Options {
     pub memory_bytes: usize,
     /// What one slice of a checkpoint writes between two commits, in bytes: bounds how long a commit waits for it.
     pub slice_bytes: usize,
+    /// What a checkpoint writes between two flushes of the tables, in bytes: bounds what they keep in memory.
+    pub flush_bytes: usize,
     /// Cache of the tables in bytes.
     pub cache_bytes: u64,
     /// An operator's word that commits may be lost: see [`journal::Options::cut_at_damage`].
@@ -91,6 +93,7 @@ impl Default for Options {
             checkpoint_bytes: 256 * 1024 * 1024,
             memory_bytes: 512 * 1024 * 1024,
             slice_bytes: 512 * 1024,
+            flush_bytes: 32 * 1024 * 1024,
             cache_bytes: 32 * 1024 * 1024,
             cut_at_damage: false,
         }
@@ -419,6 +422,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
     fn step(&mut self, slice: usize, wait: bool) -> Result<Step, StoreError> {
         let budget = Budget {
             slice,
+            flush: self.options.flush_bytes,
             memory: self.options.memory_bytes / 4 * 3,
             wait,
         };

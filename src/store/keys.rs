@@ -9,6 +9,8 @@
 //! | `i` shard user origin seq | the operation of a message |
 //! | `d` shard day id recipient sender | [`DedupRow`]: digests and coordinates |
 //!
+//! Where each day of dedup has a table of its own the key is `d` id recipient sender shard.
+//!
 //! Integers are big-endian, so that the order of keys is numeric; ids of variable length have their length (one byte)
 //! before them. Each value begins with a format version. The bytes of a message are stored once: its log entry names
 //! the recipient, which with shard, origin and sequence is the key of the inbox entry; that entry is removed only after
@@ -85,6 +87,15 @@ pub fn dedup(shard: ShardId, key: &DedupKey) -> Vec<u8> {
     let mut writer = Writer::new(b'd', len).shard(shard).day(key.day());
     writer.0.extend_from_slice(&key.id.0);
     writer.text(&key.recipient).text(&key.sender).0
+}
+
+/// The key of a dedup record where each day has a table of its own that is dropped as a whole: by id first, so by time,
+/// which spares the table from sorting new records among old ones.
+pub fn dedup_in_day(shard: ShardId, key: &DedupKey) -> Vec<u8> {
+    let len = 22 + key.recipient.as_str().len() + key.sender.as_str().len();
+    let mut writer = Writer::new(b'd', len);
+    writer.0.extend_from_slice(&key.id.0);
+    writer.text(&key.recipient).text(&key.sender).shard(shard).0
 }
 
 /// The keys of a shard's dedup records of one UTC day: from the first (inclusive) to the second (exclusive).

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! begin at commit C --> slices: dirty users, dedup records, logs, shard rows --> flush --> meta: covered = C --> flush
+//!                         ^--(a flush now and then bounds what is not flushed)--/
 //!   --> journal segments through C are deleted --> memory is given back down to its limit
 //! ```
 //!
@@ -59,7 +60,8 @@ pub(super) struct Checkpoint {
 #[derive(Debug)]
 enum Phase {
     Writing(Dirty),
-    Flushing,
+    /// With what is left to write.
+    Flushing(Option<Dirty>),
     /// The word that it is complete is being flushed.
     Sealing,
     Evicting {
@@ -85,6 +87,8 @@ pub(super) enum Step {
 pub(super) struct Budget {
     /// Bytes that one slice writes, roughly.
     pub(super) slice: usize,
+    /// Bytes after which the tables are flushed in between: while they are, nothing is written.
+    pub(super) flush: usize,
     /// Bytes in memory after it.
     pub(super) memory: usize,
     /// Wait for flushes.
@@ -157,14 +161,21 @@ impl<T: Tables> View<T> {
         };
         let (phase, step) = match phase {
             Phase::Writing(mut dirty) => {
-                if self.write_slice(&mut dirty, budget.slice)? {
-                    (Phase::Writing(dirty), Step::More)
-                } else {
-                    self.tables.begin_flush()?;
-                    (Phase::Flushing, Step::Waiting)
+                self.unflushed += self.write_slice(&mut dirty, budget.slice)?;
+                let rest = (!dirty.shards.is_empty()).then_some(dirty);
+                match rest {
+                    Some(dirty) if self.unflushed < budget.flush => (Phase::Writing(dirty), Step::More),
+                    rest => {
+                        self.tables.begin_flush()?;
+                        self.unflushed = 0;
+                        (Phase::Flushing(rest), Step::Waiting)
+                    }
                 }
             }
-            Phase::Flushing if self.tables.flushed(budget.wait)? => {
+            Phase::Flushing(Some(dirty)) if self.tables.flushed(budget.wait)? => {
+                (Phase::Writing(dirty), Step::More)
+            }
+            Phase::Flushing(None) if self.tables.flushed(budget.wait)? => {
                 let value = meta(covered, self.dedup.newest_ms).encode();
                 let mut batch = vec![Change {
                     table: Table::Meta,
@@ -175,7 +186,7 @@ impl<T: Tables> View<T> {
                 self.tables.begin_flush()?;
                 (Phase::Sealing, Step::Waiting)
             }
-            Phase::Flushing => (Phase::Flushing, Step::Waiting),
+            Phase::Flushing(rest) => (Phase::Flushing(rest), Step::Waiting),
             Phase::Sealing if self.tables.flushed(budget.wait)? => {
                 self.drop_days()?;
                 self.forget_dedup(budget.memory / DEDUP_SHARE);
@@ -191,8 +202,8 @@ impl<T: Tables> View<T> {
         Ok(step)
     }
 
-    /// Writes about `budget` bytes; says whether anything is left.
-    fn write_slice(&mut self, dirty: &mut Dirty, budget: usize) -> Result<bool, StoreError> {
+    /// Writes about `budget` bytes; gives how many.
+    fn write_slice(&mut self, dirty: &mut Dirty, budget: usize) -> Result<usize, StoreError> {
         let mut slice = Slice {
             batch: Vec::new(),
             left: budget.max(1),
@@ -205,8 +216,10 @@ impl<T: Tables> View<T> {
             }
             entry.remove();
         }
+        let size = |change: &Change| change.key.len() + change.value.as_ref().map_or(0, Vec::len);
+        let written = slice.batch.iter().map(size).sum();
         self.tables.write(&mut slice.batch)?;
-        Ok(!dirty.shards.is_empty())
+        Ok(written)
     }
 
     /// Writes what is dirty of a shard, as far as the slice goes: it is done when the slice has something left.
@@ -237,7 +250,7 @@ impl<T: Tables> View<T> {
                 self.dedup.newest_ms = self.dedup.newest_ms.max(key.id.unix_ms().unwrap_or(0));
                 slice.put(
                     Table::Dedup(key.day()),
-                    keys::dedup(id, key),
+                    keys::dedup_in_day(id, key),
                     keys::encode(&stored),
                 );
             }

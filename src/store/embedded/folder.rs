@@ -8,11 +8,13 @@
 //! A store is built under `store.new` and renamed when it is whole, so a folder holds a store or none.
 //!
 //! Of fjall only what was flushed to its tables counts: its own journal is not relied on, and kept small. One thread
-//! writes plain batches; flushing and compaction run on fjall's worker.
+//! writes plain batches; flushing and compaction run on fjall's worker, and a thread of ours starts a flush and waits
+//! for it, because both take locks under which fjall syncs.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,8 +29,9 @@ use crate::store::opening::OpenError;
 
 /// The least that fjall allows for its own journal, in bytes: we do not rely on it.
 const FJALL_JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
-/// A table's part in memory before fjall flushes it by itself, in bytes. Four of them waiting stall a write.
-const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
+/// A table's part in memory before fjall flushes it by itself, in bytes: beyond what a checkpoint writes between two
+/// flushes, because fjall syncs its journal before each, and a write would wait for that.
+const MEMTABLE_BYTES: u64 = 256 * 1024 * 1024;
 /// Flushing and compaction: commits must not wait for them, nor should they take more than a core.
 const WORKERS: usize = 1;
 /// How often to look whether a flush that is waited for is over.
@@ -171,17 +174,29 @@ pub struct FjallTables {
     log: Keyspace,
     inbox: Keyspace,
     dedup: BTreeMap<u32, Keyspace>,
+    flush: Option<JoinHandle<fjall::Result<()>>>,
 }
 
 impl FjallTables {
     /// Opens them, creating what is missing.
     fn open(folder: &Path, options: &Options) -> fjall::Result<Self> {
-        let db = Database::builder(folder)
-            .cache_size(options.cache_bytes)
-            .max_journaling_size(FJALL_JOURNAL_BYTES)
-            .manual_journal_persist(true)
-            .worker_threads(WORKERS)
-            .open()?;
+        let open = || {
+            Database::builder(folder)
+                .cache_size(options.cache_bytes)
+                .max_journaling_size(FJALL_JOURNAL_BYTES)
+                .manual_journal_persist(true)
+                .worker_threads(WORKERS)
+                .open()
+        };
+        let db = match open() {
+            // Torn by a power failure, or damaged: what counts was flushed, the rest is in our journal.
+            Err(fjall::Error::JournalRecovery(error)) => {
+                tracing::warn!(folder = %folder.display(), %error, "fjall's own journal is set aside");
+                set_journals_aside(folder)?;
+                open()?
+            }
+            opened => opened?,
+        };
         let mut dedup = BTreeMap::new();
         for name in db.list_keyspace_names() {
             if let Some(day) = name.strip_prefix(DEDUP_PREFIX).and_then(|day| day.parse().ok()) {
@@ -196,6 +211,7 @@ impl FjallTables {
             log: db.keyspace("log", keyspace_options)?,
             inbox: db.keyspace("inbox", keyspace_options)?,
             dedup,
+            flush: None,
             db,
         })
     }
@@ -227,6 +243,22 @@ impl FjallTables {
             _ => StoreError::Fatal(text),
         }
     }
+}
+
+/// Renames fjall's journal files and leaves an empty one, so that it takes its sequence numbers from the tables.
+fn set_journals_aside(folder: &Path) -> io::Result<()> {
+    let mut newest = None;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+        if path.extension().is_some_and(|extension| extension == "jnl") {
+            std::fs::rename(&path, path.with_extension("jnl-damaged"))?;
+            newest = newest.max(number);
+        }
+    }
+    let empty = folder.join(format!("{}.jnl", newest.unwrap_or(0)));
+    std::fs::File::create_new(empty)?.sync_all()?;
+    sync_folder(folder)
 }
 
 fn keyspace_options() -> KeyspaceCreateOptions {
@@ -294,24 +326,50 @@ impl Tables for FjallTables {
     }
 
     fn begin_flush(&mut self) -> Result<(), StoreError> {
-        for keyspace in self.keyspaces() {
-            keyspace.rotate_memtable().map_err(|e| self.error(&e))?;
-        }
+        self.flushed(true)?;
+        let keyspaces: Vec<Keyspace> = self.keyspaces().cloned().collect();
+        let db = self.db.clone();
+        let flush = std::thread::Builder::new()
+            .name("iris-flush".to_owned())
+            .spawn(move || flush(&db, &keyspaces));
+        self.flush = Some(flush.map_err(|e| self.error(&fjall::Error::Io(e)))?);
         Ok(())
     }
 
     fn flushed(&mut self, wait: bool) -> Result<bool, StoreError> {
-        loop {
-            // The only way to learn that a flush failed, after which none ends.
-            let sound = self.db.persist(PersistMode::Buffer);
-            sound.map_err(|e| self.error(&e))?;
-            let over = self
-                .keyspaces()
-                .all(|keyspace| keyspace.sealed_memtable_count() == 0);
-            if over || !wait {
-                return Ok(over);
-            }
-            std::thread::sleep(FLUSH_POLL);
+        if self.flush.as_ref().is_some_and(|flush| !wait && !flush.is_finished()) {
+            return Ok(false);
+        }
+        match self.flush.take().map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(true),
+            Some(Ok(Err(error))) => Err(self.error(&error)),
+            Some(Err(_)) => Err(StoreError::Fatal(format!(
+                "tables in {}: a flush panicked",
+                self.location
+            ))),
         }
     }
+}
+
+impl Drop for FjallTables {
+    /// The folder is free again only when the flush is over.
+    fn drop(&mut self) {
+        if let Some(flush) = self.flush.take() {
+            // What it says does not matter any more.
+            let _ = flush.join();
+        }
+    }
+}
+
+/// Moves what is in memory into tables, synced.
+fn flush(db: &Database, keyspaces: &[Keyspace]) -> fjall::Result<()> {
+    for keyspace in keyspaces {
+        keyspace.rotate_memtable()?;
+    }
+    while keyspaces.iter().any(|keyspace| keyspace.sealed_memtable_count() > 0) {
+        // The only way to learn that a flush failed, after which none ends.
+        db.persist(PersistMode::Buffer)?;
+        std::thread::sleep(FLUSH_POLL);
+    }
+    Ok(())
 }

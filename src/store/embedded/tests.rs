@@ -17,6 +17,7 @@ pub(crate) fn tiny() -> Options {
         checkpoint_bytes: 4 * 1024,
         memory_bytes: 2 * 1024,
         slice_bytes: 512,
+        flush_bytes: 2 * 1024,
         ..Options::default()
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct View<T> {
     pub(super) dedup: Recent,
     pub(super) dirty: Dirty,
     pub(super) checkpoint: Option<Checkpoint>,
+    /// Bytes written to the tables since their last flush began.
+    pub(super) unflushed: usize,
     /// Pages and rows taken from the tables.
     pub(super) loads: u64,
     paged: Vec<Paged>,
@@ -93,6 +95,7 @@ impl<T: Tables> View<T> {
             dedup: Recent::default(),
             dirty: Dirty::default(),
             checkpoint: None,
+            unflushed: 0,
             loads: 0,
             paged: Vec::new(),
         }
@@ -191,7 +194,7 @@ impl<T: Tables> View<T> {
             return Ok(());
         }
         let day = key.day();
-        let Some(value) = self.tables.get(Table::Dedup(day), &keys::dedup(id, &key))? else {
+        let Some(value) = self.tables.get(Table::Dedup(day), &keys::dedup_in_day(id, &key))? else {
             return Ok(());
         };
         let stored: StoredDedup = decode("dedup record", &value)?;

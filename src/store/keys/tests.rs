@@ -84,6 +84,11 @@ fn the_formats_are_those_of_the_fixture() {
             encode_inbox(&log.ops[1]),
         ),
         ("dedup", super::dedup(s, &dedup_key), encode(&dedup_row)),
+        (
+            "dedup in a day's table",
+            super::dedup_in_day(s, &dedup_key),
+            encode(&dedup_row),
+        ),
     ];
     let text: String = rows
         .iter()

@@ -160,3 +160,39 @@ fn copies_of_different_moments_recover_or_are_refused() {
     fs::remove_dir_all(path.join("store/journal")).unwrap();
     assert!(matches!(refusal(path, 4), OpenError::Corrupt { .. }));
 }
+
+/// What fjall keeps in its own journal is not relied on: damage there loses nothing and does not keep a store closed.
+#[test]
+fn damage_in_the_journal_of_the_tables_does_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let mut store = fill(create(path, identity(1, &[HERE]), options()).unwrap(), 0, 400);
+    assert_eq!(store.coords("bob").len(), 400);
+    drop(store);
+    for (try_no, at) in [10, 500, 5_000, 20_000].into_iter().enumerate() {
+        let tried = tempfile::tempdir().unwrap();
+        copy(path, tried.path());
+        let tables = tried.path().join("store/tables");
+        let files = fs::read_dir(&tables).unwrap().map(|entry| entry.unwrap().path());
+        let journal = files
+            .filter(|file| file.extension().is_some_and(|extension| extension == "jnl"))
+            .max()
+            .unwrap();
+        let mut bytes = fs::read(&journal).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        assert!(used > 20_000, "the test needs something to damage");
+        bytes[at] ^= 0xff;
+        fs::write(&journal, bytes).unwrap();
+        let (engine, _) = open(tried.path(), identity(2 + try_no as u64, &[HERE]), options()).unwrap();
+        let mut store = Store::own(Box::new(engine));
+        assert_eq!(store.coords("bob").len(), 400, "a byte flipped at {at}");
+        // And it goes on: new rows win over old ones, across another start.
+        let at = store.appended("bob", 1_000);
+        store.engine.close().unwrap();
+        drop(store);
+        let (engine, _) = open(tried.path(), identity(20, &[HERE]), options()).unwrap();
+        let mut store = Store::own(Box::new(engine));
+        assert_eq!(store.append("bob", 1_000), Outcome::Duplicate(vec![at]));
+        assert_eq!(store.user("bob").unread, 401);
+    }
+}
