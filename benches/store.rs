@@ -44,7 +44,9 @@ fn run(name: &str, limit: Duration, online: bool) {
         .map(|n| UserId::new(&format!("user-{n}")).expect("an id"))
         .collect();
     let device = DeviceId::new("phone").expect("an id");
-    let bumps = (0..sharding.count).map(|shard| StoreOp::Bump { shard: ShardId(shard) });
+    let bumps = (0..sharding.count).map(|shard| StoreOp::Bump {
+        shard: ShardId(shard),
+    });
     engine.commit(bumps.collect(), T0).expect("a commit");
     let epoch = Epoch(1);
     if online {
@@ -140,7 +142,10 @@ fn run(name: &str, limit: Duration, online: bool) {
     println!("{name}: {stats:?}");
     let start = Instant::now();
     engine.close().expect("a last checkpoint");
-    println!("{name}: last checkpoint {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    println!(
+        "{name}: last checkpoint {:.0} ms",
+        start.elapsed().as_secs_f64() * 1e3
+    );
 }
 
 /// CPU time of this thread.
@@ -152,7 +157,10 @@ fn thread_cpu() -> Duration {
 
 /// CPU time of all threads.
 fn process_cpu() -> Duration {
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let tasks = std::fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
     let each = tasks.filter_map(|task| {
         let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split(' ').next()?.parse::<u64>().ok()

@@ -10,7 +10,7 @@
 //! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
 //! | [`edge`] | sessions of clients: sends, deliveries, acknowledgements, watches, and the lanes to owners |
 //! | [`link`] | replication between regions: subscriptions, catch-up, relay |
-//! | [`state`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+//! | [`state`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
 //! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
 //! | [`presence`] | who is online: registers that every region writes and all converge on |
@@ -29,6 +29,7 @@ pub mod op;
 pub mod owner;
 pub mod placement;
 pub mod presence;
+pub mod series;
 pub mod state;
 pub mod storage;
 pub mod time;

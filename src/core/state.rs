@@ -5,7 +5,7 @@
 //! Replay applies decisions and never decides again.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,8 @@ use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, Shard
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
 use super::time::Hlc;
 use super::vector::Vector;
+
+pub use super::series::{Next, Page, Series, Weigh};
 
 /// Limits that a commit judges. Counts are per user unless they say otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,150 +215,78 @@ impl DedupKey {
 
 /// The coordinates under which one id was accepted, with the digest of the body (R15, R16).
 ///
-/// A flat list, because nearly every row has exactly one entry and there is a row for each message of seven days.
+/// Nearly every row has exactly one entry, and there is a row for each message of seven days: the first is kept inline.
+/// Stored as a list of digests and coordinates.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "StoredBodies", into = "StoredBodies")]
 pub struct DedupRow {
-    /// In the order in which they were logged here, so the original comes first.
-    pub bodies: Vec<(u128, Coord)>,
+    /// The original, the one that was logged here first.
+    first: Option<(u128, Coord)>,
+    /// The others, in the order in which they were logged here.
+    #[allow(
+        clippy::box_collection,
+        reason = "a word in each of millions of rows, nearly always empty"
+    )]
+    more: Option<Box<Vec<(u128, Coord)>>>,
 }
 
 impl DedupRow {
     /// The coordinates of the messages with this digest, the original first.
     pub fn coords(&self, digest: u128) -> impl Iterator<Item = Coord> + '_ {
-        let same = self.bodies.iter().filter(move |(body, _)| *body == digest);
-        same.map(|(_, at)| *at)
+        let same = self.bodies().filter(move |(body, _)| *body == digest);
+        same.map(|(_, at)| at)
     }
 
     /// Adds a coordinate, unless it is known.
     pub fn insert(&mut self, digest: u128, at: Coord) {
-        if !self.bodies.contains(&(digest, at)) {
-            self.bodies.reserve_exact(1);
-            self.bodies.push((digest, at));
+        let new = (digest, at);
+        if self.first.is_none() {
+            self.first = Some(new);
+        } else if !self.bodies().any(|known| known == new) {
+            self.more.get_or_insert_default().push(new);
         }
+    }
+
+    fn bodies(&self) -> impl Iterator<Item = (u128, Coord)> + '_ {
+        let more = self.more.iter().flat_map(|more| more.iter().copied());
+        self.first.into_iter().chain(more)
     }
 }
 
-/// A sequence of items of which the older part may lie in the engine only.
-///
-/// Items above `behind` are in `tail`. Of those at or below it, the engine may load a window into `page`.
-#[derive(Debug, Clone)]
-pub struct Series<T> {
-    /// Items at or below this sequence are not in `tail`.
-    pub behind: Seq,
-    /// A loaded window: every item in `(after, to]`.
-    pub page: Option<Page<T>>,
-    /// Items in rising order.
-    pub tail: VecDeque<(Seq, T)>,
-}
-
-impl<T> Default for Series<T> {
-    fn default() -> Self {
-        Self {
-            behind: 0,
-            page: None,
-            tail: VecDeque::new(),
+impl From<Vec<(u128, Coord)>> for DedupRow {
+    fn from(bodies: Vec<(u128, Coord)>) -> Self {
+        let mut row = Self::default();
+        for (digest, at) in bodies {
+            row.insert(digest, at);
         }
+        row
     }
 }
 
-/// A window of a [`Series`] that was loaded from the engine: every item in `(after, to]`.
-#[derive(Debug, Clone)]
-pub struct Page<T> {
-    /// Where it begins (exclusive).
-    pub after: Seq,
-    /// Where it ends (inclusive).
-    pub to: Seq,
-    /// The items.
-    pub items: Vec<(Seq, T)>,
+/// How a [`DedupRow`] is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredBodies {
+    bodies: Vec<(u128, Coord)>,
 }
 
-/// The answer of [`Series::next`].
-#[derive(Debug, PartialEq, Eq)]
-pub enum Next<'a, T> {
-    /// The next item.
-    Item(Seq, &'a T),
-    /// There is none.
-    End,
-    /// It lies in a part that is not loaded.
-    NotLoaded,
+impl From<StoredBodies> for DedupRow {
+    fn from(stored: StoredBodies) -> Self {
+        stored.bodies.into()
+    }
 }
 
-/// What an item weighs in memory.
-pub trait Weigh {
-    /// Bytes, roughly.
-    fn weight(&self) -> usize;
+impl From<DedupRow> for StoredBodies {
+    fn from(row: DedupRow) -> Self {
+        let bodies = row.bodies().collect();
+        Self { bodies }
+    }
 }
 
-/// What an item costs beside the bytes of its operation: its place in the queue and the allocation's header.
-const ITEM_WEIGHT: usize = 64;
-/// What a user costs in memory without messages: the row, a device, their places in maps.
-pub const USER_WEIGHT: usize = 640;
+/// What a user costs in memory without messages: the row, a device, and their maps, each of
+/// which takes room for eleven.
+pub const USER_WEIGHT: usize = 3 * 1024;
 /// What a dedup record costs in memory: two ids, a coordinate, their places.
 pub const DEDUP_WEIGHT: usize = 256;
-
-impl Weigh for LoggedOp {
-    fn weight(&self) -> usize {
-        self.len() + ITEM_WEIGHT
-    }
-}
-
-impl Weigh for (u64, LoggedOp) {
-    fn weight(&self) -> usize {
-        self.1.weight()
-    }
-}
-
-impl<T: Weigh> Series<T> {
-    /// The first item above `after`.
-    pub fn next(&self, after: Seq) -> Next<'_, T> {
-        let mut after = after;
-        if after < self.behind {
-            match &self.page {
-                Some(page) if page.after <= after && after < page.to => {
-                    let from = page.items.partition_point(|(seq, _)| *seq <= after);
-                    if let Some((seq, item)) = page.items.get(from) {
-                        return Next::Item(*seq, item);
-                    }
-                    if page.to < self.behind {
-                        return Next::NotLoaded;
-                    }
-                    after = self.behind;
-                }
-                _ => return Next::NotLoaded,
-            }
-        }
-        match self.tail.get(self.tail.partition_point(|(seq, _)| *seq <= after)) {
-            Some((seq, item)) => Next::Item(*seq, item),
-            None => Next::End,
-        }
-    }
-
-    /// Adds an item above all others; gives its weight.
-    pub fn push(&mut self, seq: Seq, item: T) -> usize {
-        debug_assert!(self.tail.back().is_none_or(|(last, _)| *last < seq));
-        let weight = item.weight();
-        self.tail.push_back((seq, item));
-        weight
-    }
-
-    /// Drops every item at or below `to`; gives the weight of what was in the tail.
-    pub fn drop_to(&mut self, to: Seq) -> usize {
-        let mut weight = 0;
-        while let Some((_, item)) = self.tail.pop_front_if(|(seq, _)| *seq <= to) {
-            weight += item.weight();
-        }
-        if let Some(page) = &mut self.page {
-            page.items.retain(|(seq, _)| *seq > to);
-        }
-        weight
-    }
-
-    /// Leaves every item at or below `to` to the engine, which must have it; gives the weight of what was in the tail.
-    pub fn leave_behind(&mut self, to: Seq) -> usize {
-        self.behind = self.behind.max(to);
-        self.drop_to(to)
-    }
-}
 
 /// A user of a shard.
 #[derive(Debug, Clone, Default)]
@@ -365,6 +295,8 @@ pub struct UserState {
     pub row: UserRow,
     /// The messages, by origin.
     pub inbox: BTreeMap<Origin, Series<LoggedOp>>,
+    /// The round of the ledger in which a change was last noted.
+    pub noted: u64,
 }
 
 /// A shard as far as it is loaded.
@@ -378,6 +310,8 @@ pub struct ShardState {
     pub users: BTreeMap<UserId, UserState>,
     /// Ids that were accepted.
     pub dedup: BTreeMap<DedupKey, DedupRow>,
+    /// The round of the ledger in which a change was last noted.
+    pub noted: u64,
 }
 
 /// Rows of many shards.
@@ -394,16 +328,34 @@ pub struct State {
     pub ledger: Ledger,
 }
 
-/// What an engine wants to know of applied decisions: kept here, where everything is decoded anyway.
-#[derive(Debug, Clone, Default)]
+/// What an engine wants to know of applied decisions: kept here, where everything is decoded and found anyway.
+#[derive(Debug, Clone)]
 pub struct Ledger {
     /// What the loaded users, dedup records and items of tails weigh, in bytes. A message that stands in the tails of
     /// both log and inbox counts twice.
     pub resident: usize,
-    /// Users whose row or messages changed, in order, maybe several times; the engine empties it.
+    /// A number that an engine raises when it has taken note of the lists below. What was noted in a round is not
+    /// listed again in it.
+    pub round: u64,
+    /// Shards that anything was applied to.
+    pub shards: Vec<ShardId>,
+    /// Users whose row or messages changed.
     pub users: Vec<(ShardId, UserId)>,
-    /// Dedup records that were added or changed, likewise.
+    /// Dedup records that were added or changed, maybe several times.
     pub dedup: Vec<(ShardId, DedupKey)>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            resident: 0,
+            // Rows begin with round 0: nothing noted yet.
+            round: 1,
+            shards: Vec::new(),
+            users: Vec::new(),
+            dedup: Vec::new(),
+        }
+    }
 }
 
 impl Ledger {
@@ -560,6 +512,10 @@ impl State {
         let ledger = &mut self.ledger;
         let id = decision.shard();
         let shard = self.shards.entry(id).or_default();
+        if shard.noted != ledger.round {
+            shard.noted = ledger.round;
+            ledger.shards.push(id);
+        }
         match decision {
             Decision::Epoch { epoch, .. } => {
                 if parts.shard {
@@ -678,14 +634,18 @@ impl ShardRow {
 impl ShardState {
     /// A user, made where it is not known yet.
     fn user(&mut self, id: ShardId, user: &UserId, ledger: &mut Ledger) -> &mut UserState {
-        ledger.users.push((id, user.clone()));
-        match self.users.entry(user.clone()) {
+        let known = match self.users.entry(user.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => {
                 ledger.resident += USER_WEIGHT;
                 vacant.insert(UserState::default())
             }
+        };
+        if known.noted != ledger.round {
+            known.noted = ledger.round;
+            ledger.users.push((id, user.clone()));
         }
+        known
     }
 
     /// All but the shard's row.
@@ -793,44 +753,5 @@ impl UserRow {
             self.consumed = self.trimmed.clone();
             DeviceRow::default()
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    impl Weigh for &str {
-        fn weight(&self) -> usize {
-            self.len()
-        }
-    }
-
-    #[test]
-    fn a_series_reads_across_its_page_and_its_tail() {
-        let mut series: Series<&str> = Series {
-            behind: 10,
-            ..Series::default()
-        };
-        series.push(12, "twelve");
-        assert_eq!(series.next(0), Next::NotLoaded);
-        assert_eq!(series.next(10), Next::Item(12, &"twelve"));
-        series.page = Some(Page {
-            after: 0,
-            to: 10,
-            items: vec![(3, "three"), (7, "seven")],
-        });
-        assert_eq!(series.next(0), Next::Item(3, &"three"));
-        assert_eq!(series.next(3), Next::Item(7, &"seven"));
-        assert_eq!(series.next(7), Next::Item(12, &"twelve"));
-        assert_eq!(series.next(12), Next::End);
-        series.page = Some(Page {
-            after: 0,
-            to: 5,
-            items: vec![(3, "three")],
-        });
-        assert_eq!(series.next(3), Next::NotLoaded);
-        series.drop_to(12);
-        assert_eq!(series.next(10), Next::End);
     }
 }

@@ -34,16 +34,16 @@ const CHANGE_COST: usize = 64;
 /// Part of the memory limit that dedup records may keep after a checkpoint: the rest is for messages.
 const DEDUP_SHARE: usize = 4;
 
-/// What changed since the last checkpoint began.
+/// What a checkpoint has to write, by shard.
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
-    pub(super) shards: BTreeMap<ShardId, DirtyShard>,
+    shards: BTreeMap<ShardId, DirtyShard>,
 }
 
 /// What changed in a shard. Its row always did.
 #[derive(Debug, Default)]
-pub(super) struct DirtyShard {
-    users: BTreeSet<UserId>,
+struct DirtyShard {
+    users: Vec<UserId>,
     dedup: Vec<DedupKey>,
     /// When the checkpoint began, the logs went to here.
     logs: BTreeMap<Origin, Seq>,
@@ -64,9 +64,17 @@ enum Phase {
     Flushing(Option<Dirty>),
     /// The word that it is complete is being flushed.
     Sealing,
-    Evicting {
-        next: ShardId,
-    },
+    Evicting(Evicting),
+}
+
+/// Giving memory back.
+#[derive(Debug, Default)]
+struct Evicting {
+    next: ShardId,
+    /// Old dedup records that are not written yet: few, and only of messages that were long under way.
+    fresh: BTreeSet<(ShardId, DedupKey)>,
+    /// So many of the ledger's records were looked at for them.
+    looked: usize,
 }
 
 /// What a step of a checkpoint came to.
@@ -96,14 +104,11 @@ pub(super) struct Budget {
 }
 
 impl<T: Tables> View<T> {
-    /// Notes what applied decisions touched.
+    /// Notes what else applied decisions did; what they touched is in the ledger, until a checkpoint takes it.
     pub(super) fn absorb(&mut self, decisions: &[Decision]) {
-        let shards = &mut self.dirty.shards;
         for decision in decisions {
-            let id = decision.shard();
-            shards.entry(id).or_default();
-            if let Decision::DedupDropped { day, .. } = decision {
-                let marks = self.marks.entry(id).or_default();
+            if let Decision::DedupDropped { shard, day } = decision {
+                let marks = self.marks.entry(*shard).or_default();
                 marks.revived.remove(day);
                 marks.dropped.insert(*day, self.last);
                 while marks.dropped.len() > DROPPED_DAYS {
@@ -111,14 +116,11 @@ impl<T: Tables> View<T> {
                 }
             }
         }
-        let ledger = &mut self.state.ledger;
-        for (id, user) in ledger.users.drain(..) {
-            shards.entry(id).or_default().users.insert(user);
-        }
-        for (id, key) in ledger.dedup.drain(..) {
+        let new = &self.state.ledger.dedup[self.dedup.counted..];
+        self.dedup.counted += new.len();
+        for (_, key) in new {
             let bucket = key.id.unix_ms().unwrap_or(0) / Recent::BUCKET_MS;
             *self.dedup.counts.entry(bucket).or_default() += 1;
-            shards.entry(id).or_default().dedup.push(key);
         }
     }
 
@@ -127,7 +129,7 @@ impl<T: Tables> View<T> {
         if self.checkpoint.is_none() {
             self.checkpoint = Some(Checkpoint {
                 covered: self.last,
-                phase: Phase::Evicting { next: ShardId(0) },
+                phase: Phase::Evicting(Evicting::default()),
             });
         }
     }
@@ -137,7 +139,19 @@ impl<T: Tables> View<T> {
         if self.checkpoint.is_some() {
             return;
         }
-        let mut dirty = std::mem::take(&mut self.dirty);
+        let ledger = &mut self.state.ledger;
+        ledger.round += 1;
+        self.dedup.counted = 0;
+        let mut dirty = Dirty::default();
+        for id in ledger.shards.drain(..) {
+            dirty.shards.entry(id).or_default();
+        }
+        for (id, user) in ledger.users.drain(..) {
+            dirty.shards.entry(id).or_default().users.push(user);
+        }
+        for (id, key) in ledger.dedup.drain(..) {
+            dirty.shards.entry(id).or_default().dedup.push(key);
+        }
         for (id, shard) in &mut dirty.shards {
             if let Some(state) = self.state.shards.get(id) {
                 let logs = state.row.logs.iter();
@@ -190,13 +204,15 @@ impl<T: Tables> View<T> {
             Phase::Sealing if self.tables.flushed(budget.wait)? => {
                 self.drop_days()?;
                 self.forget_dedup(budget.memory / DEDUP_SHARE);
-                (Phase::Evicting { next: ShardId(0) }, Step::Covered(covered))
+                (Phase::Evicting(Evicting::default()), Step::Covered(covered))
             }
             Phase::Sealing => (Phase::Sealing, Step::Waiting),
-            Phase::Evicting { next } => match self.evict_slice(next, budget) {
-                Some(next) => (Phase::Evicting { next }, Step::More),
-                None => return Ok(Step::Done),
-            },
+            Phase::Evicting(mut evicting) => {
+                if self.evict_slice(&mut evicting, budget) {
+                    return Ok(Step::Done);
+                }
+                (Phase::Evicting(evicting), Step::More)
+            }
         };
         self.checkpoint = Some(Checkpoint { covered, phase });
         Ok(step)
@@ -229,12 +245,12 @@ impl<T: Tables> View<T> {
         dirty: &mut DirtyShard,
         slice: &mut Slice,
     ) -> Result<(), StoreError> {
-        while let Some(user) = dirty.users.first() {
+        while let Some(user) = dirty.users.last() {
             self.write_user(id, user, slice)?;
             if slice.left == 0 {
                 return Ok(());
             }
-            dirty.users.pop_first();
+            dirty.users.pop();
         }
         let shard = self.state.shards.entry(id).or_default();
         let marks = self.marks.entry(id).or_default();
@@ -376,44 +392,41 @@ impl<T: Tables> View<T> {
         self.dedup.counts = self.dedup.counts.split_off(&from);
     }
 
-    /// Gives memory back, some shards at a time; says where to go on.
-    fn evict_slice(&mut self, next: ShardId, budget: Budget) -> Option<ShardId> {
+    /// Gives memory back, some shards at a time; says whether it is done.
+    fn evict_slice(&mut self, evicting: &mut Evicting, budget: Budget) -> bool {
         let mut work = 0;
-        let ids: Vec<ShardId> = self.state.shards.range(next..).map(|(id, _)| *id).collect();
-        for id in ids {
-            // A thousand rows looked at cost about what writing one of a slice's kilobytes does.
+        let ledger = &mut self.state.ledger;
+        let from_ms = self.dedup.from_ms;
+        let old = |key: &DedupKey| key.id.unix_ms().unwrap_or(0) < from_ms;
+        let Evicting { next, fresh, looked } = evicting;
+        let new = ledger.dedup[*looked..].iter();
+        fresh.extend(new.filter(|(_, key)| old(key)).cloned());
+        *looked = ledger.dedup.len();
+        for (id, shard) in self.state.shards.range_mut(*next..) {
+            // Looking at a row costs about as much as writing a small one.
             if work > budget.slice / CHANGE_COST {
-                return Some(id);
+                *next = *id;
+                return false;
             }
-            let shard = self.state.shards.entry(id).or_default();
-            let marks = self.marks.entry(id).or_default();
-            let dirty = self.dirty.shards.get(&id);
             work += shard.dedup.len() + shard.users.len();
-            let mut freed = forget_dedup(shard, dirty, self.dedup.from_ms);
-            if self.state.ledger.resident > budget.memory {
-                freed += evict(shard, marks, dirty);
+            if shard.dedup.first_key_value().is_some_and(|(key, _)| old(key)) {
+                let before = shard.dedup.len();
+                shard
+                    .dedup
+                    .retain(|key, _| !old(key) || fresh.contains(&(*id, key.clone())));
+                ledger.drop((before - shard.dedup.len()) * DEDUP_WEIGHT);
             }
-            self.state.ledger.drop(freed);
+            if ledger.resident > budget.memory {
+                let freed = evict(shard, self.marks.entry(*id).or_default(), ledger.round);
+                ledger.drop(freed);
+            }
         }
-        None
+        true
     }
 }
 
-/// Drops dedup records that are in the tables and older than those that memory keeps.
-fn forget_dedup(shard: &mut ShardState, dirty: Option<&DirtyShard>, from_ms: u64) -> usize {
-    let old = |key: &DedupKey| key.id.unix_ms().unwrap_or(0) < from_ms;
-    if !shard.dedup.first_key_value().is_some_and(|(key, _)| old(key)) {
-        return 0;
-    }
-    let fresh = dirty.map(|dirty| dirty.dedup.iter().filter(|key| old(key)));
-    let fresh: BTreeSet<&DedupKey> = fresh.into_iter().flatten().collect();
-    let before = shard.dedup.len();
-    shard.dedup.retain(|key, _| !old(key) || fresh.contains(key));
-    (before - shard.dedup.len()) * DEDUP_WEIGHT
-}
-
-/// Leaves to the tables what they have: items of logs and inboxes, and users that did not change since.
-fn evict(shard: &mut ShardState, marks: &mut Marks, dirty: Option<&DirtyShard>) -> usize {
+/// Leaves to the tables what they have: items of logs and inboxes, and users that did not change in this round.
+fn evict(shard: &mut ShardState, marks: &mut Marks, round: u64) -> usize {
     let mut freed = 0;
     for (origin, series) in &mut shard.logs {
         if let Some(extent) = marks.logs.get(origin) {
@@ -428,8 +441,7 @@ fn evict(shard: &mut ShardState, marks: &mut Marks, dirty: Option<&DirtyShard>) 
                 }
             }
         }
-        let stays = dirty.is_some_and(|dirty| dirty.users.contains(user))
-            || known.inbox.values().any(|series| !series.tail.is_empty());
+        let stays = known.noted == round || known.inbox.values().any(|series| !series.tail.is_empty());
         if !stays {
             marks.users.remove(user);
             freed += USER_WEIGHT;

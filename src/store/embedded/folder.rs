@@ -250,7 +250,9 @@ fn set_journals_aside(folder: &Path) -> io::Result<()> {
     let mut newest = None;
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+        let number = path
+            .file_stem()
+            .and_then(|stem| stem.to_str()?.parse::<u64>().ok());
         if path.extension().is_some_and(|extension| extension == "jnl") {
             std::fs::rename(&path, path.with_extension("jnl-damaged"))?;
             newest = newest.max(number);
@@ -337,7 +339,11 @@ impl Tables for FjallTables {
     }
 
     fn flushed(&mut self, wait: bool) -> Result<bool, StoreError> {
-        if self.flush.as_ref().is_some_and(|flush| !wait && !flush.is_finished()) {
+        if self
+            .flush
+            .as_ref()
+            .is_some_and(|flush| !wait && !flush.is_finished())
+        {
             return Ok(false);
         }
         match self.flush.take().map(JoinHandle::join) {
@@ -366,7 +372,10 @@ fn flush(db: &Database, keyspaces: &[Keyspace]) -> fjall::Result<()> {
     for keyspace in keyspaces {
         keyspace.rotate_memtable()?;
     }
-    while keyspaces.iter().any(|keyspace| keyspace.sealed_memtable_count() > 0) {
+    while keyspaces
+        .iter()
+        .any(|keyspace| keyspace.sealed_memtable_count() > 0)
+    {
         // The only way to learn that a flush failed, after which none ends.
         db.persist(PersistMode::Buffer)?;
         std::thread::sleep(FLUSH_POLL);

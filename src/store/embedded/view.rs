@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
-use super::checkpoint::{Checkpoint, Dirty};
+use super::checkpoint::Checkpoint;
 use super::record::{Extents, StoredDedup, StoredShard, StoredUser};
 use super::tables::{Table, Tables};
 use crate::core::commit::{CONSUME_STEP, Need, StoreOp, TRIM_STEP, needs, needs_more};
@@ -35,7 +35,6 @@ pub(super) struct View<T> {
     /// Number of the last commit that was applied.
     pub(super) last: u64,
     pub(super) dedup: Recent,
-    pub(super) dirty: Dirty,
     pub(super) checkpoint: Option<Checkpoint>,
     /// Bytes written to the tables since their last flush began.
     pub(super) unflushed: usize,
@@ -72,6 +71,8 @@ pub(super) struct Recent {
     pub(super) newest_ms: u64,
     /// How many records were added, by time of their ids in units of [`Recent::BUCKET_MS`].
     pub(super) counts: BTreeMap<u64, usize>,
+    /// So many of the ledger's records are in the counts.
+    pub(super) counted: usize,
 }
 
 impl Recent {
@@ -93,7 +94,6 @@ impl<T: Tables> View<T> {
             marks: BTreeMap::new(),
             last: 0,
             dedup: Recent::default(),
-            dirty: Dirty::default(),
             checkpoint: None,
             unflushed: 0,
             loads: 0,
@@ -194,7 +194,10 @@ impl<T: Tables> View<T> {
             return Ok(());
         }
         let day = key.day();
-        let Some(value) = self.tables.get(Table::Dedup(day), &keys::dedup_in_day(id, &key))? else {
+        let Some(value) = self
+            .tables
+            .get(Table::Dedup(day), &keys::dedup_in_day(id, &key))?
+        else {
             return Ok(());
         };
         let stored: StoredDedup = decode("dedup record", &value)?;

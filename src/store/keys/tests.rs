@@ -61,9 +61,7 @@ fn the_formats_are_those_of_the_fixture() {
     let (s, bob) = (ShardId(3), user("bob"));
     let mut log = Remote::new(HERE, 10, None, T0);
     log.append(T0, "bob", 1);
-    let dedup_row = DedupRow {
-        bodies: vec![(7, at(10, 2)), (7, at(20, 5))],
-    };
+    let dedup_row = DedupRow::from(vec![(7, at(10, 2)), (7, at(20, 5))]);
     let dedup_key = key("bob", "alice", T0, 1);
     let rows: Vec<(&str, Vec<u8>, Vec<u8>)> = vec![
         ("shard", super::shard(s), encode(&shard_row())),

@@ -82,9 +82,7 @@ fn the_formats_are_those_of_the_fixture() {
     };
     let dedup = StoredDedup {
         as_of: 80,
-        row: DedupRow {
-            bodies: vec![(7, at(10, 2))],
-        },
+        row: DedupRow::from(vec![(7, at(10, 2))]),
     };
     let rows = [
         ("record", record),

@@ -1,0 +1,162 @@
+//! Items in the order of their sequences, of which an engine keeps the older part.
+
+use std::collections::VecDeque;
+
+use super::ids::Seq;
+use super::op::LoggedOp;
+
+/// A sequence of items of which the older part may lie in the engine only.
+///
+/// Items above `behind` are in `tail`. Of those at or below it, the engine may load a window into `page`.
+#[derive(Debug, Clone)]
+pub struct Series<T> {
+    /// Items at or below this sequence are not in `tail`.
+    pub behind: Seq,
+    /// A loaded window: every item in `(after, to]`.
+    pub page: Option<Page<T>>,
+    /// Items in rising order.
+    pub tail: VecDeque<(Seq, T)>,
+}
+
+impl<T> Default for Series<T> {
+    fn default() -> Self {
+        Self {
+            behind: 0,
+            page: None,
+            tail: VecDeque::new(),
+        }
+    }
+}
+
+/// A window of a [`Series`] that was loaded from the engine: every item in `(after, to]`.
+#[derive(Debug, Clone)]
+pub struct Page<T> {
+    /// Where it begins (exclusive).
+    pub after: Seq,
+    /// Where it ends (inclusive).
+    pub to: Seq,
+    /// The items.
+    pub items: Vec<(Seq, T)>,
+}
+
+/// The answer of [`Series::next`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next<'a, T> {
+    /// The next item.
+    Item(Seq, &'a T),
+    /// There is none.
+    End,
+    /// It lies in a part that is not loaded.
+    NotLoaded,
+}
+
+/// What an item weighs in memory.
+pub trait Weigh {
+    /// Bytes, roughly.
+    fn weight(&self) -> usize;
+}
+
+/// What an item costs beside the bytes of its operation: its place in the queue and the allocation's header.
+const ITEM_WEIGHT: usize = 64;
+impl Weigh for LoggedOp {
+    fn weight(&self) -> usize {
+        self.len() + ITEM_WEIGHT
+    }
+}
+
+impl Weigh for (u64, LoggedOp) {
+    fn weight(&self) -> usize {
+        self.1.weight()
+    }
+}
+
+impl<T: Weigh> Series<T> {
+    /// The first item above `after`.
+    pub fn next(&self, after: Seq) -> Next<'_, T> {
+        let mut after = after;
+        if after < self.behind {
+            match &self.page {
+                Some(page) if page.after <= after && after < page.to => {
+                    let from = page.items.partition_point(|(seq, _)| *seq <= after);
+                    if let Some((seq, item)) = page.items.get(from) {
+                        return Next::Item(*seq, item);
+                    }
+                    if page.to < self.behind {
+                        return Next::NotLoaded;
+                    }
+                    after = self.behind;
+                }
+                _ => return Next::NotLoaded,
+            }
+        }
+        match self.tail.get(self.tail.partition_point(|(seq, _)| *seq <= after)) {
+            Some((seq, item)) => Next::Item(*seq, item),
+            None => Next::End,
+        }
+    }
+
+    /// Adds an item above all others; gives its weight.
+    pub fn push(&mut self, seq: Seq, item: T) -> usize {
+        debug_assert!(self.tail.back().is_none_or(|(last, _)| *last < seq));
+        let weight = item.weight();
+        self.tail.push_back((seq, item));
+        weight
+    }
+
+    /// Drops every item at or below `to`; gives the weight of what was in the tail.
+    pub fn drop_to(&mut self, to: Seq) -> usize {
+        let mut weight = 0;
+        while let Some((_, item)) = self.tail.pop_front_if(|(seq, _)| *seq <= to) {
+            weight += item.weight();
+        }
+        if let Some(page) = &mut self.page {
+            page.items.retain(|(seq, _)| *seq > to);
+        }
+        weight
+    }
+
+    /// Leaves every item at or below `to` to the engine, which must have it; gives the weight of what was in the tail.
+    pub fn leave_behind(&mut self, to: Seq) -> usize {
+        self.behind = self.behind.max(to);
+        self.drop_to(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Weigh for &str {
+        fn weight(&self) -> usize {
+            self.len()
+        }
+    }
+
+    #[test]
+    fn a_series_reads_across_its_page_and_its_tail() {
+        let mut series: Series<&str> = Series {
+            behind: 10,
+            ..Series::default()
+        };
+        series.push(12, "twelve");
+        assert_eq!(series.next(0), Next::NotLoaded);
+        assert_eq!(series.next(10), Next::Item(12, &"twelve"));
+        series.page = Some(Page {
+            after: 0,
+            to: 10,
+            items: vec![(3, "three"), (7, "seven")],
+        });
+        assert_eq!(series.next(0), Next::Item(3, &"three"));
+        assert_eq!(series.next(3), Next::Item(7, &"seven"));
+        assert_eq!(series.next(7), Next::Item(12, &"twelve"));
+        assert_eq!(series.next(12), Next::End);
+        series.page = Some(Page {
+            after: 0,
+            to: 5,
+            items: vec![(3, "three")],
+        });
+        assert_eq!(series.next(3), Next::NotLoaded);
+        series.drop_to(12);
+        assert_eq!(series.next(10), Next::End);
+    }
+}
