@@ -42,10 +42,6 @@ impl PresenceSource for Owner {
     }
 }
 
-/// Clocks of a region's edges are closer together than this, milliseconds: a session that connected before another by more
-/// than this is the older one.
-const OLDER_MARGIN_MS: u64 = 1_000;
-
 impl Owner {
     /// A record of another region, or of this one before it lost its memory. `from` is who told it.
     pub fn merge_presence(&mut self, id: ShardId, entry: Entry, from: &Addr, now: Now) {
@@ -404,9 +400,9 @@ impl Owner {
                     let (lane, since_ms) = (beaten.lane, beaten.attach.since_ms);
                     // After a restart of the owner an older session may come late, with an epoch that a device that
                     // forgot its own does not reach. The newer one must try again, not give up for good.
-                    let by_older = self.attachment(id, by).is_some_and(|winner| {
-                        winner.attach.since_ms.saturating_add(OLDER_MARGIN_MS) < since_ms
-                    });
+                    let by_older = self
+                        .attachment(id, by)
+                        .is_some_and(|winner| winner.attach.since_ms < since_ms);
                     let (code, detail) = if by_older {
                         let why = format!("session {by} of the same device was attached late: connect again");
                         (Code::Unavailable, why)
