@@ -3,7 +3,7 @@
 use iris::sim::{self, Defect, EngineKind, Options};
 
 /// Seeds that each test runs.
-const SEEDS: u64 = 20;
+const SEEDS: u64 = 300;
 
 fn hold(first: u64, options: Options) {
     for seed in first..first + SEEDS {

@@ -10,7 +10,7 @@
 //! | removed => stable, a device, consumed by all (R9, R10) | after commits, by reading rows |
 //! | a hole has a cause (R18) | each `Hole` |
 //!
-//! What must hold in the end is in [`super::settle`].
+//! What is read from stores beside commits is in [`super::stored`], what must hold in the end in [`super::settle`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +29,6 @@ use crate::core::state::Logged;
 use crate::core::storage::{Committed, LogPage, Read, ReadReply};
 use crate::core::time::Hlc;
 use crate::core::wire::{ClientFrame, Code, Hole, ServerFrame};
-use crate::store::engine::Engine;
 
 /// A message that an application gave to its client.
 #[derive(Debug, Clone)]
@@ -60,9 +59,9 @@ pub(super) enum Fate {
 #[derive(Debug, Default)]
 pub(super) struct Durable {
     pub(super) applied: BTreeMap<(ShardId, Origin), Seq>,
-    floors: BTreeMap<(ShardId, Origin), Seq>,
-    trimmed: BTreeMap<(UserId, Origin), Seq>,
-    epochs: BTreeMap<ShardId, Epoch>,
+    pub(super) floors: BTreeMap<(ShardId, Origin), Seq>,
+    pub(super) trimmed: BTreeMap<(UserId, Origin), Seq>,
+    pub(super) epochs: BTreeMap<ShardId, Epoch>,
 }
 
 /// An operation as it was first made durable.
@@ -95,7 +94,7 @@ pub(super) struct Checker {
     ids: BTreeMap<MessageId, u64>,
     pub(super) stores: Vec<Durable>,
     pub(super) ledger: BTreeMap<(ShardId, Origin, Seq), Entry>,
-    inboxes: BTreeMap<(UserId, Origin), BTreeMap<Seq, u64>>,
+    pub(super) inboxes: BTreeMap<(UserId, Origin), BTreeMap<Seq, u64>>,
     clocks: BTreeMap<(ShardId, RegionId), Hlc>,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
@@ -162,7 +161,7 @@ impl Checker {
         self.seen[device].order.clear();
     }
 
-    fn words(&self, number: u64) -> Vec<String> {
+    pub(super) fn words(&self, number: u64) -> Vec<String> {
         let sent = &self.sent[number as usize];
         let mut words = vec![format!("#{number} ")];
         words.extend(sent.id.map(|id| id.to_string()));
@@ -174,7 +173,7 @@ impl Checker {
         self.plan.sharding.of_user(&self.sent[number as usize].to)
     }
 
-    fn is_durable(&self, region: usize, shard: ShardId, at: Coord) -> bool {
+    pub(super) fn is_durable(&self, region: usize, shard: ShardId, at: Coord) -> bool {
         let applied = self.stores[region].applied.get(&(shard, at.origin));
         applied.is_some_and(|seq| *seq >= at.seq)
     }
@@ -488,7 +487,7 @@ impl World {
         }
     }
 
-    fn check_logged(&mut self, region: usize, logged: &Logged) {
+    pub(super) fn check_logged(&mut self, region: usize, logged: &Logged) {
         let (shard, at) = (logged.shard, logged.coord());
         let name = self.region_name(region).clone();
         let number = number_of(&logged.entry.op);
@@ -561,189 +560,6 @@ impl World {
                 self.region_name(region)
             );
             self.fail("dedup (R16)", detail, words);
-        }
-    }
-
-    /// What left the store may have: stable, and handled by every device that was known.
-    pub(super) fn check_removed(&mut self, region: usize, shard: ShardId) {
-        let users = self.check.users.get(&shard).cloned().unwrap_or_default();
-        let Some(engine) = self.engine(region) else {
-            return;
-        };
-        let Ok(ReadReply::Shard(row)) = engine.read(&Read::Shard(shard)) else {
-            return;
-        };
-        let mut rows = Vec::new();
-        for user in users {
-            if let Ok(ReadReply::User(row)) = engine.read(&Read::User(shard, user.clone())) {
-                rows.push((user, row));
-            }
-        }
-        let name = self.region_name(region).clone();
-        for (origin, log) in &row.logs {
-            let floor = self.check.stores[region]
-                .floors
-                .entry((shard, *origin))
-                .or_default();
-            if std::mem::replace(floor, log.floor) >= log.floor {
-                continue;
-            }
-            let at = Coord {
-                origin: *origin,
-                seq: log.floor,
-            };
-            if let Some(missing) =
-                (0..self.stores.len()).find(|other| !self.check.is_durable(*other, shard, at))
-            {
-                let detail = format!(
-                    "{name} trims the log of shard {shard} to {at}, which {} has not",
-                    self.region_name(missing)
-                );
-                return self.fail(
-                    "nothing above stable is trimmed (R9)",
-                    detail,
-                    vec![at.to_string()],
-                );
-            }
-        }
-        for (user, row) in rows {
-            for (origin, to) in row.trimmed.iter() {
-                let trimmed = self.check.stores[region]
-                    .trimmed
-                    .entry((user.clone(), origin))
-                    .or_default();
-                let before = std::mem::replace(trimmed, to);
-                if before < to {
-                    let alone = row.devices.values().all(|device| device.expired);
-                    self.check_gone(region, shard, &user, origin, (before, to), alone);
-                }
-            }
-        }
-    }
-
-    fn check_gone(
-        &mut self,
-        region: usize,
-        shard: ShardId,
-        user: &UserId,
-        origin: Origin,
-        (before, to): (Seq, Seq),
-        alone: bool,
-    ) {
-        let name = self.region_name(region).clone();
-        let gone: Vec<(Seq, u64)> = match self.check.inboxes.get(&(user.clone(), origin)) {
-            Some(entries) => entries
-                .range(before + 1..=to)
-                .map(|(seq, number)| (*seq, *number))
-                .collect(),
-            None => Vec::new(),
-        };
-        for (seq, number) in gone {
-            let at = Coord { origin, seq };
-            let words = self.check.words(number);
-            if let Some(other) =
-                (0..self.stores.len()).find(|other| !self.check.is_durable(*other, shard, at))
-            {
-                let detail = format!(
-                    "{name} removes #{number} at {at}, which {} has not",
-                    self.region_name(other)
-                );
-                return self.fail("nothing above stable is removed (R10)", detail, words);
-            }
-            if alone {
-                let detail = format!("{name} removes #{number} at {at} of {user}, who has no device");
-                return self.fail("nothing is removed without a device (R10)", detail, words);
-            }
-            let sent = self.check.sent[number as usize].at;
-            let missing = (0..self.devices.len()).find(|device| {
-                let seen = &self.check.seen[*device];
-                self.devices[*device].user == *user
-                    && seen.welcomed.is_some_and(|welcomed| welcomed < sent)
-                    && !seen.consumed.contains(&number)
-            });
-            if let Some(device) = missing {
-                let device = self.devices[device].name();
-                let detail = format!("{name} removes #{number} at {at}, which {device} has not handled");
-                return self.fail("consumed by every device (R10)", detail, words);
-            }
-        }
-    }
-
-    /// A store was opened: all that was durable is there, and what a crash kept beyond is learned.
-    pub(super) fn check_opened(&mut self, region: usize, engine: &mut dyn Engine) {
-        let name = self.region_name(region).clone();
-        for shard in (0..self.plan.sharding.count).map(ShardId) {
-            let row = match engine.read(&Read::Shard(shard)) {
-                Ok(ReadReply::Shard(row)) => row,
-                other => {
-                    let detail = format!("{name} cannot read shard {shard}: {other:?}");
-                    return self.fail("durability", detail, Vec::new());
-                }
-            };
-            self.check.stores[region].epochs.insert(shard, row.epoch);
-            let known: Vec<(Origin, Seq)> = self.check.stores[region]
-                .applied
-                .range((shard, Origin(0))..=(shard, Origin(u64::MAX)))
-                .map(|((_, origin), seq)| (*origin, *seq))
-                .collect();
-            for (origin, seq) in known {
-                let found = row.logs.get(&origin).map_or(0, |log| log.seq);
-                if found < seq {
-                    let at = Coord { origin, seq };
-                    let detail = format!("{name} lost {at} of shard {shard}: its log ends at {found}");
-                    return self.fail("durability", detail, vec![at.to_string()]);
-                }
-            }
-            for (origin, log) in &row.logs {
-                self.learn(region, engine, shard, *origin, log.seq, &log.region);
-            }
-        }
-    }
-
-    fn learn(
-        &mut self,
-        region: usize,
-        engine: &mut dyn Engine,
-        shard: ShardId,
-        origin: Origin,
-        to: Seq,
-        of: &RegionId,
-    ) {
-        let applied = self.check.stores[region].applied.get(&(shard, origin)).copied();
-        let mut after = applied.unwrap_or(0);
-        while after < to && self.violation.is_none() {
-            let read = Read::Log {
-                shard,
-                origin,
-                after,
-                max_items: 256,
-                max_bytes: usize::MAX,
-            };
-            let Ok(ReadReply::Log(LogPage::Run { entries, .. })) = engine.read(&read) else {
-                let detail = format!("the log of {origin:?} in shard {shard} has no {}", after + 1);
-                return self.fail("durability", detail, Vec::new());
-            };
-            if entries.is_empty() {
-                let detail = format!("the log of {origin:?} in shard {shard} ends at {after}, not {to}");
-                return self.fail("durability", detail, Vec::new());
-            }
-            for entry in entries {
-                after = entry.seq;
-                let own = of == self.region_name(region);
-                let hlc = entry.op.hlc();
-                self.check_logged(
-                    region,
-                    &Logged {
-                        shard,
-                        origin,
-                        region: of.clone(),
-                        own,
-                        entry,
-                        hlc,
-                        siblings: Vec::new(),
-                    },
-                );
-            }
         }
     }
 

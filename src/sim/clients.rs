@@ -222,7 +222,7 @@ impl World {
     }
 
     /// Frames of an edge leave for a client.
-    pub(super) fn send_to_client(&mut self, node: usize, conn: ConnId, frames: Vec<ServerFrame>) {
+    pub(super) fn frames_to_client(&mut self, node: usize, conn: ConnId, frames: Vec<ServerFrame>) {
         let conn = conn.0;
         let Some(client) = self.clients.get(&conn) else {
             return;

@@ -111,6 +111,7 @@ impl World {
             self.rng.index(self.devices.len())
         };
         let devices = !self.devices.is_empty();
+        let there = devices && self.devices[device].machine.is_some();
         match fault {
             Fault::Crash => self.crash(node, lasts),
             Fault::CrashRegion => {
@@ -152,9 +153,7 @@ impl World {
                 let delay = self.rng.between(1, 1500) * MILLI;
                 self.after(delay, Event::Arrive { device });
             }
-            Fault::Amnesia if devices && self.devices[device].machine.is_some() => {
-                self.device_forgets(device);
-            }
+            Fault::Amnesia if there => self.device_forgets(device),
             Fault::StallRead if devices => {
                 self.devices[device].reading = false;
                 self.after(lasts, Event::Undo(Undo::Read(device)));
@@ -163,7 +162,7 @@ impl World {
                 self.devices[device].handling = false;
                 self.after(lasts, Event::Undo(Undo::Handle(device)));
             }
-            Fault::Leave if devices && self.devices[device].machine.is_some() => {
+            Fault::Leave if there => {
                 let told = self.rng.chance(500);
                 self.device_leaves(device, told);
                 let away = self.away();
@@ -186,9 +185,7 @@ impl World {
                     );
                 }
             }
-            Fault::StoreFatal if self.nodes[node].core => {
-                self.store_dies(node);
-            }
+            Fault::StoreFatal if self.nodes[node].core => self.store_dies(node),
             Fault::Clock => {
                 let step = self.rng.between(0, 60_000) as i64 - 30_000;
                 self.nodes[node].wall_offset += step;

@@ -12,12 +12,13 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`plan`] | what a seed means |
-//! | `world` | the queue, nodes and their partitions, membership as each observer sees it |
+//! | `world` | the queue, the events, a partition's turn |
+//! | `nodes` | starts, deaths, membership as each observer sees it |
 //! | `network`, `clients` | connections between nodes, and of clients, over delay, jitter and cuts |
 //! | `storage` | engines below an effect with latency, crashes |
 //! | `device` | the client machine and an application above it; the workload |
 //! | `faults`, `spoil` | what goes wrong by plan; deliberate defects |
-//! | `check`, `settle` | what must hold all along, and in the end |
+//! | `check`, `stored`, `settle` | what must hold all along, and in the end |
 //! | `trace`, `report` | the hash of a run, and its story |
 //!
 //! A run is bit-for-bit reproducible: one seed has one hash. A failure prints the seed and the command that replays it.
@@ -28,12 +29,14 @@ mod defect;
 mod device;
 mod faults;
 mod network;
+mod nodes;
 pub mod plan;
 mod report;
 pub mod rng;
 mod settle;
 mod spoil;
 mod storage;
+mod stored;
 pub mod trace;
 mod world;
 

@@ -31,15 +31,17 @@ pub(super) struct RegionStore {
     identity: StoreIdentity,
 }
 
-#[allow(clippy::large_enum_variant, reason = "one for each simulated node")]
 enum Medium {
     Memory(MemoryDisk),
-    Embedded {
-        disk: SimDisk,
-        tables: MemTables,
-        options: Options,
-        rot: SimRng,
-    },
+    Embedded(Box<Embedded>),
+}
+
+struct Embedded {
+    disk: SimDisk,
+    tables: MemTables,
+    options: Options,
+    /// Decides what a crash does with what was not synced.
+    rot: SimRng,
 }
 
 /// The store of a running node.
@@ -120,12 +122,13 @@ impl RegionStore {
                 };
                 engine.map(|engine| Box::new(engine) as Box<dyn Engine>)
             }
-            Medium::Embedded {
-                disk,
-                tables,
-                options,
-                ..
-            } => {
+            Medium::Embedded(store) => {
+                let Embedded {
+                    disk,
+                    tables,
+                    options,
+                    ..
+                } = store.as_ref();
                 let (disk, tables, options) = (disk.clone(), tables.clone(), options.clone());
                 let engine = if created {
                     EmbeddedEngine::open(disk, tables, identity, options).map(|(engine, _)| engine)
@@ -140,13 +143,13 @@ impl RegionStore {
 
     /// Whether a commit is durable when the engine returns from it.
     fn commits_at_once(&self) -> bool {
-        matches!(self.medium, Medium::Embedded { .. })
+        matches!(self.medium, Medium::Embedded(_))
     }
 
     fn sync(&self) {
         match &self.medium {
             Medium::Memory(disk) => disk.make_durable(disk.commits()),
-            Medium::Embedded { .. } => {}
+            Medium::Embedded(_) => {}
         }
     }
 
@@ -154,16 +157,17 @@ impl RegionStore {
     fn fail_soon(&self, changes: u64) {
         match &self.medium {
             Medium::Memory(_) => {}
-            Medium::Embedded { disk, .. } => disk.power_off_after(changes),
+            Medium::Embedded(store) => store.disk.power_off_after(changes),
         }
     }
 
     fn crash(&mut self) {
         match &mut self.medium {
             Medium::Memory(disk) => disk.crash(),
-            Medium::Embedded {
-                disk, tables, rot, ..
-            } => {
+            Medium::Embedded(store) => {
+                let Embedded {
+                    disk, tables, rot, ..
+                } = store.as_mut();
                 let mode = [CrashMode::KeepAll, CrashMode::LoseAll, CrashMode::Random][rot.index(3)];
                 disk.crash(mode);
                 match mode {
@@ -190,12 +194,12 @@ fn embedded(rng: &mut SimRng, defect: Option<Defect>) -> Medium {
         ..Options::default()
     };
     let rot = SimRng::new(rng.bits());
-    Medium::Embedded {
+    Medium::Embedded(Box::new(Embedded {
         disk,
         tables,
         options,
         rot,
-    }
+    }))
 }
 
 impl World {

@@ -14,12 +14,10 @@ use super::plan::{MILLI, Plan, SECOND};
 use super::rng::SimRng;
 use super::storage::{RegionStore, Store};
 use super::trace::{Micros, Trace};
-use crate::core::ids::{Addr, Generation, NodeKey, RegionId};
-use crate::core::members::{Member, Members};
+use crate::core::ids::{Addr, NodeKey, RegionId};
 use crate::core::msg::Message;
-use crate::core::node::{Input, Output, Partition, PartitionConfig};
+use crate::core::node::{Input, Output, Partition};
 use crate::core::time::{Mono, Now};
-use crate::core::wire::RegionEndpoints;
 
 /// Unix milliseconds at the start of a run.
 pub(super) const EPOCH_MS: u64 = 1_780_000_000_000;
@@ -114,9 +112,9 @@ pub(super) enum Event {
 pub(super) struct Task {
     pub(super) machine: Partition,
     pub(super) inbox: VecDeque<Input>,
-    wake_at: Option<Micros>,
+    pub(super) wake_at: Option<Micros>,
     /// Wake-ups without effect, and the second in which they are counted.
-    spins: (Micros, u32),
+    pub(super) spins: (Micros, u32),
 }
 
 /// A running node.
@@ -124,7 +122,7 @@ pub(super) struct Process {
     pub(super) tasks: Vec<Task>,
     pub(super) store: Option<Store>,
     /// What it believes of every node: the generation it takes for alive.
-    view: BTreeMap<usize, u64>,
+    pub(super) view: BTreeMap<usize, u64>,
 }
 
 /// A node, running or not.
@@ -420,219 +418,6 @@ impl World {
         }
     }
 
-    /// Starts a node that does not run.
-    fn start(&mut self, index: usize) {
-        if self.nodes[index].process.is_some() {
-            return;
-        }
-        let region = self.nodes[index].region;
-        let core = self.nodes[index].core;
-        let store = if core {
-            match self.open_store(region) {
-                Some(store) => Some(store),
-                None => return,
-            }
-        } else {
-            None
-        };
-        let wall = EPOCH_MS + self.now / MILLI;
-        let now = self.now;
-        let node = &mut self.nodes[index];
-        node.boot += 1;
-        node.started = now;
-        node.paused_until = 0;
-        node.generation = (node.generation + 1).max(wall.saturating_add_signed(node.wall_offset));
-        let (generation, partitions, key) = (node.generation, node.partitions, node.key.clone());
-        self.trace
-            .tell(now, || format!("{key} starts, generation {generation}"));
-        let clocks = self.clocks(index);
-        let mut tasks = Vec::new();
-        for partition in 0..partitions {
-            let config = PartitionConfig {
-                me: self.addr(index, partition),
-                generation: Generation(generation),
-                sharding: self.plan.sharding,
-                holders: self.plan.holders(),
-                limits: self.plan.limits.clone(),
-                core,
-                edge: self.nodes[index].edge,
-            };
-            let machine = Partition::new(config, self.rng.seed(), clocks);
-            tasks.push(Task {
-                machine,
-                inbox: VecDeque::new(),
-                wake_at: None,
-                spins: (0, 0),
-            });
-        }
-        let view = BTreeMap::from([(index, generation)]);
-        self.nodes[index].process = Some(Process { tasks, store, view });
-        let endpoints = self.endpoints(region);
-        let members = self.members(index);
-        for partition in 0..partitions {
-            self.input(index, partition, Input::Endpoints(endpoints.clone()));
-            self.input(index, partition, Input::Members(members.clone()));
-        }
-        self.seen(index);
-        self.dial_all(index);
-    }
-
-    /// Everybody learns of a node that started, and it of the others, each at its own time.
-    fn seen(&mut self, index: usize) {
-        let generation = self.nodes[index].generation;
-        for other in 0..self.nodes.len() {
-            let near = self.nodes[other].region == self.nodes[index].region;
-            let delay = |rng: &mut SimRng| {
-                if near {
-                    rng.between(50, 700) * MILLI
-                } else {
-                    rng.between(200, 2000) * MILLI
-                }
-            };
-            if other == index || self.nodes[other].process.is_none() {
-                continue;
-            }
-            let (there, back) = (delay(&mut self.rng), delay(&mut self.rng));
-            let (boot, other_boot) = (self.nodes[index].boot, self.nodes[other].boot);
-            let other_generation = self.nodes[other].generation;
-            self.after(
-                there,
-                Event::View {
-                    observer: other,
-                    boot: other_boot,
-                    subject: index,
-                    generation: Some(generation),
-                },
-            );
-            self.after(
-                back,
-                Event::View {
-                    observer: index,
-                    boot,
-                    subject: other,
-                    generation: Some(other_generation),
-                },
-            );
-        }
-    }
-
-    /// A node dies: all that it had in memory is gone.
-    pub(super) fn kill(&mut self, index: usize) {
-        let Some(process) = self.nodes[index].process.take() else {
-            return;
-        };
-        let (now, key) = (self.now, self.nodes[index].key.clone());
-        self.trace.tell(now, || format!("{key} dies"));
-        self.nodes[index].boot += 1;
-        if let Some(store) = process.store {
-            self.crash_store(self.nodes[index].region, store);
-        }
-        self.drop_peers(index);
-        self.drop_clients(index);
-        for observer in 0..self.nodes.len() {
-            if observer == index || self.nodes[observer].process.is_none() {
-                continue;
-            }
-            let delay = self.rng.between(1000, 4000) * MILLI;
-            let boot = self.nodes[observer].boot;
-            self.after(
-                delay,
-                Event::View {
-                    observer,
-                    boot,
-                    subject: index,
-                    generation: None,
-                },
-            );
-        }
-    }
-
-    /// `None` takes the subject for dead, unless it runs or its death is news of an older life.
-    fn view_changes(&mut self, observer: usize, boot: u64, subject: usize, generation: Option<u64>) {
-        if self.nodes[observer].boot != boot {
-            return;
-        }
-        let alive = self.nodes[subject].process.is_some();
-        let current = self.nodes[subject].generation;
-        let Some(process) = &mut self.nodes[observer].process else {
-            return;
-        };
-        let before = process.view.get(&subject).copied();
-        match generation {
-            Some(generation) if before.is_none_or(|known| known < generation) => {
-                process.view.insert(subject, generation);
-            }
-            None if !alive || before.is_some_and(|known| known < current) => {
-                process.view.remove(&subject);
-            }
-            _ => return,
-        }
-        if process.view.get(&subject).copied() != before {
-            self.tell_members(observer);
-        }
-    }
-
-    /// An observer takes a living node for dead.
-    pub(super) fn forget(&mut self, observer: usize, subject: usize) {
-        if let Some(process) = &mut self.nodes[observer].process
-            && process.view.remove(&subject).is_some()
-        {
-            self.tell_members(observer);
-        }
-    }
-
-    fn tell_members(&mut self, observer: usize) {
-        let members = self.members(observer);
-        let (now, key) = (self.now, self.nodes[observer].key.clone());
-        self.trace.tell(now, || {
-            let names: Vec<String> = members
-                .regions
-                .values()
-                .flat_map(|nodes| nodes.values())
-                .map(|member| format!("{}.{}", member.key, member.generation))
-                .collect();
-            format!("{key} sees {}", names.join(" "))
-        });
-        for partition in 0..self.nodes[observer].partitions {
-            self.input(observer, partition, Input::Members(members.clone()));
-        }
-    }
-
-    fn members(&self, observer: usize) -> Members {
-        let view = self.nodes[observer].process.as_ref().map(|process| &process.view);
-        let seen = view.into_iter().flatten().map(|(subject, generation)| {
-            let node = &self.nodes[*subject];
-            Member {
-                key: node.key.clone(),
-                generation: Generation(*generation),
-                partitions: node.partitions,
-                core: node.core,
-                edge: node.edge,
-                ready: true,
-                client: node.edge.then(|| node.key.to_string()),
-            }
-        });
-        Members::new(seen)
-    }
-
-    /// The endpoints that a region tells its clients.
-    pub(super) fn endpoints(&self, region: usize) -> Vec<RegionEndpoints> {
-        let mut order: Vec<usize> = (0..self.plan.places.len()).collect();
-        order.sort_by_key(|at| (*at != region, *at));
-        order
-            .into_iter()
-            .map(|at| RegionEndpoints {
-                region: self.plan.places[at].region.clone(),
-                endpoints: self
-                    .nodes
-                    .iter()
-                    .filter(|node| node.region == at && node.edge)
-                    .map(|node| node.key.to_string())
-                    .collect(),
-            })
-            .collect()
-    }
-
     /// Hands an input to a partition, which takes it up soon.
     pub(super) fn input(&mut self, node: usize, partition: u8, input: Input) {
         let delay = self.rng.below(100);
@@ -759,7 +544,7 @@ impl World {
 
     fn output(&mut self, node: usize, partition: u8, output: Output) {
         match output {
-            Output::Client { conn, frames } => self.send_to_client(node, conn, frames),
+            Output::Client { conn, frames } => self.frames_to_client(node, conn, frames),
             Output::Close { conn, code, detail } => self.close_client(node, conn, code, &detail),
             Output::Peer { to, message } => self.peer_output(node, partition, to, message),
             Output::Commit { token, ops, now_ms } => self.commit(node, partition, token, ops, now_ms),
