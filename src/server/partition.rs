@@ -491,3 +491,34 @@ pub(super) fn code_name(code: Code) -> &'static str {
         _ => "other",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{NodeName, RegionId};
+
+    #[test]
+    fn what_was_dropped_before_a_connection_came_up_counts_as_lost_once() {
+        let node = NodeKey {
+            region: RegionId::new("us-east").unwrap(),
+            node: NodeName::new("us-east-edge").unwrap(),
+        };
+        let mut connections = Connections {
+            clients: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            missed: BTreeSet::from([node.clone()]),
+            outgoing: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+        };
+        assert!(connections.came_up(&node, 1), "something was dropped before");
+        connections.peers.clear();
+        assert!(
+            !connections.came_up(&node, 2),
+            "its end was told, nothing was dropped"
+        );
+        assert!(
+            connections.came_up(&node, 3),
+            "the end of the one before was not told"
+        );
+    }
+}
