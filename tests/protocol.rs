@@ -341,6 +341,7 @@ fn the_page_names_the_close_codes() {
         (CloseCode::UNAUTHENTICATED, "UNAUTHENTICATED"),
         (CloseCode::SUPERSEDED, "SUPERSEDED"),
         (CloseCode::REFUSED, "REFUSED"),
+        (CloseCode::BAD_MESSAGE, "BAD_MESSAGE"),
     ]
     .map(|(code, name)| (code.0, name.to_owned()))
     .into();

@@ -76,7 +76,7 @@ impl Dev {
         eprintln!("preparing {}", data.display());
         let cluster = DevCluster::prepare(data, &regions, ports)
             .with_context(|| format!("the data folder {} cannot be used", data.display()))?;
-        serve::runtime()?.block_on(async {
+        serve::run_to_end(async {
             let signal = serve::stop_signal(self.stop_with_stdin)?;
             if self.processes {
                 processes::run(&cluster, data, signal).await
@@ -130,8 +130,20 @@ async fn in_process(
         .collect();
     processes::write_pids(data, &pids)?;
     welcome(cluster, data, &[])?;
-    let why = signal.await;
-    eprintln!("{why}: draining");
+    let mut failures = tokio::task::JoinSet::new();
+    for node in &running {
+        let (key, failed) = (node.key().clone(), node.failed());
+        failures.spawn(async move { (key, failed.await) });
+    }
+    tokio::select! {
+        why = signal => eprintln!("{why}: draining"),
+        Some(Ok((key, ended))) = failures.join_next() => {
+            for node in running {
+                node.abandon().await;
+            }
+            return Err(anyhow::Error::new(ended).context(format!("node {key} failed; start again")));
+        }
+    }
     // Edges first: their clients are told to go, and what is in flight is answered before the cores close.
     let (cores, edges): (Vec<_>, Vec<_>) = running.into_iter().partition(|node| node.client_addr().is_none());
     for nodes in [edges, cores] {

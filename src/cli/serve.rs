@@ -30,6 +30,10 @@ pub struct Serve {
     /// Stop when stdin ends: for a parent that must not leave a node behind.
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
+    /// Make this task panic once the node is ready: for tests of what follows.
+    #[cfg(debug_assertions)]
+    #[arg(long, hide = true)]
+    panic_in: Option<String>,
 }
 
 impl Serve {
@@ -42,26 +46,48 @@ impl Serve {
             (true, false) => Create::Store,
             (false, false) => Create::No,
         };
-        runtime()?.block_on(async {
+        run_to_end(async {
             let signal = stop_signal(self.stop_with_stdin)?;
             let name = loaded.config.node.name.clone();
             let node = Node::start(loaded.config, loaded.regions, create)
                 .await
                 .with_context(|| format!("node {name} cannot start"))?;
-            let why = signal.await;
-            tracing::info!(why, "the node drains");
-            node.stop().await;
-            Ok(ExitCode::SUCCESS)
+            #[cfg(debug_assertions)]
+            if let Some(task) = &self.panic_in {
+                node.ready().await;
+                node.inject_panic(task);
+            }
+            tokio::select! {
+                why = signal => {
+                    tracing::info!(why, "the node drains");
+                    node.stop().await;
+                    Ok(ExitCode::SUCCESS)
+                }
+                ended = node.failed() => {
+                    node.abandon().await;
+                    // Whoever started the process starts it again: what was accepted is in the store.
+                    Err(anyhow::Error::new(ended).context(format!("node {name} failed; start it again")))
+                }
+            }
         })
     }
 }
 
-/// The runtime of a server.
+/// The runtime of a command.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the runtime cannot start")
+}
+
+/// Runs a server on a runtime of its own.
+pub(super) fn run_to_end(server: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(server);
+    // Not waited for: a read of stdin that is under way ends only with stdin.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Completes on SIGTERM, Ctrl-C or, where asked for, the end of stdin; says which.

@@ -39,6 +39,7 @@ use super::{
     endpoint::{WrapSocket, bind_udp, endpoint, stable_config},
     frame::{Frame, FrameError},
     outbox::CHUNK_COST,
+    supervise::Supervisor,
     tls::{self, CLIENT_ALPN},
 };
 
@@ -315,6 +316,8 @@ pub struct ClientListenerConfig {
     pub endpoints: usize,
     /// Another socket under the endpoint, for fault injection.
     pub wrap_socket: Option<WrapSocket>,
+    /// Watches over the tasks that accept.
+    pub supervisor: Supervisor,
 }
 
 impl ClientListenerConfig {
@@ -326,6 +329,7 @@ impl ClientListenerConfig {
             limits: ClientLimits::default(),
             endpoints: 1,
             wrap_socket: None,
+            supervisor: Supervisor::default(),
         }
     }
 }
@@ -374,8 +378,12 @@ impl ClientListener {
             let quic = stable_config(&config.identity, addr);
             let endpoint = endpoint(socket, quic, Some(server.clone()), config.wrap_socket.as_ref())
                 .map_err(bind_failed)?;
-            accepting.spawn(accept_loop(endpoint.clone(), shared.clone(), sink.clone()));
-            endpoints.push(endpoint);
+            endpoints.push(endpoint.clone());
+            // Connections outlive a panic of the loop that accepts them.
+            let (shared, sink, served) = (shared.clone(), sink.clone(), Served::default());
+            let run = move || accept_loop(endpoint.clone(), shared.clone(), sink.clone(), served.clone());
+            let name = "client listener".to_owned();
+            accepting.spawn(config.supervisor.clone().keep("client_accept", name, run));
         }
         Ok(Self {
             addr,
@@ -464,8 +472,16 @@ fn server_config(identity: &Identity, limits: &ClientLimits) -> Result<ServerCon
     Ok(server)
 }
 
-async fn accept_loop<S: EventSink<ClientEvent>>(endpoint: Endpoint, shared: Arc<Shared>, sink: S) {
-    let mut tasks = JoinSet::new();
+/// The tasks of connections; held by the loop that runs.
+type Served = Arc<tokio::sync::Mutex<JoinSet<()>>>;
+
+async fn accept_loop<S: EventSink<ClientEvent>>(
+    endpoint: Endpoint,
+    shared: Arc<Shared>,
+    sink: S,
+    served: Served,
+) {
+    let mut tasks = served.lock().await;
     let mut stop = shared.stop.subscribe();
     loop {
         tokio::select! {

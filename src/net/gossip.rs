@@ -4,7 +4,13 @@
 //! the hello of the connection, which also refuses nodes of other regions. A node that starts again shows up as
 //! a second member with the same name: the highest generation ever seen of a name is the one that counts.
 
-use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chitchat::{
@@ -14,11 +20,11 @@ use chitchat::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::timeout,
 };
 
-use super::{frame::Frame, peer::PeerPool};
+use super::{frame::Frame, peer::PeerPool, supervise::Supervisor};
 use crate::core::ids::{Generation, NodeName};
 
 /// Kind of the frame that carries a message of chitchat.
@@ -61,6 +67,8 @@ pub struct GossipConfig {
     pub dead_after: Duration,
     /// Facts of this node to begin with.
     pub facts: Vec<(String, String)>,
+    /// Watches over the tasks.
+    pub supervisor: Supervisor,
 }
 
 impl GossipConfig {
@@ -71,6 +79,7 @@ impl GossipConfig {
             interval: Duration::from_millis(150),
             dead_after: Duration::from_secs(3),
             facts,
+            supervisor: Supervisor::default(),
         }
     }
 }
@@ -124,6 +133,8 @@ pub struct Gossip {
     handle: ChitchatHandle,
     nodes: watch::Receiver<Vec<NodeFacts>>,
     follower: JoinHandle<()>,
+    /// Ends with this.
+    watcher: JoinSet<()>,
 }
 
 impl Gossip {
@@ -160,13 +171,36 @@ impl Gossip {
             .with_chitchat(|chitchat| chitchat.live_nodes_watcher())
             .await;
         let own = handle.with_chitchat(own_facts).await;
-        let mut seen = BTreeMap::new();
-        let (sender, nodes) = watch::channel(list(own.iter().cloned(), &mut seen));
-        let follower = tokio::spawn(follow(live, own, sender, seen, pool));
+        let (sender, nodes) = watch::channel(list(own.iter().cloned(), &mut BTreeMap::new()));
+        let (sender, seen) = (Arc::new(sender), Arc::new(Mutex::default()));
+        let run = move || {
+            follow(
+                live.clone(),
+                own.clone(),
+                sender.clone(),
+                Arc::clone(&seen),
+                pool.clone(),
+            )
+        };
+        let supervisor = config.supervisor;
+        let follower = tokio::spawn(
+            supervisor
+                .clone()
+                .keep("gossip_view", "gossip view".to_owned(), run),
+        );
+        let ended = handle.termination_watcher();
+        // Its socket went with it, so it cannot be started again.
+        let mut watcher = JoinSet::new();
+        watcher.spawn(async move {
+            let why = ended.await.err();
+            let why = why.map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+            supervisor.ended("gossip", "gossip", &why);
+        });
         Ok(Self {
             handle,
             nodes,
             follower,
+            watcher,
         })
     }
 
@@ -194,6 +228,7 @@ impl Gossip {
 
     /// Stops gossiping; the others notice as with a death.
     pub async fn stop(self) {
+        drop(self.watcher);
         self.follower.abort();
         if timeout(STOP_TIMEOUT, self.handle.shutdown()).await.is_err() {
             tracing::warn!("the gossip loop did not stop in time");
@@ -228,14 +263,15 @@ fn detector(config: &GossipConfig) -> FailureDetectorConfig {
 async fn follow(
     mut live: watch::Receiver<BTreeMap<ChitchatId, NodeState>>,
     own: Option<NodeFacts>,
-    sender: watch::Sender<Vec<NodeFacts>>,
-    mut seen: BTreeMap<NodeName, Generation>,
+    sender: Arc<watch::Sender<Vec<NodeFacts>>>,
+    seen: Arc<Mutex<BTreeMap<NodeName, Generation>>>,
     pool: PeerPool,
 ) {
     let region = pool.hello().node.region.clone();
     loop {
         let nodes = {
             let live = live.borrow_and_update();
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             // chitchat publishes its first set only after a first round.
             if live.is_empty() {
                 list(own.iter().cloned(), &mut seen)
@@ -393,6 +429,7 @@ mod tests {
             roots: ca.roots(),
             limits: PeerLimits::default(),
             wrap_socket: Some(gate.wrap()),
+            supervisor: Supervisor::default(),
         };
         let (sink, events) = mpsc::channel::<PeerEvent>(64);
         let pool = PeerPool::start(config, sink).unwrap();

@@ -9,6 +9,7 @@
 //! connect   the side that clients use to connect
 //! peer      connections between nodes (ALPN iris-peer/1): dialling, hellos, classes of frames
 //! gossip    membership of one region (chitchat) over peer connections
+//! supervise what becomes of a long task that panics
 //! ```
 //!
 //! Everything that was queued has a limit, every wait for the other side a deadline, and a fault of one
@@ -23,22 +24,29 @@ pub mod gate;
 pub mod gossip;
 mod outbox;
 pub mod peer;
+pub mod supervise;
 pub mod tls;
 
 use std::future::Future;
 
 use tokio::sync::mpsc;
 
-/// The receiver of events is gone: the server is stopping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the receiver of events is gone")]
-pub struct SinkClosed;
+/// An event was not taken: its connection must end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SinkError {
+    /// The receiver of events is gone: the server is stopping.
+    #[error("the receiver of events is gone")]
+    Closed,
+    /// What came cannot be understood; what follows it must not be taken either.
+    #[error("what came was refused: {0}")]
+    Refused(CloseReason),
+}
 
 /// Where a transport puts its events. Waiting in `deliver` is the backpressure: the task that waits reads no
 /// more from its connection, and QUIC's flow control slows that sender alone.
 pub trait EventSink<E>: Clone + Send + Sync + 'static {
     /// Hands over one event, waiting for room.
-    fn deliver(&self, event: E) -> impl Future<Output = Result<(), SinkClosed>> + Send;
+    fn deliver(&self, event: E) -> impl Future<Output = Result<(), SinkError>> + Send;
 }
 
 /// A bounded channel of anything that an event turns into.
@@ -47,8 +55,8 @@ where
     E: Send + 'static,
     T: From<E> + Send + 'static,
 {
-    async fn deliver(&self, event: E) -> Result<(), SinkClosed> {
-        self.send(event.into()).await.map_err(|_| SinkClosed)
+    async fn deliver(&self, event: E) -> Result<(), SinkError> {
+        self.send(event.into()).await.map_err(|_| SinkError::Closed)
     }
 }
 
@@ -79,6 +87,8 @@ impl CloseCode {
     pub const SUPERSEDED: Self = Self(9);
     /// A peer of another cluster, region, node or protocol than expected.
     pub const REFUSED: Self = Self(10);
+    /// Between nodes: a whole frame whose message cannot be decoded or has no receiver.
+    pub const BAD_MESSAGE: Self = Self(11);
 
     /// From the number on the wire; numbers that do not fit become [`CloseCode::INTERNAL`].
     pub fn from_wire(code: quinn::VarInt) -> Self {

@@ -45,7 +45,7 @@ use tokio::{
 pub use self::hello::{Lane, PEER_PROTOCOL, PeerHello, Refusal, RefusalCode};
 pub use self::status::{Breaker, InboundStatus, LinkStatus, PeerCounters, PeerSnapshot};
 use self::{
-    incoming::{Inbound, accept_loop},
+    incoming::{Inbound, Served, accept_loop},
     link::{Link, Target, run_link},
     status::Counters,
 };
@@ -56,6 +56,7 @@ use super::{
     endpoint::{WrapSocket, bind_udp, endpoint, stable_config},
     frame::{Frame, LENGTH_BYTES},
     outbox::CHUNK_COST,
+    supervise::Supervisor,
     tls::{self, PEER_ALPN},
 };
 use crate::core::{
@@ -145,6 +146,8 @@ pub struct PeerConfig {
     pub limits: PeerLimits,
     /// Another socket under the endpoint, for fault injection.
     pub wrap_socket: Option<WrapSocket>,
+    /// Watches over the tasks that accept and dial.
+    pub supervisor: Supervisor,
 }
 
 /// The pool could not be started.
@@ -433,10 +436,22 @@ impl PeerPool {
             stop: watch::Sender::new(false),
             tasks: Mutex::default(),
         });
-        shared.spawn(accept_loop(shared.clone(), sink.clone()));
+        let supervisor = config.supervisor;
+        shared.spawn({
+            // Connections outlive a panic of the loop that accepts them.
+            let (shared, sink, served) = (shared.clone(), sink.clone(), Served::default());
+            let run = move || accept_loop(shared.clone(), sink.clone(), served.clone());
+            supervisor
+                .clone()
+                .keep("peer_accept", "peer listener".to_owned(), run)
+        });
         let run_link = {
             let shared = shared.clone();
-            Arc::new(move |link| -> LinkTask { Box::pin(run_link(shared.clone(), link, sink.clone())) })
+            Arc::new(move |link: Arc<Link>| -> LinkTask {
+                let (shared, sink, name) = (shared.clone(), sink.clone(), link.name());
+                let run = move || run_link(shared.clone(), link.clone(), sink.clone());
+                Box::pin(supervisor.clone().keep("peer_link", name, run))
+            })
         };
         Ok(Self {
             shared,

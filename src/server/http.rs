@@ -22,6 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::metrics::{self, Metrics};
+use crate::net::supervise::Supervisor;
 
 /// Connections at a time: some scrapers and probes. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -96,11 +97,18 @@ pub struct AdminHttp {
 
 impl AdminHttp {
     /// Listens on `addr` (port 0 lets the system choose) and serves. An error means that the address cannot be had.
-    pub async fn bind(addr: SocketAddr, health: Arc<Health>, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let listener = TcpListener::bind(addr).await?;
+    pub async fn bind(
+        addr: SocketAddr,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        supervisor: Supervisor,
+    ) -> io::Result<Self> {
+        let listener = Arc::new(TcpListener::bind(addr).await?);
         let addr = listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(accept(listener, Arc::new(Served { health, metrics }), stopped));
+        let served = Arc::new(Served { health, metrics });
+        let run = move || accept(listener.clone(), served.clone(), stopped.clone());
+        let task = tokio::spawn(supervisor.keep("admin_http", "admin http".to_owned(), run));
         Ok(Self {
             addr,
             stop,
@@ -136,10 +144,10 @@ struct Served {
     metrics: Arc<Metrics>,
 }
 
-async fn accept(listener: TcpListener, served: Arc<Served>, mut stopped: watch::Receiver<bool>) {
+async fn accept(listener: Arc<TcpListener>, served: Arc<Served>, mut stopped: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
-    loop {
+    while !*stopped.borrow() {
         let place = tokio::select! {
             _ = stopped.changed() => break,
             place = Arc::clone(&places).acquire_owned() => place.expect("the semaphore is never closed"),
@@ -257,7 +265,8 @@ mod tests {
     async fn server() -> (AdminHttp, Arc<Health>, Arc<Metrics>) {
         let (health, metrics) = (Arc::new(Health::new()), Arc::new(Metrics::new("r", "n")));
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = AdminHttp::bind(addr, Arc::clone(&health), Arc::clone(&metrics))
+        let supervisor = Supervisor::default();
+        let server = AdminHttp::bind(addr, Arc::clone(&health), Arc::clone(&metrics), supervisor)
             .await
             .expect("bind");
         (server, health, metrics)

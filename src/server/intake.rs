@@ -5,32 +5,30 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::Sender;
 
-use super::http::Health;
+use super::metrics::{Metrics, Reason};
 use super::node::Known;
 use super::partition::{ClientInput, Event, KIND_MESSAGE, partitions_of};
 use super::token::Verifier;
-use crate::core::ids::{Addr, ConnId};
+use crate::core::ids::{Addr, ConnId, NodeKey};
 use crate::core::msg::Message;
 use crate::core::wire::{ClientFrame, Code, WireError};
 use crate::net::client::ClientEvent;
 use crate::net::frame::Frame;
 use crate::net::peer::{Direction, PeerEvent};
-use crate::net::{EventSink, SinkClosed};
+use crate::net::{CloseCode, CloseReason, EventSink, SinkError};
 
 /// Takes the events of clients' connections.
 #[derive(Clone)]
 pub(super) struct ClientSink {
     partitions: Arc<[Sender<Event>]>,
     verifier: Arc<Verifier>,
-    health: Arc<Health>,
 }
 
 impl ClientSink {
-    pub(super) fn new(partitions: Vec<Sender<Event>>, verifier: Arc<Verifier>, health: Arc<Health>) -> Self {
+    pub(super) fn new(partitions: Vec<Sender<Event>>, verifier: Arc<Verifier>) -> Self {
         Self {
             partitions: partitions.into(),
             verifier,
-            health,
         }
     }
 
@@ -58,7 +56,7 @@ impl ClientSink {
 }
 
 impl EventSink<ClientEvent> for ClientSink {
-    async fn deliver(&self, event: ClientEvent) -> Result<(), SinkClosed> {
+    async fn deliver(&self, event: ClientEvent) -> Result<(), SinkError> {
         let (conn, event) = match event {
             ClientEvent::Opened { conn, handle, .. } => (
                 conn,
@@ -82,12 +80,11 @@ impl EventSink<ClientEvent> for ClientSink {
                 (conn, Event::Closed { conn: ConnId(conn) })
             }
         };
-        let _ = &self.health;
         let partition = (conn % self.partitions.len() as u64) as usize;
         self.partitions[partition]
             .send(event)
             .await
-            .map_err(|_| SinkClosed)
+            .map_err(|_| SinkError::Closed)
     }
 }
 
@@ -96,26 +93,36 @@ impl EventSink<ClientEvent> for ClientSink {
 pub(super) struct PeerSink {
     partitions: Arc<[Sender<Event>]>,
     known: Arc<Known>,
+    metrics: Arc<Metrics>,
 }
 
 impl PeerSink {
-    pub(super) fn new(partitions: Vec<Sender<Event>>, known: Arc<Known>) -> Self {
+    pub(super) fn new(partitions: Vec<Sender<Event>>, known: Arc<Known>, metrics: Arc<Metrics>) -> Self {
         Self {
             partitions: partitions.into(),
             known,
+            metrics,
         }
     }
 
-    async fn to_all(&self, event: impl Fn() -> Event) -> Result<(), SinkClosed> {
+    /// Lanes number what they say: after a message that is left out nothing may be taken. The connection ends, and what
+    /// matters is said again on the next.
+    fn refuse(&self, from: &NodeKey, reason: &'static str, why: String) -> SinkError {
+        self.metrics.peer_refused.get_or_create(&Reason { reason }).inc();
+        tracing::error!(peer = %from, %why, "a peer's message cannot be taken: its connection is closed");
+        SinkError::Refused(CloseReason::new(CloseCode::BAD_MESSAGE, why))
+    }
+
+    async fn to_all(&self, event: impl Fn() -> Event) -> Result<(), SinkError> {
         for partition in &*self.partitions {
-            partition.send(event()).await.map_err(|_| SinkClosed)?;
+            partition.send(event()).await.map_err(|_| SinkError::Closed)?;
         }
         Ok(())
     }
 }
 
 impl EventSink<PeerEvent> for PeerSink {
-    async fn deliver(&self, event: PeerEvent) -> Result<(), SinkClosed> {
+    async fn deliver(&self, event: PeerEvent) -> Result<(), SinkError> {
         match event {
             PeerEvent::Up {
                 hello,
@@ -139,24 +146,33 @@ impl EventSink<PeerEvent> for PeerSink {
             } => {
                 let (source, to) = partitions_of(class);
                 let Some(partition) = self.partitions.get(usize::from(to)) else {
-                    tracing::warn!(peer = %from, partition = to, "messages for a partition that is not here");
-                    return Ok(());
+                    return Err(self.refuse(&from, "no_partition", format!("partition {to} is not here")));
                 };
                 let mut messages = Vec::with_capacity(frames.len());
-                for frame in frames.into_iter().filter(|frame| frame.kind == KIND_MESSAGE) {
-                    match Message::decode(&frame.payload) {
+                let mut refused = None;
+                for frame in frames {
+                    let decoded = match frame.kind {
+                        KIND_MESSAGE => Message::decode(&frame.payload).map_err(|error| error.to_string()),
+                        kind => Err(format!("a frame of kind {kind}")),
+                    };
+                    match decoded {
                         Ok(message) => messages.push(message),
-                        Err(error) => tracing::error!(peer = %from, %error, "a peer's message is dropped"),
+                        Err(why) => {
+                            refused = Some(self.refuse(&from, "undecodable", why));
+                            break;
+                        }
                     }
                 }
                 let from = Addr {
                     node: from,
                     partition: source,
                 };
+                // What came before is whole: the receiver sees a prefix, and then the end of the connection.
                 partition
                     .send(Event::Peer { from, messages })
                     .await
-                    .map_err(|_| SinkClosed)
+                    .map_err(|_| SinkError::Closed)?;
+                refused.map_or(Ok(()), Err)
             }
             PeerEvent::Lost {
                 peer,

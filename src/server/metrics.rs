@@ -127,7 +127,8 @@ metrics! {
     presence_merges: Counter = PRESENCE_MERGES "iris_presence_merges", "Presence records merged";
     presence_invalid: Counter = PRESENCE_INVALID "iris_presence_invalid_merges", "Presence records refused: equal version with another value";
     presence_records: Gauge = PRESENCE_RECORDS "iris_presence_records", "Presence records held";
-    task_restarts: Family<Task, Counter> = TASK_RESTARTS "iris_task_restarts", "Restarts of a supervised task";
+    peer_refused: Family<Reason, Counter> = PEER_REFUSED "iris_peer_messages_refused", "Messages of other nodes that ended their connection, by reason";
+    task_restarts: Family<Task, Counter> = TASK_RESTARTS "iris_task_restarts", "Restarts of a supervised task, by kind of task";
 }
 
 impl Metrics {

@@ -20,7 +20,7 @@ use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::intake::{ClientSink, PeerSink};
 use super::meters::Meters;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
 use super::partition::{Clock, Event, MAX_PARTITIONS, PartitionStatus, PartitionTask, SIBLING_QUEUE};
 use super::regions::{Regions, Role};
@@ -37,11 +37,14 @@ use crate::net::gossip::{
     GossipError, NodeFacts,
 };
 use crate::net::peer::{PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError};
+use crate::net::supervise::{Restarts, Supervisor, TaskEnded, TaskEvent};
 
 /// Events that wait for a partition; each is a batch. More would only add latency: readers wait, and QUIC slows senders.
 const EVENT_QUEUE: usize = 1024;
 /// Bytes that wait for one stream to a peer: above what the core keeps in flight on a lane or a link.
 const PEER_QUEUE_BYTES: usize = 128 * 1024 * 1024;
+/// A node that failed tells clients and peers within this.
+const ABANDON_DEADLINE: Duration = Duration::from_secs(1);
 /// Closing connections waits so long for what is queued.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -129,6 +132,7 @@ pub struct Node {
     tasks: JoinSet<()>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    supervisor: Supervisor,
     drain: Duration,
 }
 
@@ -162,6 +166,7 @@ impl Node {
         let holders: BTreeSet<RegionId> = regions.ids().map(RegionId::new).collect::<Result<_, _>>()?;
         let metrics = Arc::new(Metrics::new(region.as_str(), key.node.as_str()));
         let health = Arc::new(Health::new());
+        let supervisor = supervisor(metrics.clone(), health.clone());
         let folder = NodeFolder::open(&config.node.data, create)?;
         let generation = folder.next_generation()?;
         let is_core = config.node.has(Role::Core);
@@ -189,7 +194,8 @@ impl Node {
             let engine = open::open(&config, &folder, wanted, create)
                 .await
                 .map_err(StartError::Store)?;
-            let thread = StoreThread::start(engine, reply_senders, metrics.clone(), health.clone());
+            let (metrics, health) = (metrics.clone(), health.clone());
+            let thread = StoreThread::start(engine, reply_senders, metrics, health, supervisor.clone());
             Some(thread.map_err(|error| StartError::System {
                 what: "a thread",
                 why: error.to_string(),
@@ -225,8 +231,10 @@ impl Node {
             roots,
             limits,
             wrap_socket: None,
+            supervisor: supervisor.clone(),
         };
-        let pool = PeerPool::start(peer_config, PeerSink::new(events.clone(), known.clone()))?;
+        let sink = PeerSink::new(events.clone(), known.clone(), metrics.clone());
+        let pool = PeerPool::start(peer_config, sink)?;
 
         let (stop, stopped) = watch::channel(false);
         let (peer_addrs, peer_addrs_seen) = watch::channel(BTreeMap::new());
@@ -266,7 +274,13 @@ impl Node {
                 peer_addrs: peer_addrs_seen.clone(),
                 meters: Meters::new(metrics.clone()),
             };
-            tasks.spawn(task.run(stopped.clone()));
+            let name = format!("partition {index}");
+            // What it knew went with it, and others count on it.
+            tasks.spawn(
+                supervisor
+                    .clone()
+                    .critical("partition", name, task.run(stopped.clone())),
+            );
         }
 
         let client = config.listen.client.filter(|_| config.node.has(Role::Edge));
@@ -278,18 +292,17 @@ impl Node {
                 };
                 let mut listen = ClientListenerConfig::new(addr, identity);
                 listen.limits = config.client_limits();
-                let sink = ClientSink::new(events.clone(), verifier, health.clone());
+                listen.supervisor = supervisor.clone();
+                let sink = ClientSink::new(events.clone(), verifier);
                 Some(ClientListener::bind(listen, sink)?)
             }
             None => None,
         };
         let client_addr = listener.as_ref().map(ClientListener::local_addr);
-        let admin = AdminHttp::bind(config.listen.admin_http, health.clone(), metrics.clone())
+        let addr = config.listen.admin_http;
+        let admin = AdminHttp::bind(addr, health.clone(), metrics.clone(), supervisor.clone())
             .await
-            .map_err(|source| StartError::Admin {
-                addr: config.listen.admin_http,
-                source,
-            })?;
+            .map_err(|source| StartError::Admin { addr, source })?;
 
         let facts = facts(&config, client_addr, admin.addr(), partitions, is_core);
         let seeds = regions
@@ -298,6 +311,7 @@ impl Node {
             .unwrap_or_default();
         let mut gossip_config = GossipConfig::new(seeds, facts);
         gossip_config.interval = config.intervals.gossip;
+        gossip_config.supervisor = supervisor.clone();
         let gossip = Gossip::start(gossip_config, pool.clone()).await?;
 
         let view = View {
@@ -319,8 +333,14 @@ impl Node {
             events: events.clone(),
             peer_addrs,
         };
-        tasks.spawn(view.run(gossip.nodes(), stopped.clone()));
-        tasks.spawn(watch_shards(is_core, status.clone(), health.clone(), stopped));
+        let (view, nodes, stopping) = (Arc::new(view), gossip.nodes(), stopped.clone());
+        let run = move || view.clone().run(nodes.clone(), stopping.clone());
+        tasks.spawn(supervisor.clone().keep("members", "members".to_owned(), run));
+        let shards = {
+            let (status, health) = (status.clone(), health.clone());
+            move || watch_shards(is_core, status.clone(), health.clone(), stopped.clone())
+        };
+        tasks.spawn(supervisor.clone().keep("shards", "shards".to_owned(), shards));
         tracing::info!(node = %key, generation = generation.0, peer = %pool.addr(), "the node runs");
         Ok(Node {
             key,
@@ -336,6 +356,7 @@ impl Node {
             tasks,
             health,
             metrics,
+            supervisor,
             drain: config.timeouts.drain,
         })
     }
@@ -390,6 +411,33 @@ impl Node {
         }
     }
 
+    /// Completes when a task is gone that the node cannot do without and that cannot be started again: a partition, the
+    /// store, gossip. The node is not ready then; end the process after [`Node::abandon`], so that it is started again.
+    pub fn failed(&self) -> impl Future<Output = TaskEnded> + Send + use<> {
+        self.supervisor.failed()
+    }
+
+    /// Ends a node that failed, without a drain: clients and peers are told at once, and go elsewhere. Nothing accepted is
+    /// lost: the store is left as by a crash.
+    pub async fn abandon(mut self) {
+        self.stop.send_replace(true);
+        if let Some(listener) = self.listener.take() {
+            listener.shutdown(ABANDON_DEADLINE).await;
+        }
+        self.pool.shutdown(ABANDON_DEADLINE).await;
+    }
+
+    /// Makes a task of the node panic, by its name. For tests; builds without debug assertions ignore it.
+    #[doc(hidden)]
+    pub fn inject_panic(&self, task: &str) {
+        self.supervisor.inject_panic(task);
+        #[cfg(debug_assertions)]
+        if let Some(store) = &self.store {
+            // A thread has to be woken to look.
+            let _ = store.requests().send(super::store::StoreRequest::Wake);
+        }
+    }
+
     /// Drains and stops: not ready, clients told to go elsewhere, what is in flight finished, the store closed.
     pub async fn stop(mut self) {
         self.health.set_ready("node", Err("the node drains".to_owned()));
@@ -434,6 +482,23 @@ impl Node {
     }
 }
 
+/// Tasks that panic are counted, and those that keep failing or are gone make the node not ready.
+fn supervisor(metrics: Arc<Metrics>, health: Arc<Health>) -> Supervisor {
+    Supervisor::new(Restarts::default(), move |kind, name, event| {
+        let component = format!("task {name}");
+        match event {
+            TaskEvent::Restarted => {
+                metrics.task_restarts.get_or_create(&Task { task: kind }).inc();
+            }
+            TaskEvent::Failing(why) => {
+                health.set_ready(&component, Err(format!("panics again and again, last: {why}")));
+            }
+            TaskEvent::Lasts => health.set_ready(&component, Ok(())),
+            TaskEvent::Ended(why) => health.set_ready(&component, Err(why.to_owned())),
+        }
+    })
+}
+
 /// What hellos told of other nodes.
 #[derive(Default)]
 pub(super) struct Known {
@@ -472,7 +537,11 @@ struct View {
 }
 
 impl View {
-    async fn run(self, mut nodes: watch::Receiver<Vec<NodeFacts>>, mut stop: watch::Receiver<bool>) {
+    async fn run(
+        self: Arc<Self>,
+        mut nodes: watch::Receiver<Vec<NodeFacts>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         let mut told = None;
         loop {
             let facts = nodes.borrow_and_update().clone();

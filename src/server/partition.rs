@@ -179,11 +179,15 @@ impl PartitionTask {
                 biased;
                 // A node without a store has nobody on the other end.
                 reply = self.replies.recv(), if self.store.is_some() => {
-                    if let Some(reply) = reply {
-                        self.stored(reply);
-                        while let Ok(reply) = self.replies.try_recv() {
+                    match reply {
+                        Some(reply) => {
                             self.stored(reply);
+                            while let Ok(reply) = self.replies.try_recv() {
+                                self.stored(reply);
+                            }
                         }
+                        // The thread told why it ended, and whoever runs the node ends it.
+                        None => self.store = None,
                     }
                 }
                 count = self.events.recv_many(&mut events, BATCH) => {

@@ -14,10 +14,13 @@ use super::metrics::{Metrics, Reason};
 use crate::core::commit::StoreOp;
 use crate::core::ids::ShardId;
 use crate::core::storage::{Committed, Read, ReadReply, StoreError};
+use crate::net::supervise::Supervisor;
 use crate::store::engine::Engine;
 
 /// Operations that one group commit takes at most: a commit stays short, and the next follows at once.
 const GROUP_OPS: usize = 32 * 1024;
+/// The thread's name and kind to the supervisor.
+pub(super) const KIND: &str = "store";
 /// Between two looks at what could be written behind while nothing is asked.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -46,6 +49,9 @@ pub(super) enum StoreRequest {
     },
     /// Write behind and close.
     Close,
+    /// Look whether a test asked for a panic.
+    #[cfg(debug_assertions)]
+    Wake,
 }
 
 /// An answer to a partition.
@@ -69,6 +75,7 @@ impl StoreThread {
         replies: Vec<UnboundedSender<StoreReply>>,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
+        supervisor: Supervisor,
     ) -> std::io::Result<Self> {
         let (requests, queue) = channel();
         health.set_ready("store", Ok(()));
@@ -77,11 +84,12 @@ impl StoreThread {
             replies,
             metrics,
             health,
+            supervisor: supervisor.clone(),
             queue,
         };
         let thread = std::thread::Builder::new()
             .name("iris-store".to_owned())
-            .spawn(move || worker.run())?;
+            .spawn(move || supervisor.critical_thread(KIND, KIND, || worker.run()))?;
         Ok(Self {
             requests,
             thread: Some(thread),
@@ -97,10 +105,9 @@ impl StoreThread {
     pub(super) fn close(mut self) {
         // If the thread is gone already there is nothing left to close.
         let _ = self.requests.send(StoreRequest::Close);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the store's thread panicked");
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was told when it happened.
+            let _ = thread.join();
         }
     }
 }
@@ -110,6 +117,7 @@ struct Worker {
     replies: Vec<UnboundedSender<StoreReply>>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    supervisor: Supervisor,
     queue: Receiver<StoreRequest>,
 }
 
@@ -166,6 +174,13 @@ impl Worker {
                             tracing::error!(%error, "the store did not close cleanly; nothing acknowledged is lost");
                         }
                         return;
+                    }
+                    #[cfg(debug_assertions)]
+                    StoreRequest::Wake => {
+                        assert!(
+                            !self.supervisor.panic_is_due(KIND),
+                            "a panic that a test asked for"
+                        );
                     }
                 }
                 if group.ops.len() < GROUP_OPS {
@@ -237,8 +252,9 @@ impl Worker {
                 if self.health.reasons().contains_key("store") {
                     return;
                 }
-                tracing::error!(%why, "the store stopped; restart the node once the cause is gone");
                 self.health.set_ready("store", Err(why.clone()));
+                // What it holds is not known to be what is on disk: only a start finds out.
+                self.supervisor.ended(KIND, KIND, why);
             }
             Some(error) => {
                 let reason = match error {

@@ -17,6 +17,7 @@ use crate::net::{
     CloseCode, CloseReason, EventSink,
     frame::{FrameDecoder, FrameError, coalesce},
     outbox::{Next, Outbox, TrySendError},
+    supervise::CloseOnPanic,
 };
 
 /// Chunks taken from a stream at once. One is about a packet; 16 of them are half a receive window.
@@ -335,6 +336,7 @@ pub(crate) fn closed_by_read(error: ReadError) -> ClosedBy {
 
 async fn write_loop(handle: ConnHandle, mut send: quinn::SendStream, shared: Arc<Shared>) {
     let connection = &handle.0.connection;
+    let _closes = CloseOnPanic(connection.clone());
     let outbox = &handle.0.outbox;
     let flush = shared.limits.flush_timeout;
     // Set when a close is asked for; from then on everything must be out by it.

@@ -24,9 +24,10 @@ use super::{
 use crate::{
     core::ids::{Generation, NodeKey},
     net::{
-        CloseCode, CloseReason, EventSink,
+        CloseCode, CloseReason, EventSink, SinkError,
         client::{ClosedBy, conn::closed_by_read},
         frame::{FrameDecoder, FrameError},
+        supervise::CloseOnPanic,
     },
 };
 
@@ -54,8 +55,11 @@ impl Inbound {
     }
 }
 
-pub(super) async fn accept_loop<S: EventSink<PeerEvent>>(shared: Arc<Shared>, sink: S) {
-    let mut tasks = JoinSet::new();
+/// The tasks of accepted connections; held by the loop that runs.
+pub(super) type Served = Arc<tokio::sync::Mutex<JoinSet<()>>>;
+
+pub(super) async fn accept_loop<S: EventSink<PeerEvent>>(shared: Arc<Shared>, sink: S, served: Served) {
+    let mut tasks = served.lock().await;
     loop {
         tokio::select! {
             incoming = shared.endpoint.accept() => match incoming {
@@ -300,6 +304,7 @@ async fn read_stream<S: EventSink<PeerEvent>>(
     stream: RecvStream,
     sink: S,
 ) {
+    let _closes = CloseOnPanic(connection.clone());
     let code = match read_frames(&shared, &origin, stream, &sink).await {
         Ok(()) | Err(Fault::Closed) => return,
         Err(Fault::Frame(error @ FrameError::TooLong { .. })) => {
@@ -307,7 +312,8 @@ async fn read_stream<S: EventSink<PeerEvent>>(
         }
         Err(Fault::Frame(error)) => (CloseCode::BAD_FRAME, error.to_string()),
         Err(Fault::Protocol(text)) => (CloseCode::PROTOCOL, text),
-        Err(Fault::Stopping) => (CloseCode::SHUTDOWN, "the node stops".to_owned()),
+        Err(Fault::Sink(SinkError::Closed)) => (CloseCode::SHUTDOWN, "the node stops".to_owned()),
+        Err(Fault::Sink(SinkError::Refused(reason))) => (reason.code, reason.text),
     };
     tracing::warn!(peer = %origin.hello.node, reason = %code.1, "closing the connection of a peer");
     CloseReason::new(code.0, code.1).close(&connection);
@@ -318,7 +324,7 @@ enum Fault {
     Closed,
     Frame(FrameError),
     Protocol(String),
-    Stopping,
+    Sink(SinkError),
 }
 
 async fn read_frames<S: EventSink<PeerEvent>>(
@@ -379,7 +385,7 @@ async fn read_frames<S: EventSink<PeerEvent>>(
                         class,
                         frames,
                     };
-                    sink.deliver(event).await.map_err(|_| Fault::Stopping)?;
+                    sink.deliver(event).await.map_err(Fault::Sink)?;
                 }
             }
         }

@@ -31,6 +31,7 @@ use crate::{
         client::ClosedBy,
         frame::{Frame, FrameDecoder, coalesce},
         outbox::{Next, Outbox, TrySendError},
+        supervise::CloseOnPanic,
     },
 };
 
@@ -105,6 +106,14 @@ impl Link {
             lane,
             state: Mutex::new(state),
             wake: Notify::new(),
+        }
+    }
+
+    /// For people.
+    pub(super) fn name(&self) -> String {
+        match &self.target {
+            Target::Node(node) => format!("peer link to {node}"),
+            Target::Region(_) => format!("gossip link to {}", lock(&self.state).addr),
         }
     }
 
@@ -264,6 +273,7 @@ pub(super) async fn run_link<S: EventSink<PeerEvent>>(shared: Arc<Shared>, link:
     // Connections that broke soon after they were made, in a row: a peer that accepts and then closes must not be
     // dialled twenty times a second.
     let mut short = 0;
+    over_after_a_panic(&link, &sink).await;
     while !shared.stopping() && !link.stopped() {
         let addr = link.begin();
         let attempt = tokio::select! {
@@ -305,6 +315,31 @@ pub(super) async fn run_link<S: EventSink<PeerEvent>>(shared: Arc<Shared>, link:
             }
         };
         pause(&shared, &link, failures).await;
+    }
+}
+
+/// Ends what an earlier run of the link left when it panicked: whoever sends must learn that something may be lost.
+async fn over_after_a_panic<S: EventSink<PeerEvent>>(link: &Link, sink: &S) {
+    let reason = CloseReason::new(CloseCode::INTERNAL, "the task of the connection panicked");
+    let Some(live) = link.down(Some(reason.to_string())) else {
+        return;
+    };
+    reason.close(&live.connection);
+    for outbox in live.classes.values() {
+        outbox.gone();
+    }
+    let peer = lock(&link.state)
+        .last_hello
+        .as_ref()
+        .map(|hello| hello.node.clone());
+    if let (Some(peer), Lane::Traffic) = (peer, link.lane) {
+        let lost = PeerEvent::Lost {
+            peer,
+            direction: Direction::Out,
+            incarnation: live.incarnation,
+            reason: ClosedBy::Local(reason),
+        };
+        let _ = sink.deliver(lost).await;
     }
 }
 
@@ -515,6 +550,7 @@ async fn flush(link: &Link, connection: &Connection, reason: CloseReason) -> Clo
 /// Writes one class until its connection is gone. A stream that stalls or is refused ends the whole connection:
 /// its frames would be missing in the middle.
 async fn write_class(shared: Arc<Shared>, connection: Connection, class: StreamClass, outbox: Arc<Outbox>) {
+    let _closes = CloseOnPanic(connection.clone());
     let end = |code, text: String| CloseReason::new(code, text).close(&connection);
     match write_stream(&shared, &connection, class, &outbox).await {
         Ok(()) | Err(Fault::Gone) => {}

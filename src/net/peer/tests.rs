@@ -37,6 +37,7 @@ fn config(ca: &ClusterCa, node: &NodeKey, generation: u64) -> PeerConfig {
             ..PeerLimits::default()
         },
         wrap_socket: None,
+        supervisor: Supervisor::default(),
     }
 }
 
@@ -425,7 +426,7 @@ struct SplitSink {
 }
 
 impl EventSink<PeerEvent> for SplitSink {
-    async fn deliver(&self, event: PeerEvent) -> Result<(), crate::net::SinkClosed> {
+    async fn deliver(&self, event: PeerEvent) -> Result<(), crate::net::SinkError> {
         match &event {
             PeerEvent::Frames { class: 0, .. } => self.slow.deliver(event).await,
             _ => self.quick.deliver(event).await,

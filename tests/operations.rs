@@ -1,0 +1,233 @@
+//! What an operator relies on: tasks that panic, a node that cannot go on, messages between nodes that make no sense, figures.
+
+mod common;
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{TestCluster, receive, regions, send, within};
+use iris::core::ids::{Generation, NodeKey, Sharding};
+use iris::net::CloseCode;
+use iris::net::certs::ClusterCa;
+use iris::net::client::ClosedBy;
+use iris::net::frame::Frame;
+use iris::net::peer::{Direction, PeerConfig, PeerEvent, PeerHello, PeerLimits, PeerPool};
+use iris::net::supervise::Supervisor;
+use iris::server::config::{LoadOptions, NodeConfig};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The answer to a request of the admin port: head and body.
+async fn get(addr: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = tokio::net::TcpStream::connect(addr).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Looks until it is so.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_panics_is_started_again_and_the_rest_goes_on() {
+    let cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    let (alice, bob) = (
+        cluster.client("us-east", "alice", "laptop").await,
+        cluster.client("us-east", "bob", "phone").await,
+    );
+    let edge = cluster.node("us-east-edge");
+    let admin = edge.admin_addr().unwrap();
+    let tasks = [
+        ("members", "members"),
+        ("shards", "shards"),
+        ("gossip view", "gossip_view"),
+        ("admin http", "admin_http"),
+        ("client listener", "client_accept"),
+        ("peer listener", "peer_accept"),
+        ("peer link to us-east/us-east-core", "peer_link"),
+    ];
+    // The watch over the shards of a node without any ends at once.
+    for (name, kind) in tasks.into_iter().filter(|(name, _)| *name != "shards") {
+        edge.inject_panic(name);
+        let line = format!("iris_task_restarts_total{{task=\"{kind}\"}} 1");
+        until(&line, async || {
+            get(admin, "/metrics")
+                .await
+                .is_ok_and(|text| text.contains(&line))
+        })
+        .await;
+        send(&alice, "bob", name.as_bytes().to_vec()).await;
+        assert_eq!(receive(&bob).await.body.as_ref(), name.as_bytes());
+        assert!(
+            edge.health().is_ready(),
+            "after {name}: {:?}",
+            edge.health().reasons()
+        );
+    }
+    // Those who come later are admitted, too.
+    let carol = cluster.client("us-east", "carol", "phone").await;
+    send(&alice, "carol", "hello").await;
+    assert_eq!(receive(&carol).await.body.as_ref(), b"hello");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_or_store_that_is_lost_makes_the_node_not_ready_and_says_why() {
+    let cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    for (node, task) in [("us-east-core", "store"), ("us-east-edge", "partition 0")] {
+        let node = cluster.node(node);
+        let admin = node.admin_addr().unwrap();
+        let failed = node.failed();
+        node.inject_panic(task);
+        let ended = within("the node fails", failed).await;
+        assert_eq!(ended.task, task);
+        assert!(ended.why.contains("a panic that a test asked for"), "{ended}");
+        let answer = get(admin, "/readyz").await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 503")
+                && answer.contains(&format!("{{\"task {task}\":\"it panicked")),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_whose_partition_is_lost_ends_with_an_error() {
+    let mut cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    cluster.stop_node("us-east-core").await;
+    let core = cluster
+        .dev
+        .nodes
+        .iter()
+        .find(|node| node.client.is_none())
+        .unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_iris"))
+        .args([
+            "serve",
+            "--stop-with-stdin",
+            "--panic-in",
+            "partition 0",
+            "--config",
+        ])
+        .arg(&core.config)
+        .env("IRIS_LOG", "error")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ended = None;
+    until("the process ends", async || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    })
+    .await;
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(ended.unwrap().code(), Some(1), "{said}");
+    assert!(
+        said.contains("node us-east-core failed; start it again")
+            && said.contains("the task partition 0 ended and cannot be started again"),
+        "{said}"
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_peer_that_cannot_be_decoded_ends_its_connection() {
+    let cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    let core = cluster
+        .dev
+        .nodes
+        .iter()
+        .find(|node| node.client.is_none())
+        .unwrap();
+    let loaded = NodeConfig::load(LoadOptions::from_process(Some(core.config.clone()))).unwrap();
+    let settings = loaded.config.cluster;
+    let ca = ClusterCa::load(&cluster.folder.path().join("ca")).unwrap();
+    let node = NodeKey {
+        region: "us-east".parse().unwrap(),
+        node: "us-east-odd".parse().unwrap(),
+    };
+    let local = "127.0.0.1:0".parse().unwrap();
+    let config = PeerConfig {
+        bind: local,
+        identity: ca.issue_node("us-east", "us-east-odd").unwrap(),
+        roots: ca.roots(),
+        hello: PeerHello {
+            cluster_id: settings.id.unwrap().0,
+            node,
+            generation: Generation(1),
+            partitions: 1,
+            sharding: Sharding {
+                count: settings.shard_count,
+                seed: settings.hash_seed.unwrap().0,
+            },
+            addr: local,
+        },
+        limits: PeerLimits::default(),
+        wrap_socket: None,
+        supervisor: Supervisor::default(),
+    };
+    let (sender, mut events) = mpsc::channel::<PeerEvent>(64);
+    let pool = PeerPool::start(config, sender).unwrap();
+    let target = cluster.node("us-east-core");
+    pool.want(target.key(), target.peer_addr());
+    // A message of no kind, a frame of no kind, a partition that is not there.
+    let wrong = [(0, 16, &b"\xff\xff"[..]), (0, 99, b"x"), (4, 16, b"x")];
+    for (class, kind, payload) in wrong {
+        let incarnation = within("connected", async {
+            loop {
+                if let PeerEvent::Up {
+                    direction: Direction::Out,
+                    incarnation,
+                    ..
+                } = events.recv().await.unwrap()
+                {
+                    return incarnation;
+                }
+            }
+        })
+        .await;
+        let frame = Frame::new(kind, bytes::Bytes::copy_from_slice(payload)).encode();
+        pool.send(target.key(), incarnation, class, vec![frame]).unwrap();
+        let reason = within("closed", async {
+            loop {
+                if let PeerEvent::Lost { reason, .. } = events.recv().await.unwrap() {
+                    return reason;
+                }
+            }
+        })
+        .await;
+        assert!(
+            matches!(&reason, ClosedBy::Remote(reason) if reason.code == CloseCode::BAD_MESSAGE),
+            "{reason}"
+        );
+    }
+    let text = get(target.admin_addr().unwrap(), "/metrics").await.unwrap();
+    for line in [
+        "iris_peer_messages_refused_total{reason=\"undecodable\"} 2",
+        "iris_peer_messages_refused_total{reason=\"no_partition\"} 1",
+    ] {
+        assert!(text.contains(line), "no {line} in\n{text}");
+    }
+    pool.shutdown(Duration::from_secs(1)).await;
+    // The others are not touched.
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    send(&alice, "alice", "still here").await;
+    assert_eq!(receive(&alice).await.body.as_ref(), b"still here");
+    cluster.stop().await;
+}
