@@ -231,3 +231,101 @@ async fn a_message_of_a_peer_that_cannot_be_decoded_ends_its_connection() {
     assert_eq!(receive(&alice).await.body.as_ref(), b"still here");
     cluster.stop().await;
 }
+
+/// The sum of a metric's samples over nodes.
+async fn total(cluster: &TestCluster, nodes: &[&str], sample: &str) -> f64 {
+    let mut total = 0.0;
+    for node in nodes {
+        let text = get(cluster.node(node).admin_addr().unwrap(), "/metrics")
+            .await
+            .unwrap();
+        let value = |line: &str| line.strip_prefix(sample)?.rsplit(' ').next()?.parse::<f64>().ok();
+        total += text.lines().filter_map(value).sum::<f64>();
+    }
+    total
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_follow_what_happens() {
+    let set = [("limits.connections", "3"), ("limits.inbox_messages", "50")];
+    let cluster = TestCluster::start(&regions(&["us-east", "eu-west"]), &set).await;
+    let nodes = ["us-east-core", "us-east-edge", "eu-west-core", "eu-west-edge"];
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    let bob = cluster.client("eu-west", "bob", "phone").await;
+    let carol = cluster.client("us-east", "carol", "desk").await;
+    carol.watch([common::user("bob")]);
+    for number in 0..20u8 {
+        send(&alice, "bob", vec![number]).await;
+        receive(&bob).await;
+    }
+    // Nobody acknowledges for dave, whose inbox is soon full.
+    let mut refused = false;
+    for number in 0..51u8 {
+        refused |= within(
+            "answered",
+            alice.send(common::user("dave"), vec![number]).unwrap(),
+        )
+        .await
+        .is_err();
+    }
+    assert!(refused);
+    // The edge in us-east takes three connections.
+    let eve = cluster.client("us-east", "eve", "desk").await;
+    let mut one_too_many = cluster.config("us-east", "mallory", "desk");
+    one_too_many
+        .endpoints
+        .retain(|endpoints| endpoints.region.as_str() == "us-east");
+    let mallory = iris::client::Client::connect(one_too_many).unwrap();
+    until("mallory is refused", async || {
+        total(
+            &cluster,
+            &nodes,
+            "iris_edge_connections_refused_total{reason=\"limit\"}",
+        )
+        .await
+            > 0.0
+    })
+    .await;
+    mallory.close().await;
+    eve.close().await;
+    for sample in [
+        "iris_edge_connections ",
+        "iris_edge_sessions ",
+        "iris_edge_sessions_ended_total{reason=\"goodbye\"}",
+        "iris_deposit_accepted_total",
+        "iris_deposit_refused_total{reason=\"inbox_full\"}",
+        "iris_deposit_duration_seconds_count",
+        "iris_deposit_duration_seconds_sum",
+        "iris_deposit_duration_seconds_bucket{le=\"+Inf\"}",
+        "iris_delivery_delivered_total",
+        "iris_delivery_acked_total",
+        "iris_store_commits_total",
+        "iris_store_commit_operations_count",
+        "iris_store_commit_duration_seconds_count",
+        "iris_link_up{region=\"us-east\"}",
+        "iris_link_up{region=\"eu-west\"}",
+        "iris_link_applied_operations_total{region=\"us-east\"}",
+        "iris_link_applied_operations_total{region=\"eu-west\"}",
+        "iris_presence_merges_total",
+        "iris_presence_records",
+    ] {
+        until(sample, async || total(&cluster, &nodes, sample).await > 0.0).await;
+    }
+    // Nothing waits now, and what waits is told.
+    let text = get(cluster.node("us-east-core").admin_addr().unwrap(), "/metrics")
+        .await
+        .unwrap();
+    for queue in ["inputs", "store", "edge_deposits", "owner_deposits"] {
+        assert!(
+            text.contains(&format!("iris_queue_depth{{queue=\"{queue}\"}} ")),
+            "{queue}:\n{text}"
+        );
+    }
+    until("nothing waits", async || {
+        total(&cluster, &nodes, "iris_queue_depth{queue=\"edge_deposits\"}").await == 0.0
+    })
+    .await;
+    let answered = total(&cluster, &nodes, "iris_deposit_duration_seconds_count").await;
+    assert_eq!(answered, 71.0, "each message once");
+    cluster.stop().await;
+}

@@ -70,7 +70,7 @@ use inbound::Watched;
 use lanes::Routing;
 pub use session::DEPOSIT_COST;
 use session::Session;
-pub use stats::EdgeStats;
+pub use stats::{Durations, EdgeStats};
 
 /// The code of a [`EdgeOutput::Close`] after `Bye`: nothing is wrong.
 pub const GOODBYE: Code = Code::Other(0);
@@ -474,9 +474,12 @@ impl Edge {
                 lane.out.detach.push(Detach { shard, session: id });
             }
         }
-        if let Some((code, detail)) = close {
-            stats::count(&mut self.stats.ended, code);
-            self.close(session.conn, session.frames, code, detail);
+        match close {
+            Some((code, detail)) => {
+                stats::count(&mut self.stats.ended, code);
+                self.close(session.conn, session.frames, code, detail);
+            }
+            None => self.stats.closed += 1,
         }
     }
 

@@ -298,6 +298,23 @@ struct Shared {
 }
 
 impl Shared {
+    fn stats(&self) -> ClientStats {
+        let counters = &self.counters;
+        ClientStats {
+            open: self.open().len() as u64,
+            handshakes: self.handshakes.load(Relaxed) as u64,
+            opened: counters.opened.load(Relaxed),
+            refused: counters.refused.load(Relaxed),
+            retried: counters.retried.load(Relaxed),
+            failed: counters.failed.load(Relaxed),
+            frames_in: counters.frames_in.load(Relaxed),
+            batches_in: counters.batches_in.load(Relaxed),
+            bytes_in: counters.bytes_in.load(Relaxed),
+            bytes_out: counters.bytes_out.load(Relaxed),
+            batches_out: counters.batches_out.load(Relaxed),
+        }
+    }
+
     fn open(&self) -> MutexGuard<'_, BTreeMap<u64, ConnHandle>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -400,20 +417,13 @@ impl ClientListener {
 
     /// Counters.
     pub fn stats(&self) -> ClientStats {
-        let counters = &self.shared.counters;
-        ClientStats {
-            open: self.shared.open().len() as u64,
-            handshakes: self.shared.handshakes.load(Relaxed) as u64,
-            opened: counters.opened.load(Relaxed),
-            refused: counters.refused.load(Relaxed),
-            retried: counters.retried.load(Relaxed),
-            failed: counters.failed.load(Relaxed),
-            frames_in: counters.frames_in.load(Relaxed),
-            batches_in: counters.batches_in.load(Relaxed),
-            bytes_in: counters.bytes_in.load(Relaxed),
-            bytes_out: counters.bytes_out.load(Relaxed),
-            batches_out: counters.batches_out.load(Relaxed),
-        }
+        self.shared.stats()
+    }
+
+    /// Reads the counters, also when the listener is held elsewhere.
+    pub fn reader(&self) -> impl Fn() -> ClientStats + Send + Sync + Clone + use<> {
+        let shared = self.shared.clone();
+        move || shared.stats()
     }
 
     /// Uses another certificate for connections from now on.

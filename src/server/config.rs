@@ -296,8 +296,8 @@ impl NodeConfig {
                 "expected \"core\", \"edge\" or both, each once".to_owned(),
             );
         }
-        if !(1..=64).contains(&node.partitions) {
-            wrong("node.partitions", "expected 1 to 64".to_owned());
+        if let Err(expected) = super::partition::partitions(node.partitions) {
+            wrong("node.partitions", expected);
         }
         if edge && self.listen.client.is_none() {
             wrong(

@@ -1,89 +1,195 @@
 //! Carries the core's counters over to the metrics.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::metrics::{Link, Metrics, Reason};
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::metrics::{Link, Metrics, Queue, Reason, code_name};
+use crate::core::edge::EdgeStats;
+use crate::core::ids::Addr;
 use crate::core::link::LinkState;
 use crate::core::node::Partition;
 use crate::core::owner::OwnerStats;
 use crate::core::time::{Mono, Now};
+use crate::core::wire::Code;
+use crate::net::client::ClientStats;
 
 /// Between two exports: a scrape sees figures at most so old.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// Between two exports of the links, which walk all shards.
-const LINKS_EVERY: Duration = Duration::from_secs(2);
+/// Between two exports of the links and of presence, which walk all shards.
+const SHARDS_EVERY: Duration = Duration::from_secs(2);
 
-/// What was exported last, so that counters go up by the difference.
+/// What one partition exported last, so that counters go up by the difference.
 pub(super) struct Meters {
     pub(super) metrics: Arc<Metrics>,
+    edge: EdgeStats,
     owner: OwnerStats,
-    sessions: i64,
+    /// Operations applied, by link.
+    applied: BTreeMap<Addr, u64>,
+    presence: Presence,
+    gauges: BTreeMap<&'static str, i64>,
     next: Mono,
-    next_links: Mono,
+    next_shards: Mono,
+}
+
+#[derive(Default)]
+struct Presence {
+    merges: u64,
+    invalid: u64,
+    records: usize,
 }
 
 impl Meters {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
+            edge: EdgeStats::default(),
             owner: OwnerStats::default(),
-            sessions: 0,
+            applied: BTreeMap::new(),
+            presence: Presence::default(),
+            gauges: BTreeMap::new(),
             next: Mono(0),
-            next_links: Mono(0),
+            next_shards: Mono(0),
         }
     }
 
-    pub(super) fn export(&mut self, core: &Partition, now: Now) {
+    /// `inputs`: events that wait for the partition.
+    pub(super) fn export(&mut self, core: &Partition, inputs: usize, now: Now) {
         if now.mono < self.next {
             return;
         }
         self.next = now.mono + EVERY;
-        let (new, old) = (*core.owner().stats(), self.owner);
-        self.owner = new;
-        let metrics = &self.metrics;
+        self.edge(core.edge().stats());
+        self.owner(*core.owner().stats());
+        self.depth("inputs", inputs);
+        self.depth("edge_deposits", core.edge().stats().deposits);
+        let pending = core.owner().stats().deposits.pending;
+        self.depth("owner_deposits", usize::try_from(pending).unwrap_or(usize::MAX));
+        if now.mono >= self.next_shards {
+            self.next_shards = now.mono + SHARDS_EVERY;
+            self.links(core, now);
+            self.presence(core);
+        }
+    }
+
+    fn edge(&mut self, new: &EdgeStats) {
+        let old = std::mem::replace(&mut self.edge, new.clone());
+        let metrics = self.metrics.clone();
+        metrics.deposit_seconds.add(&new.answered, &old.answered);
+        let since = |new: &BTreeMap<Code, u64>, old: &BTreeMap<Code, u64>| -> Vec<(Reason, u64)> {
+            let count = |(code, count): (&Code, &u64)| {
+                let reason = code_name(*code);
+                (Reason { reason }, count - old.get(code).unwrap_or(&0))
+            };
+            new.iter().map(count).filter(|(_, count)| *count > 0).collect()
+        };
+        for (reason, count) in since(&new.rejected, &old.rejected) {
+            metrics.deposits_refused.get_or_create(&reason).inc_by(count);
+        }
+        let mut ended = since(&new.ended, &old.ended);
+        ended.push((Reason { reason: "closed" }, new.closed - old.closed));
+        for (reason, count) in ended {
+            metrics.sessions_ended.get_or_create(&reason).inc_by(count);
+        }
+        self.gauge("sessions", &metrics.sessions, new.sessions);
+    }
+
+    fn owner(&mut self, new: OwnerStats) {
+        let old = std::mem::replace(&mut self.owner, new);
+        let (metrics, deposits) = (&self.metrics, new.deposits);
         metrics
             .deposits_accepted
-            .inc_by(new.deposits.accepted - old.deposits.accepted);
+            .inc_by(deposits.accepted - old.deposits.accepted);
         metrics
             .deposits_duplicate
-            .inc_by(new.deposits.duplicates - old.deposits.duplicates);
-        let refused = |reason, count| {
-            if count > 0 {
-                metrics
-                    .deposits_refused
-                    .get_or_create(&Reason { reason })
-                    .inc_by(count);
-            }
-        };
-        refused("final", new.deposits.refused - old.deposits.refused);
-        refused("retryable", new.deposits.retried - old.deposits.retried);
+            .inc_by(deposits.duplicates - old.deposits.duplicates);
+        metrics
+            .deposits_retried
+            .inc_by(deposits.retried - old.deposits.retried);
+        metrics
+            .queue_refused
+            .get_or_create(&Queue {
+                queue: "owner_deposits",
+            })
+            .inc_by(deposits.overloaded - old.deposits.overloaded);
         metrics.delivered.inc_by(new.delivery.given - old.delivery.given);
         metrics.acked.inc_by(new.delivery.acked - old.delivery.acked);
-        let sessions = i64::try_from(core.edge().stats().sessions).unwrap_or(i64::MAX);
-        metrics.sessions.inc_by(sessions - self.sessions);
-        self.sessions = sessions;
-        if now.mono < self.next_links {
-            return;
-        }
-        self.next_links = now.mono + LINKS_EVERY;
+    }
+
+    fn links(&mut self, core: &Partition, now: Now) {
         for link in core.links().snapshot(now) {
             let label = Link {
                 region: link.link.node.region.to_string(),
             };
-            let up = link.pull.is_some_and(|pull| pull.state == LinkState::Live);
-            metrics.link_up.get_or_create(&label).set(i64::from(up));
+            let up = link
+                .pull
+                .as_ref()
+                .is_some_and(|pull| pull.state == LinkState::Live);
+            self.metrics.link_up.get_or_create(&label).set(i64::from(up));
             let lag: u64 = link
                 .serve
                 .iter()
                 .flat_map(|serve| &serve.lag)
                 .map(|(_, lag)| lag)
                 .sum();
-            metrics
+            self.metrics
                 .link_lag
                 .get_or_create(&label)
                 .set(i64::try_from(lag).unwrap_or(i64::MAX));
+            if let Some(pull) = link.pull {
+                let old = self.applied.insert(link.link, pull.applied).unwrap_or_default();
+                self.metrics
+                    .link_applied
+                    .get_or_create(&label)
+                    .inc_by(pull.applied.saturating_sub(old));
+            }
         }
+    }
+
+    fn presence(&mut self, core: &Partition) {
+        let owner = core.owner();
+        let mut new = Presence::default();
+        for presence in owner.active_shards().filter_map(|shard| owner.presence(shard)) {
+            let counters = presence.counters();
+            new.merges += counters.merged_newer + counters.merged_same + counters.merged_older;
+            new.invalid += counters.invalid;
+            new.records += presence.records();
+        }
+        // What a shard counted goes with it when another node takes it over.
+        let merges = new.merges.saturating_sub(self.presence.merges);
+        self.metrics.presence_merges.inc_by(merges);
+        let invalid = new.invalid.saturating_sub(self.presence.invalid);
+        self.metrics.presence_invalid.inc_by(invalid);
+        let metrics = self.metrics.clone();
+        self.gauge("presence", &metrics.presence_records, new.records);
+        self.presence = new;
+    }
+
+    fn depth(&mut self, queue: &'static str, depth: usize) {
+        let gauge = self.metrics.queue_depth.get_or_create(&Queue { queue }).clone();
+        self.gauge(queue, &gauge, depth);
+    }
+
+    /// The gauge is the sum over all partitions.
+    fn gauge(&mut self, name: &'static str, gauge: &Gauge, value: usize) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        let old = self.gauges.insert(name, value).unwrap_or_default();
+        gauge.inc_by(value - old);
+    }
+}
+
+/// Exports the counters of the clients' listener until it is cut.
+pub(super) async fn watch_listener(stats: impl Fn() -> ClientStats, metrics: Arc<Metrics>) {
+    loop {
+        let stats = stats();
+        for (reason, count) in [("limit", stats.refused), ("failed", stats.failed)] {
+            let counter = metrics.connections_refused.get_or_create(&Reason { reason });
+            counter.inner().store(count, Relaxed);
+        }
+        tokio::time::sleep(EVERY).await;
     }
 }

@@ -3,13 +3,19 @@
 //! To add a metric, add a line to the table below: field, type, name, help. The driver updates the fields; labels are small
 //! closed sets, never users or devices.
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
+
+use crate::core::edge::{Durations, GOODBYE};
+use crate::core::wire::Code;
 
 /// The content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -49,6 +55,44 @@ pub struct Queue {
 pub struct Task {
     /// Its name.
     pub task: &'static str,
+}
+
+/// A histogram of durations that the core counted itself, in buckets of its own.
+#[derive(Debug, Clone, Default)]
+pub struct Latency(Arc<Mutex<Durations>>);
+
+impl Latency {
+    /// Counts what came since `old`.
+    pub fn add(&self, new: &Durations, old: &Durations) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Durations { buckets, sum_us } = &mut *all;
+        for (at, bucket) in buckets.iter_mut().enumerate() {
+            *bucket += new.buckets[at] - old.buckets[at];
+        }
+        *sum_us += new.sum_us - old.sum_us;
+    }
+}
+
+impl EncodeMetric for Latency {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let end = |at: usize| match at + 1 {
+            Durations::BUCKETS => f64::INFINITY,
+            _ => (Durations::FIRST_US << at) as f64 / 1e6,
+        };
+        let buckets: Vec<(f64, u64)> = all
+            .buckets
+            .iter()
+            .enumerate()
+            .map(|(at, n)| (end(at), *n))
+            .collect();
+        let count = all.buckets.iter().sum();
+        encoder.encode_histogram::<NoLabelSet>(all.sum_us as f64 / 1e6, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
 }
 
 /// Makes a metric at zero, and the handle of it that the registry keeps.
@@ -104,22 +148,23 @@ macro_rules! metrics {
 
 metrics! {
     connections: Gauge = EDGE_CONNECTIONS "iris_edge_connections", "Connections of clients";
-    connections_refused: Family<Reason, Counter> = EDGE_CONNECTIONS_REFUSED "iris_edge_connections_refused", "Connections of clients that were refused, by reason";
+    connections_refused: Family<Reason, Counter> = EDGE_CONNECTIONS_REFUSED "iris_edge_connections_refused", "Connections of clients that were not admitted: limit (too many), failed (no handshake or stream in time)";
     sessions: Gauge = EDGE_SESSIONS "iris_edge_sessions", "Sessions of clients";
-    sessions_ended: Family<Reason, Counter> = EDGE_SESSIONS_ENDED "iris_edge_sessions_ended", "Sessions of clients that ended, by reason";
+    sessions_ended: Family<Reason, Counter> = EDGE_SESSIONS_ENDED "iris_edge_sessions_ended", "Sessions of clients that ended, and connections turned away before they had one: by code, goodbye (the client left), or closed (the connection ended)";
     frames_refused: Family<Reason, Counter> = EDGE_FRAMES_REFUSED "iris_edge_frames_refused", "Frames of clients that were refused, by reason";
     deposits_accepted: Counter = DEPOSIT_ACCEPTED "iris_deposit_accepted", "Messages accepted: durable as configured";
     deposits_duplicate: Counter = DEPOSIT_DUPLICATE "iris_deposit_duplicate", "Deposits of messages that were accepted before";
-    deposits_refused: Family<Reason, Counter> = DEPOSIT_REFUSED "iris_deposit_refused", "Deposits refused, by reason";
-    deposit_seconds: Seconds = DEPOSIT_SECONDS "iris_deposit_duration_seconds", "Time from a deposit's arrival at the edge to its answer";
+    deposits_refused: Family<Reason, Counter> = DEPOSIT_REFUSED "iris_deposit_refused", "Messages refused to clients, by code";
+    deposits_retried: Counter = DEPOSIT_RETRIED "iris_deposit_retried", "Deposits that an owner refused for now, which their edge sends again";
+    deposit_seconds: Latency = DEPOSIT_SECONDS "iris_deposit_duration_seconds", "Time from a message's arrival at the edge to its answer";
     delivered: Counter = DELIVERY_DELIVERED "iris_delivery_delivered", "Messages handed to sessions, each time they are";
     acked: Counter = DELIVERY_ACKED "iris_delivery_acked", "Messages acknowledged by devices";
     commits: Counter = STORE_COMMITS "iris_store_commits", "Group commits";
     commit_operations: Sizes = STORE_COMMIT_OPERATIONS "iris_store_commit_operations", "Operations in a group commit";
     commit_seconds: Seconds = STORE_COMMIT_SECONDS "iris_store_commit_duration_seconds", "Time of a group commit";
     store_errors: Family<Reason, Counter> = STORE_ERRORS "iris_store_errors", "Errors of the store, by kind";
-    queue_depth: Family<Queue, Gauge> = QUEUE_DEPTH "iris_queue_depth", "Entries waiting in a queue";
-    queue_refused: Family<Queue, Counter> = QUEUE_REFUSED "iris_queue_refused", "Entries that a full queue did not take";
+    queue_depth: Family<Queue, Gauge> = QUEUE_DEPTH "iris_queue_depth", "Entries that wait: events of partitions (inputs), requests of the store (store), messages without an answer at edges (edge_deposits) and at owners (owner_deposits)";
+    queue_refused: Family<Queue, Counter> = QUEUE_REFUSED "iris_queue_refused", "Times that a full queue took no more: of a client's connection (client), of a stream to another node (peer), of another partition (partition), of an owner (owner_deposits)";
     link_up: Family<Link, Gauge> = LINK_UP "iris_link_up", "Whether the link to another region has round trips (1) or not (0)";
     link_applied: Family<Link, Counter> = LINK_APPLIED "iris_link_applied_operations", "Operations of other regions applied, by the region that sent them";
     link_lag: Family<Link, Gauge> = LINK_LAG "iris_link_lag_operations", "Operations committed here that the other region has not been sent yet";
@@ -169,8 +214,41 @@ macro_rules! make_by_default {
 
 make_by_default!([] Counter);
 make_by_default!([] Gauge);
+make_by_default!([] Latency);
 make_by_default!([<L: Labels>] Family<L, Counter>);
 make_by_default!([<L: Labels>] Family<L, Gauge>);
+
+/// The label of a code of the wire.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Unknown => "unknown",
+        Code::Overloaded => "overloaded",
+        Code::Unavailable => "unavailable",
+        Code::Blocked => "blocked",
+        Code::IdReused => "id_reused",
+        Code::IdTooOld => "id_too_old",
+        Code::IdInFuture => "id_in_future",
+        Code::IdMalformed => "id_malformed",
+        Code::InboxFull => "inbox_full",
+        Code::TooLarge => "too_large",
+        Code::OutOfOrder => "out_of_order",
+        Code::TooManyInFlight => "too_many_in_flight",
+        Code::RateLimited => "rate_limited",
+        Code::Unauthorized => "unauthorized",
+        Code::Protocol => "protocol",
+        Code::Version => "version",
+        Code::TooManyDevices => "too_many_devices",
+        Code::TooManyWatches => "too_many_watches",
+        Code::Superseded => "superseded",
+        Code::Draining => "draining",
+        Code::Timeout => "timeout",
+        Code::SessionLost => "session_lost",
+        Code::StoreFull => "store_full",
+        Code::Internal => "internal",
+        GOODBYE => "goodbye",
+        Code::Other(_) => "other",
+    }
+}
 
 /// A set of labels.
 trait Labels: EncodeLabelSet + Clone + Eq + std::hash::Hash + std::fmt::Debug + Send + Sync + 'static {}

@@ -19,10 +19,10 @@ use super::config::NodeConfig;
 use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::intake::{ClientSink, PeerSink};
-use super::meters::Meters;
+use super::meters::{Meters, watch_listener};
 use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
-use super::partition::{Clock, Event, MAX_PARTITIONS, PartitionStatus, PartitionTask, SIBLING_QUEUE};
+use super::partition::{Clock, Event, PartitionStatus, PartitionTask, SIBLING_QUEUE, partitions};
 use super::regions::{Regions, Role};
 use super::store::StoreThread;
 use super::token::{KeyError, Verifier};
@@ -76,8 +76,8 @@ pub enum StartError {
         advice: &'static str,
     },
     /// More partitions than this build runs.
-    #[error("node.partitions is {0}; expected 1 to {MAX_PARTITIONS}")]
-    Partitions(u32),
+    #[error("node.partitions = {0}: {1}")]
+    Partitions(u32, String),
     /// The data folder.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -149,16 +149,14 @@ impl Node {
         };
         let cluster = config.cluster.id.ok_or(StartError::Missing {
             key: "cluster.id",
-            advice: "all nodes need the same; take any random number of up to 32 hex digits",
+            advice: "all nodes of the cluster need the same; take a random number of up to 32 hex digits, once and for all",
         })?;
         let seed = config.cluster.hash_seed.ok_or(StartError::Missing {
             key: "cluster.hash_seed",
-            advice: "all nodes need the same; take any random number",
+            advice: "all nodes of the cluster need the same; take a random number, once and for all",
         })?;
-        let partitions = u8::try_from(config.node.partitions).unwrap_or(u8::MAX);
-        if partitions == 0 || partitions > MAX_PARTITIONS {
-            return Err(StartError::Partitions(config.node.partitions));
-        }
+        let partitions = partitions(config.node.partitions)
+            .map_err(|expected| StartError::Partitions(config.node.partitions, expected))?;
         let sharding = Sharding {
             count: config.cluster.shard_count,
             seed: seed.0,
@@ -222,6 +220,7 @@ impl Node {
         let limits = PeerLimits {
             max_frame: (crate::core::msg::MAX_PEER_MESSAGE + 1024) as u32,
             queue_bytes: PEER_QUEUE_BYTES,
+            connect_timeout: config.timeouts.connect,
             ..PeerLimits::default()
         };
         let peer_config = PeerConfig {
@@ -299,6 +298,17 @@ impl Node {
             None => None,
         };
         let client_addr = listener.as_ref().map(ClientListener::local_addr);
+        if let Some(stats) = listener.as_ref().map(ClientListener::reader) {
+            let (metrics, mut stopping) = (metrics.clone(), stopped.clone());
+            let run = move || watch_listener(stats.clone(), metrics.clone());
+            let kept = supervisor.clone().keep("figures", "figures".to_owned(), run);
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = kept => {}
+                    _ = stopping.wait_for(|stop| *stop) => {}
+                }
+            });
+        }
         let addr = config.listen.admin_http;
         let admin = AdminHttp::bind(addr, health.clone(), metrics.clone(), supervisor.clone())
             .await

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, error::TrySendError
 use tokio::sync::watch;
 
 use super::meters::Meters;
-use super::metrics::{LinkReason, Reason};
+use super::metrics::{LinkReason, Queue, Reason, code_name};
 use super::store::{StoreReply, StoreRequest};
 use crate::core::ids::{Addr, ConnId, NodeKey, UserId};
 use crate::core::link::{LinkAlarm, StopReason};
@@ -29,6 +29,17 @@ use crate::net::{CloseCode, CloseReason};
 const BATCH: usize = 256;
 /// Most partitions of a node: each pair of partitions has a stream of its own for each conversation.
 pub const MAX_PARTITIONS: u8 = 4;
+/// A number of partitions that a node can have.
+///
+/// # Errors
+/// What was expected.
+pub(super) fn partitions(number: u32) -> Result<u8, String> {
+    let number = u8::try_from(number).ok();
+    number
+        .filter(|number| (1..=MAX_PARTITIONS).contains(number))
+        .ok_or_else(|| format!("expected 1 to {MAX_PARTITIONS}"))
+}
+
 /// Kind of the frames that carry messages between partitions.
 pub(super) const KIND_MESSAGE: u8 = 16;
 /// Messages that wait for another partition of this node, which is a task like this one.
@@ -210,7 +221,7 @@ impl PartitionTask {
                 self.core.handle_timeout(now);
             }
             self.outputs(&mut connections);
-            self.meters.export(&self.core, now);
+            self.meters.export(&self.core, self.events.len(), now);
             self.report();
         }
     }
@@ -364,6 +375,8 @@ impl PartitionTask {
     /// A node without a store owns no shards, so its core asks nothing of one.
     fn ask(&self, request: StoreRequest) {
         if let Some(store) = &self.store {
+            let queue = Queue { queue: "store" };
+            self.meters.metrics.queue_depth.get_or_create(&queue).inc();
             // The thread is gone only when the node stops.
             let _ = store.send(request);
         }
@@ -385,6 +398,7 @@ impl PartitionTask {
             chunks.push(buffer.freeze());
         }
         if let Err(error) = handle.try_send(chunks) {
+            self.queue_full("client");
             tracing::debug!(conn = conn.0, %error, "a client's queue took no more: the connection is closed");
             let reason = CloseReason::new(CloseCode::OVERLOADED, "the client does not read");
             handle.close_now(reason);
@@ -404,6 +418,7 @@ impl PartitionTask {
             messages: vec![message],
         };
         if let Err(TrySendError::Full(Event::Peer { messages, .. })) = sender.try_send(event) {
+            self.queue_full("partition");
             waiting.extend(messages);
         }
     }
@@ -421,6 +436,7 @@ impl PartitionTask {
             }
             Err(error) => {
                 connections.missed.insert(node.clone());
+                self.queue_full("peer");
                 // A stream must not lose a message in its middle: the connection is given up and made again.
                 tracing::warn!(peer = %node, %error, "the queue to a peer took no more: reconnecting");
                 let addr = self.peer_addrs.borrow().get(&node).copied();
@@ -430,6 +446,14 @@ impl PartitionTask {
                 }
             }
         }
+    }
+
+    fn queue_full(&self, queue: &'static str) {
+        self.meters
+            .metrics
+            .queue_refused
+            .get_or_create(&Queue { queue })
+            .inc();
     }
 
     fn alarm(&self, alarm: &LinkAlarm) {
@@ -484,16 +508,6 @@ fn close_client(connections: &Connections, conn: ConnId, code: Code, detail: Str
         _ => CloseCode::INTERNAL,
     };
     handle.close_after_flush(CloseReason::new(close, detail));
-}
-
-/// A label for metrics.
-pub(super) fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Unauthorized => "unauthorized",
-        Code::Version => "version",
-        Code::Protocol => "protocol",
-        _ => "other",
-    }
 }
 
 #[cfg(test)]

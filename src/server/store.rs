@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::http::Health;
-use super::metrics::{Metrics, Reason};
+use super::metrics::{Metrics, Queue, Reason};
 use crate::core::commit::StoreOp;
 use crate::core::ids::ShardId;
 use crate::core::storage::{Committed, Read, ReadReply, StoreError};
@@ -148,6 +148,7 @@ impl Worker {
             };
             let mut next = Some(first);
             while let Some(request) = next.take() {
+                self.taken(&request);
                 match request {
                     StoreRequest::Commit {
                         partition,
@@ -189,6 +190,15 @@ impl Worker {
             }
             self.commit(group);
             more = true;
+        }
+    }
+
+    fn taken(&self, request: &StoreRequest) {
+        if matches!(request, StoreRequest::Commit { .. } | StoreRequest::Read { .. }) {
+            self.metrics
+                .queue_depth
+                .get_or_create(&Queue { queue: "store" })
+                .dec();
         }
     }
 

@@ -149,6 +149,10 @@ impl Edge {
             self.routing.answered(shard, 1);
         }
         let item = stream.items.remove(at).expect("the position was just found");
+        let left = item.deadline.since(now.mono);
+        self.stats
+            .answered
+            .add(ms(self.config.limits.deposit_timeout_ms).saturating_sub(left));
         session.unanswered -= 1;
         self.stats.deposits -= 1;
         self.stats.bytes -= item.cost();
@@ -252,6 +256,10 @@ impl Edge {
         session.drop_idle(shard);
         self.stats.deposits -= items.len();
         for item in items {
+            let left = item.deadline.since(self.mono);
+            self.stats
+                .answered
+                .add(ms(self.config.limits.deposit_timeout_ms).saturating_sub(left));
             self.stats.bytes -= item.cost();
             let Envelope {
                 id: message,

@@ -114,6 +114,7 @@ impl Links {
                 }
                 let peer = item.peer;
                 self.release(peer, item.bytes);
+                self.peers[peer].pull.applied += (through + 1).saturating_sub(item.first);
                 let source = self.peers[peer].addr.node.region.clone();
                 self.known_in(&source, shard, origin, through);
                 match stopped {

@@ -48,6 +48,8 @@ pub(super) struct Pull {
     pub desired: BTreeSet<RegionId>,
     pings: VecDeque<(u64, Mono)>,
     round_trip: Option<Duration>,
+    /// Operations of it that were applied.
+    pub applied: u64,
     /// Bytes that arrived and are queued or in flight to the store.
     held: u64,
     /// Bytes that may be sent again and the provider does not know yet.
@@ -120,6 +122,7 @@ impl Pull {
             desired: BTreeSet::new(),
             pings: VecDeque::new(),
             round_trip: None,
+            applied: 0,
             held: 0,
             returned: 0,
             credit_at: None,
@@ -491,6 +494,7 @@ impl Links {
                 .map(|(shard, (origin, reason))| (*shard, *origin, reason.clone()))
                 .collect(),
             wanted: pull.wanted.iter().cloned().collect(),
+            applied: pull.applied,
             held_bytes: pull.held,
             round_trip: pull.round_trip,
             remote_wall_ms: peer.wall_at(now.mono),

@@ -153,6 +153,8 @@ pub struct PullStatus {
     pub stopped: Vec<(ShardId, Origin, StopReason)>,
     /// The regions whose origins it ships to us.
     pub wanted: Vec<RegionId>,
+    /// Operations of it that were applied here, since this partition's start.
+    pub applied: u64,
     /// Bytes of operations that arrived and are not applied yet.
     pub held_bytes: u64,
     /// The last measured round trip.

@@ -28,6 +28,8 @@ pub struct DepositStats {
     pub refused: u64,
     /// Refused, to be sent again.
     pub retried: u64,
+    /// Of those, because too many waited for commits already.
+    pub overloaded: u64,
     /// Handed to a commit and not yet answered.
     pub pending: u64,
 }
@@ -109,6 +111,7 @@ impl Owner {
                 None => (Code::Unavailable, "the shard is not active at this node"),
                 Some(_) => (Code::Overloaded, "too many messages wait to be stored"),
             };
+            self.stats.deposits.overloaded += u64::from(full);
             return self.answer_retry(&tag, code, why, now);
         };
         let known_only = tag.session_seq <= sender.judged;

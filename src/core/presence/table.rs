@@ -296,6 +296,11 @@ impl Presence {
         self.users.keys()
     }
 
+    /// Records held, tombstones too. Walks all users.
+    pub fn records(&self) -> usize {
+        self.users.values().map(BTreeMap::len).sum()
+    }
+
     /// Tombstones kept.
     pub fn tombstones(&self) -> usize {
         self.terminals.len()

@@ -55,12 +55,14 @@ pub struct NodeConfig {
 pub struct ClusterConfig {
     /// The cluster's name, for people.
     pub name: String,
-    /// The cluster's id. Where it is not set it is chosen when the cluster is begun (`--new-cluster`) and kept in the store.
+    /// The cluster's id: a random number of up to 32 hex digits, chosen once, the same on every node. A node does not start
+    /// without it; stores and other nodes that have another one are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<ClusterId>,
     /// Shards of users and rooms, fixed for the life of the cluster: a power of two, 1 to 65,536.
     pub shard_count: u32,
-    /// The seed of the hash that places users on shards. Where it is not set it is chosen as the id is.
+    /// The seed of the hash that places users on shards: a random number, chosen once, the same on every node. A node does
+    /// not start without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hash_seed: Option<Seed>,
 }
@@ -78,7 +80,7 @@ pub struct NodeIdentity {
     /// The folder of its store and identity. A relative path starts at the file that names it.
     #[serde(default = "default_data")]
     pub data: PathBuf,
-    /// Core tasks that share the node's shards and sessions: 1 to 64, and no more than the machine has cores.
+    /// Core tasks that share the node's shards and sessions: 1 to 4, and best no more than the machine has cores.
     #[serde(default = "default_partitions")]
     pub partitions: u32,
 }

@@ -10,6 +10,7 @@ use crate::core::op::MAX_BODY;
 use crate::core::state::StoreLimits;
 use crate::core::wire::MAX_CLIENT_FRAME;
 use crate::net::client::ClientLimits;
+use crate::net::peer::PeerLimits;
 
 use super::units::{GIB, KIB, MIB, Setting};
 
@@ -84,7 +85,7 @@ section! {
 }
 
 section! {
-    /// Sizes of a core node's store and of the queue before it.
+    /// Sizes of a core node's store. What waits before it is bounded by `limits.owner_deposits` and the links' credit.
     StoreConfig at "store" {
         /// Bytes of one journal segment; it is preallocated, and deleted as a whole once all in it is in the tables.
         segment_bytes: u64 = 64 * MIB, in MIB => GIB;
@@ -94,16 +95,6 @@ section! {
         cache_bytes: u64 = 64 * MIB, in MIB => 256 * GIB;
         /// Journal bytes after which what is pending is written to the tables.
         checkpoint_bytes: u64 = 128 * MIB, in MIB => 256 * GIB;
-        /// Time after which what is pending is written to the tables.
-        checkpoint_interval: Duration = Duration::from_secs(30), in Duration::from_millis(100) => HOUR;
-        /// Operations of one group commit. More of them cost the first one time, fewer cost throughput.
-        batch_operations: u32 = 16_384, in 1 => 1_000_000;
-        /// Bytes of one group commit.
-        batch_bytes: u64 = 8 * MIB, in 64 * KIB => GIB;
-        /// Operations that wait for the store thread. Beyond it deposits are refused, retryable.
-        queue_operations: u32 = 65_536, in 1 => 10_000_000;
-        /// Bytes of those operations.
-        queue_bytes: u64 = 64 * MIB, in 64 * KIB => 16 * GIB;
     }
 }
 
@@ -138,8 +129,8 @@ section! {
         resume_grace: Duration = ms(core().session_grace_ms), in Duration::from_millis(1) => HOUR;
         /// Of a deposit, from the edge's side; then it is answered `Unknown`.
         deposit: Duration = ms(core().deposit_timeout_ms), in Duration::from_millis(10) => HOUR;
-        /// Of connecting to another node.
-        connect: Duration = Duration::from_secs(5), in Duration::from_millis(10) => MINUTE;
+        /// Of one attempt to connect to another node, hellos included.
+        connect: Duration = PeerLimits::default().connect_timeout, in Duration::from_millis(10) => MINUTE;
         /// Without a round trip, after which another region counts as unreachable.
         link: Duration = ms(core().link_timeout_ms), in Duration::from_millis(100) => HOUR;
         /// Of a client that is probed because another region claims its session.
