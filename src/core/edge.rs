@@ -233,6 +233,7 @@ impl Edge {
             heard: now.mono,
             attach_by: Some(attach_by),
             probe: None,
+            leave_by: None,
             deposits_by: None,
             wake,
             lane: 0,
@@ -269,6 +270,7 @@ impl Edge {
             .get_mut(&id)
             .expect("a connection names a session that is held");
         session.heard = now.mono;
+        session.leave_by = None;
         let early_is_fine = matches!(
             frame,
             ClientFrame::Hello(_) | ClientFrame::Ping(_) | ClientFrame::ProbeReply(_) | ClientFrame::Bye
@@ -310,7 +312,9 @@ impl Edge {
         self.endpoints = regions;
     }
 
-    /// Refuses new sessions from now on and tells those at hand, a few at a time, to go elsewhere. Nothing is closed.
+    /// Refuses new sessions from now on and tells those at hand, a few at a time, to go elsewhere. Who answers is not closed.
+    ///
+    /// A client from which nothing is heard within `probe_ms` after that is gone: it must not hold up the drain.
     pub fn handle_drain(&mut self, now: Now) {
         self.mono = now.mono;
         if self.draining.is_none() {
@@ -497,6 +501,10 @@ impl Edge {
                 "nothing was heard for longer than Welcome allows",
             );
         }
+        if session.leave_by.is_some_and(|at| at <= now) {
+            let detail = "this node drains, and nothing was heard since it said so";
+            return self.fail(id, Code::Draining, detail);
+        }
         if session.attach_by.is_some_and(|at| at <= now) {
             let detail = "the owner of this user's shard did not answer: connect again, or elsewhere";
             return self.fail(id, Code::Unavailable, detail);
@@ -520,6 +528,7 @@ impl Edge {
             Some(session.heard + idle),
             session.attach_by,
             session.probe.map(|(_, at)| at),
+            session.leave_by,
             session.deposits_by,
         ];
         let wake = due.into_iter().flatten().min().unwrap_or(self.mono);
@@ -550,6 +559,7 @@ impl Edge {
                 let regions = self.endpoints.clone();
                 let code = Code::Draining;
                 self.tell(id, ServerFrame::GoAway { code, regions });
+                self.look_for_life(id);
             } else {
                 self.fail(
                     id,

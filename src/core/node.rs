@@ -98,6 +98,8 @@ pub enum Input {
     },
     /// Let the sessions go, at a limited rate, and take no more.
     Drain,
+    /// Take no more deposits; those that are being committed are answered: see [`Partition::settled`].
+    Finish,
 }
 
 /// What a partition wants done.
@@ -237,6 +239,11 @@ impl Partition {
         &self.links
     }
 
+    /// Whether it takes no more deposits and has answered all that it took. The answers are among the outputs by then.
+    pub fn settled(&self) -> bool {
+        self.owner.is_settled()
+    }
+
     /// Operations that wait for a commit, and those in one.
     pub fn store_queue(&self) -> (usize, usize) {
         (
@@ -267,6 +274,7 @@ impl Partition {
             Input::Committed { token, result } => self.committed(token, result, now),
             Input::Answered { token, result } => self.answered(token, result, now),
             Input::Drain => self.edge.handle_drain(now),
+            Input::Finish => self.owner.handle_finish(),
         }
     }
 

@@ -201,6 +201,8 @@ pub struct Owner {
     unwritten: BTreeMap<(ShardId, UserId, DeviceId), Vector>,
     members: BTreeMap<NodeKey, Generation>,
     probes: BTreeMap<SessionId, sessions::Probe>,
+    /// Deposits are refused: the node stops.
+    finishing: bool,
     /// The latest clock of another region.
     seen_ms: u64,
     upkeep_at: Mono,
@@ -291,6 +293,7 @@ impl Owner {
             unwritten: BTreeMap::new(),
             members: BTreeMap::new(),
             probes: BTreeMap::new(),
+            finishing: false,
             seen_ms: 0,
             upkeep_at: now.mono + ms(config.limits.confirm_ms),
             flush_at: now.mono + ms(config.limits.cursor_ms),
@@ -338,6 +341,16 @@ impl Owner {
     /// The latest clock of another region that was seen, unix milliseconds.
     pub fn handle_clock(&mut self, seen_ms: u64) {
         self.seen_ms = seen_ms;
+    }
+
+    /// From now on deposits are refused retryably: their edges try again where the shard goes, or here after a restart.
+    pub fn handle_finish(&mut self) {
+        self.finishing = true;
+    }
+
+    /// Whether deposits are refused and all that were taken before are answered.
+    pub fn is_settled(&self) -> bool {
+        self.finishing && self.stats.deposits.pending == 0
     }
 
     /// The shards that placement gives to this partition.

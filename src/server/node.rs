@@ -461,15 +461,31 @@ impl Node {
         for events in &self.events {
             let _ = events.send(Event::Drain).await;
         }
+        let deadline = tokio::time::Instant::now() + self.drain;
         let gone = async {
             for status in &mut self.status {
                 let _ = status.wait_for(|status| status.sessions == 0).await;
             }
         };
-        if tokio::time::timeout(self.drain, gone).await.is_err() {
+        if tokio::time::timeout_at(deadline, gone).await.is_err() {
             tracing::warn!(
                 sessions = self.sessions(),
                 "sessions were left when the time to drain was over"
+            );
+        }
+        // What edges of other nodes deposited is answered while they can still be told.
+        for events in &self.events {
+            let _ = events.send(Event::Finish).await;
+        }
+        let answered = async {
+            for status in &mut self.status {
+                let _ = status.wait_for(|status| status.settled).await;
+            }
+        };
+        let at_least = deadline.max(tokio::time::Instant::now() + CLOSE_DEADLINE);
+        if tokio::time::timeout_at(at_least, answered).await.is_err() {
+            tracing::warn!(
+                "messages were left in the commit: their senders are answered when they try again"
             );
         }
         if let Some(listener) = self.listener.take() {

@@ -69,6 +69,8 @@ pub(super) enum Event {
     Core(Input),
     /// Report when every session has gone, for a drain.
     Drain,
+    /// Report when every deposit that was taken is answered, and take no more.
+    Finish,
 }
 
 /// A frame of a client, judged as far as it can be without the core.
@@ -90,6 +92,8 @@ pub struct PartitionStatus {
     pub active: bool,
     /// Active shards.
     pub shards: usize,
+    /// Whether deposits are refused since the node stops, and all that were taken are answered.
+    pub settled: bool,
 }
 
 /// What a partition's task works with.
@@ -322,6 +326,7 @@ impl PartitionTask {
             }
             Event::Core(input) => self.core.handle(input, now),
             Event::Drain => self.core.handle(Input::Drain, now),
+            Event::Finish => self.core.handle(Input::Finish, now),
         }
     }
 
@@ -485,6 +490,7 @@ impl PartitionTask {
             sessions: self.core.edge().stats().sessions,
             active: owner.all_active(),
             shards: owner.active_count(),
+            settled: self.core.settled(),
         };
         self.status.send_if_modified(|old| {
             let changed = *old != status;

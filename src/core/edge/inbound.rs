@@ -148,6 +148,20 @@ impl Edge {
         self.arm(id);
     }
 
+    /// Asks a client that was told to leave for a sign of life, and waits for any.
+    pub(super) fn look_for_life(&mut self, id: SessionId) {
+        let until = self.mono + ms(self.config.limits.probe_ms);
+        let nonce = self.next_probe;
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        session.leave_by = Some(until);
+        // An answer to this one is a frame like others: the owner did not ask.
+        self.next_probe += 1;
+        self.tell(id, ServerFrame::Probe { nonce });
+        self.arm(id);
+    }
+
     pub(super) fn on_probe_reply(&mut self, id: SessionId, nonce: u64) {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;

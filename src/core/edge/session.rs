@@ -34,6 +34,8 @@ pub(super) struct Session {
     pub(super) attach_by: Option<Mono>,
     /// Nonce, and until when the client must have answered.
     pub(super) probe: Option<(u64, Mono)>,
+    /// Told to go elsewhere, and nothing heard since: until when that is waited for.
+    pub(super) leave_by: Option<Mono>,
     /// When the ages of unanswered deposits are looked at next.
     pub(super) deposits_by: Option<Mono>,
     /// The entry of this session among the timers.

@@ -179,20 +179,22 @@ impl Owner {
         let Some(attachment) = self.attached(at) else {
             return;
         };
-        let lane = attachment.lane;
         match outcome {
             Ok(Outcome::Done { .. }) => {
                 let user = attachment.attach.user.clone();
                 self.out.push_back(OwnerOutput::Read(Question::User(at, user)));
             }
-            Ok(Outcome::Refused(refusal)) if !matches!(refusal, Refusal::Fenced { .. }) => {
+            Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.fenced(id, now),
+            Ok(Outcome::Refused(refusal)) => {
                 self.end_session(id, session, refusal_code(&refusal).0, &refusal.to_string(), now);
             }
-            // The store could not: the edge attaches again.
-            _ => {
-                self.drop_attachment(id, session);
-                self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
+            // The store could not. The client comes again, by its own pauses: to close the shard would make its edge begin
+            // a new lane, and all sessions of this owner would be registered again at a store in trouble.
+            Ok(other) => {
+                let why = format!("the store answered {other:?}");
+                self.end_session(id, session, Code::Unavailable, &why, now);
             }
+            Err(why) => self.end_session(id, session, Code::Unavailable, &why, now),
         }
     }
 

@@ -104,10 +104,12 @@ impl Owner {
             return self.answer_retry(&tag, Code::Blocked, "an earlier message was refused", now);
         }
         let epoch = self.shards.get(&shard).and_then(|shard| shard.epoch);
+        let epoch = epoch.filter(|_| !self.finishing);
         let full = self.stats.deposits.pending >= self.config.limits.owner_deposits as u64;
         let (Some(epoch), false) = (epoch, full) else {
             sender.refused_from = Some(tag.session_seq);
             let (code, why) = match epoch {
+                None if self.finishing => (Code::Unavailable, "this node stops"),
                 None => (Code::Unavailable, "the shard is not active at this node"),
                 Some(_) => (Code::Overloaded, "too many messages wait to be stored"),
             };

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::core::ids::{Coord, MessageId, NodeName};
-use crate::core::msg::Attach;
+use crate::core::msg::{Attach, Deposit, Verdict};
 use crate::core::op::{Envelope, LogEntry, LoggedOp};
 use crate::core::state::{ShardRow, UserRow};
 use crate::core::storage::{InboxEntry, InboxPage};
@@ -24,8 +24,8 @@ fn addr(node: &str) -> Addr {
     Addr { node, partition: 0 }
 }
 
-fn message(seq: u64) -> LoggedOp {
-    let envelope = Envelope {
+fn envelope(seq: u64) -> Envelope {
+    Envelope {
         to: UserId::new("bob").unwrap(),
         from: UserId::new("alice").unwrap(),
         from_device: DeviceId::new("phone").unwrap(),
@@ -36,9 +36,12 @@ fn message(seq: u64) -> LoggedOp {
         kind: 0,
         expires_ms: 0,
         trace: Vec::new(),
-    };
+    }
+}
+
+fn message(seq: u64) -> LoggedOp {
     LoggedOp::encode(
-        &Op::Append(envelope, bytes::Bytes::new()),
+        &Op::Append(envelope(seq), bytes::Bytes::new()),
         Hlc { ms: seq, logical: 0 },
     )
 }
@@ -103,6 +106,12 @@ impl Script {
 
     /// Bob's session is attached on a new lane.
     fn attach(&mut self, lane: u64) -> Vec<Question> {
+        self.open(lane);
+        self.say_attach(lane);
+        self.run()
+    }
+
+    fn open(&mut self, lane: u64) {
         let edge = addr("edge");
         self.owner.handle_edge(
             &edge,
@@ -112,6 +121,9 @@ impl Script {
             },
             NOW,
         );
+    }
+
+    fn say_attach(&mut self, lane: u64) {
         let attach = Attach {
             shard: SHARD,
             user: UserId::new("bob").unwrap(),
@@ -128,8 +140,31 @@ impl Script {
             counter: 0,
         };
         self.owner
-            .handle_edge(&edge, lane, ToOwner::Attach(vec![attach]), NOW);
-        self.run()
+            .handle_edge(&addr("edge"), lane, ToOwner::Attach(vec![attach]), NOW);
+    }
+
+    fn deposit(&mut self, lane: u64, seq: u64) {
+        let deposit = Deposit {
+            shard: SHARD,
+            attempt: 1,
+            envelope: envelope(seq),
+            body: bytes::Bytes::new(),
+        };
+        self.owner
+            .handle_edge(&addr("edge"), lane, ToOwner::Deposit(vec![deposit]), NOW);
+    }
+
+    /// What is put out, nothing of it answered: commits, and what edges are told.
+    fn outputs(&mut self) -> (Vec<Tag>, Vec<ToEdge>) {
+        let (mut commits, mut told) = (Vec::new(), Vec::new());
+        while let Some(output) = self.owner.poll_output() {
+            match output {
+                OwnerOutput::Commit(_, tag) => commits.push(tag),
+                OwnerOutput::ToEdge { body, .. } => told.push(body),
+                _ => {}
+            }
+        }
+        (commits, told)
     }
 
     fn page(&mut self, question: Question, seqs: &[u64]) -> Vec<Question> {
@@ -193,4 +228,74 @@ fn what_is_committed_while_a_page_is_read_comes_after_it() {
     // From here on straight from the commit.
     script.commit(3);
     assert_eq!(script.given, [1, 2, 3]);
+}
+
+#[test]
+fn an_owner_that_finishes_answers_what_it_took_and_takes_no_more() {
+    let mut script = Script::new();
+    script.open(1);
+    script.deposit(1, 1);
+    let (mut commits, told) = script.outputs();
+    assert!(commits.len() == 1 && told.is_empty());
+    script.owner.handle_finish();
+    assert!(!script.owner.is_settled(), "one is in the commit");
+    script.deposit(1, 2);
+    let (more, told) = script.outputs();
+    assert!(more.is_empty());
+    let code = |told: &[ToEdge]| match told {
+        [ToEdge::Answers(answers)] => match &answers[0].verdict {
+            Verdict::Refused { code, .. } => Some(*code),
+            Verdict::Accepted { .. } => None,
+        },
+        _ => panic!("{told:?}"),
+    };
+    assert!(code(&told).is_some_and(Code::retryable));
+
+    let at = Coord {
+        origin: ORIGIN,
+        seq: 1,
+    };
+    let accepted = Ok(Outcome::Appended(at));
+    script.owner.handle_outcome(commits.remove(0), accepted, NOW);
+    assert!(script.owner.is_settled());
+    assert_eq!(code(&script.outputs().1), None, "it is told that it was accepted");
+}
+
+#[test]
+fn a_session_that_the_store_cannot_register_ends_alone() {
+    let mut script = Script::new();
+    script.open(1);
+    script.say_attach(1);
+    let (mut commits, _) = script.outputs();
+    let failed = Err("the disk is full".to_owned());
+    script.owner.handle_outcome(commits.remove(0), failed, NOW);
+    let (_, told) = script.outputs();
+    let ended = matches!(
+        &told[..],
+        [ToEdge::Ended {
+            session: SessionId(9),
+            code: Code::Unavailable,
+            ..
+        }]
+    );
+    assert!(ended, "{told:?}");
+    // It comes again and is served.
+    script.say_attach(1);
+    assert_eq!(script.run().len(), 1);
+}
+
+#[test]
+fn a_fenced_registration_gives_the_shard_up() {
+    let mut script = Script::new();
+    script.open(1);
+    script.say_attach(1);
+    let (mut commits, _) = script.outputs();
+    let fenced = Outcome::Refused(Refusal::Fenced { current: Epoch(2) });
+    script.owner.handle_outcome(commits.remove(0), Ok(fenced), NOW);
+    let (_, told) = script.outputs();
+    assert!(
+        matches!(&told[..], [ToEdge::NotOwner(shards)] if shards[..] == [SHARD]),
+        "{told:?}"
+    );
+    assert!(!script.owner.all_active());
 }

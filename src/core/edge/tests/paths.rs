@@ -490,10 +490,13 @@ fn a_drain_tells_sessions_step_by_step_and_refuses_new_ones() {
     assert_eq!(out.frames.len(), 64);
     assert!(matches!(
         out.of(1),
-        [ServerFrame::GoAway {
-            code: Code::Draining,
-            ..
-        }]
+        [
+            ServerFrame::GoAway {
+                code: Code::Draining,
+                ..
+            },
+            ServerFrame::Probe { .. }
+        ]
     ));
     rig.hello(99, "new");
     assert_eq!(rig.out().closed, [(ConnId(99), Code::Draining)].into());
@@ -505,4 +508,30 @@ fn a_drain_tells_sessions_step_by_step_and_refuses_new_ones() {
     );
     rig.pass(1_000);
     assert!(rig.out().frames.is_empty());
+}
+
+#[test]
+fn a_drain_waits_for_clients_that_answer_and_not_for_those_that_are_gone() {
+    let mut rig = Rig::standard();
+    for (conn, name) in [(1, "gone"), (2, "here"), (3, "sends")] {
+        rig.login(conn, name);
+    }
+    rig.edge.handle_drain(rig.now);
+    let out = rig.out();
+    let [_, ServerFrame::Probe { nonce }] = out.of(2) else {
+        panic!("{out:?}");
+    };
+    rig.pass(1_000);
+    rig.frame(2, ClientFrame::ProbeReply(*nonce));
+    rig.send(3, 1, 1, "bob");
+    rig.pass(999);
+    assert!(rig.out().closed.is_empty());
+    rig.pass(1);
+    let out = rig.out();
+    assert_eq!(out.closed, [(ConnId(1), Code::Draining)].into());
+    assert_eq!(out.detached(), [SessionId(101)]);
+    // The others may take the time that the node gives them.
+    rig.pass(8_000);
+    assert!(rig.out().closed.is_empty());
+    assert_eq!(rig.edge.stats().sessions, 2);
 }
