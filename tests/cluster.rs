@@ -119,3 +119,31 @@ async fn a_restart_keeps_everything_accepted() {
     );
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_gone_does_not_hold_a_drain() {
+    let cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    let config = cluster.config("us-east", "bob", "phone");
+    // Nothing drives its tasks any more, as if its process had been killed: not even the end of its connection is told.
+    let gone = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let client = runtime.block_on(async {
+            let client = Client::connect(config).unwrap();
+            assert!(client.connected().await);
+            client
+        });
+        std::mem::forget((client, runtime));
+    });
+    common::within("the client is connected", gone).await.unwrap();
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    send(&alice, "bob", "you there?").await;
+    let started = Instant::now();
+    cluster.stop().await;
+    let took = started.elapsed();
+    eprintln!("drained in {took:?}");
+    // Two seconds for a sign of life, and some for closing its connection; without that it is the 30 s of the drain.
+    assert!(took < std::time::Duration::from_secs(20), "{took:?}");
+}
