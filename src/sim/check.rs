@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::device::Device;
-use super::plan::Plan;
+use super::case::Case;
 use super::trace::Micros;
 use super::world::{Stage, World};
 use crate::client::event::{Incoming, Ticket};
@@ -33,11 +33,13 @@ use crate::core::wire::{ClientFrame, Code, Hole, ServerFrame};
 /// A message that an application gave to its client.
 #[derive(Debug, Clone)]
 pub(super) struct Sent {
-    pub(super) from: usize,
+    /// The devices that sent it, all of one user.
+    pub(super) senders: Vec<usize>,
     pub(super) to: UserId,
     pub(super) at: Micros,
     pub(super) id: Option<MessageId>,
-    pub(super) fate: Fate,
+    /// What became of it, as each sender knows; none while its client still tries.
+    pub(super) fates: BTreeMap<usize, Fate>,
     /// Where it stands, in every region's log that holds it.
     pub(super) coords: BTreeSet<Coord>,
 }
@@ -45,8 +47,6 @@ pub(super) struct Sent {
 /// What became of a message, as its sender knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// The client still tries.
-    Pending,
     /// Told to be durable.
     Accepted,
     /// Refused for good.
@@ -91,7 +91,8 @@ pub(super) struct Seen {
 pub(super) struct Checker {
     pub(super) sent: Vec<Sent>,
     pending: BTreeMap<(usize, Ticket), u64>,
-    ids: BTreeMap<MessageId, u64>,
+    /// Messages by id: one may go to several users, as several messages.
+    ids: BTreeMap<MessageId, BTreeSet<u64>>,
     pub(super) stores: Vec<Durable>,
     pub(super) ledger: BTreeMap<(ShardId, Origin, Seq), Entry>,
     pub(super) inboxes: BTreeMap<(UserId, Origin), BTreeMap<Seq, u64>>,
@@ -99,16 +100,16 @@ pub(super) struct Checker {
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
     pub(super) users: BTreeMap<ShardId, Vec<UserId>>,
-    plan: Plan,
+    plan: Case,
     pub(super) stats: super::Stats,
 }
 
 impl Checker {
-    pub(super) fn new(plan: &Plan, devices: &[Device]) -> Self {
+    pub(super) fn new(plan: &Case, devices: &[Device]) -> Self {
         let mut users: BTreeMap<ShardId, Vec<UserId>> = BTreeMap::new();
         for user in &plan.users {
             let user = UserId::new(&user.name).expect("a plain name is valid");
-            users.entry(plan.sharding.of_user(&user)).or_default().push(user);
+            users.entry(plan.sharding().of_user(&user)).or_default().push(user);
         }
         Self {
             sent: Vec::new(),
@@ -131,16 +132,20 @@ impl Checker {
         self.sent.len() as u64
     }
 
-    pub(super) fn sent(&mut self, from: usize, to: UserId, ticket: Ticket, at: Micros) {
+    /// A device sends message `number`, which others may have sent before under the same id.
+    pub(super) fn sent(&mut self, from: usize, to: UserId, ticket: Ticket, at: Micros, number: u64) {
         self.stats.sent += 1;
-        let number = self.next_number();
         self.pending.insert((from, ticket), number);
+        if let Some(sent) = self.sent.get_mut(number as usize) {
+            sent.senders.push(from);
+            return;
+        }
         self.sent.push(Sent {
-            from,
+            senders: vec![from],
             to,
             at,
             id: None,
-            fate: Fate::Pending,
+            fates: BTreeMap::new(),
             coords: BTreeSet::new(),
         });
     }
@@ -154,11 +159,23 @@ impl Checker {
             .collect();
         for key in gone {
             if let Some(number) = self.pending.remove(&key) {
-                self.sent[number as usize].fate = Fate::Abandoned;
+                self.sent[number as usize].fates.insert(device, Fate::Abandoned);
             }
         }
         self.seen[device].since.clear();
         self.seen[device].order.clear();
+    }
+
+    /// Messages that are durable somewhere and that no device has handled.
+    pub(super) fn waiting(&self) -> u64 {
+        let mut handled: BTreeSet<u64> = BTreeSet::new();
+        for seen in &self.seen {
+            handled.extend(&seen.consumed);
+        }
+        let numbers = self.sent.iter().enumerate();
+        let waits = numbers
+            .filter(|(number, sent)| !sent.coords.is_empty() && !handled.contains(&(*number as u64)));
+        waits.count() as u64
     }
 
     pub(super) fn words(&self, number: u64) -> Vec<String> {
@@ -170,7 +187,7 @@ impl Checker {
     }
 
     fn shard_of(&self, number: u64) -> ShardId {
-        self.plan.sharding.of_user(&self.sent[number as usize].to)
+        self.plan.sharding().of_user(&self.sent[number as usize].to)
     }
 
     pub(super) fn is_durable(&self, region: usize, shard: ShardId, at: Coord) -> bool {
@@ -206,12 +223,12 @@ impl World {
             return;
         };
         let known = self.check.sent[number as usize].id.replace(send.id);
-        let other = self.check.ids.insert(send.id, number);
+        self.check.ids.entry(send.id).or_default().insert(number);
         let (now, name) = (self.now, self.devices[device].name());
         self.trace.tell(now, || {
             format!("{name} sends #{number} as {} ({})", send.id, send.session_seq)
         });
-        if known.is_some_and(|known| known != send.id) || other.is_some_and(|other| other != number) {
+        if known.is_some_and(|known| known != send.id) {
             let detail = format!("message #{number} of {name} changed its id to {}", send.id);
             self.fail("client ids", detail, self.check.words(number));
         }
@@ -260,7 +277,14 @@ impl World {
     }
 
     fn check_durable(&mut self, region: usize, id: MessageId, at: Coord) {
-        let Some(number) = self.check.ids.get(&id).copied() else {
+        let stands = |number: &u64| {
+            let shard = self.check.shard_of(*number);
+            let entry = self.check.ledger.get(&(shard, at.origin, at.seq));
+            entry.is_some_and(|entry| entry.number == Some(*number))
+        };
+        let numbers = self.check.ids.get(&id);
+        let number = numbers.and_then(|numbers| numbers.iter().find(|number| stands(number)).or(numbers.first()));
+        let Some(number) = number.copied() else {
             return self.fail(
                 "durability",
                 format!("{id} is accepted, and nobody sent it"),
@@ -318,7 +342,7 @@ impl World {
             return self.fail("client answers", detail, vec![id.to_string()]);
         };
         self.check.stats.accepted += 1;
-        self.check.sent[number as usize].fate = Fate::Accepted;
+        self.check.sent[number as usize].fates.insert(device, Fate::Accepted);
     }
 
     pub(super) fn check_rejected(&mut self, device: usize, ticket: Ticket, code: Code, detail: &str) {
@@ -330,7 +354,10 @@ impl World {
             return self.fail("client answers", detail, Vec::new());
         };
         self.check.stats.rejected += 1;
-        self.check.sent[number as usize].fate = Fate::Rejected(code);
+        self.check.sent[number as usize].fates.insert(device, Fate::Rejected(code));
+        if self.plan.may_refuse(code) {
+            return;
+        }
         let words = self.check.words(number);
         // Nothing that these clients send deserves a final refusal: ids are fresh, bodies small, inboxes large.
         let detail = format!("#{number} was refused for good: {code:?} {detail}");
@@ -387,8 +414,9 @@ impl World {
         let mut words = self.check.words(number);
         words.push(at.to_string());
         let sent = &self.check.sent[number as usize];
-        if sent.to != self.devices[device].user || self.devices[sent.from].user != incoming.from {
-            let detail = format!("{name} gets #{number}, which {} sent to {}", sent.from, sent.to);
+        let from = &self.devices[sent.senders[0]].user;
+        if sent.to != self.devices[device].user || *from != incoming.from {
+            let detail = format!("{name} gets #{number}, which {from} sent to {}", sent.to);
             return self.fail("addresses", detail, words);
         }
         let region = self.check.origins.get(&at.origin).cloned();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::plan::{MILLI, SECOND};
+use super::case::{MILLI, SECOND};
 use super::trace::Micros;
 use super::world::{Event, World};
 use crate::client::machine;
@@ -98,14 +98,19 @@ impl World {
         edge.process.is_some()
             && edge.edge
             && edge.paused_until <= self.now
-            && !self.client_cut.contains(&(device, edge.region))
+            && !self.wrong.client_cut(device, edge.region)
     }
 
     fn client_way(&mut self, conn: u64) -> Micros {
         let client = &self.clients[&conn];
         let home = self.devices[client.device].home;
         let base = self.plan.delay(home, self.nodes[client.node].region) + 5 * MILLI;
-        base + self.rng.below(self.plan.jitter + 1)
+        let late = if self.rng.chance(self.plan.network.loss.into()) {
+            2 * base + self.rng.between(10, 200) * MILLI
+        } else {
+            0
+        };
+        base + self.rng.below(self.plan.network.jitter + 1) + late
     }
 
     fn client_send(&mut self, conn: u64, way: usize, bytes: Bytes) {
@@ -141,9 +146,9 @@ impl World {
     fn client_held(&self, conn: u64, way: usize) -> bool {
         self.clients.get(&conn).is_some_and(|client| {
             let cut = self
-                .client_cut
-                .contains(&(client.device, self.nodes[client.node].region));
-            cut || (way == TO_CLIENT && !self.devices[client.device].reading)
+                .wrong
+                .client_cut(client.device, self.nodes[client.node].region);
+            cut || (way == TO_CLIENT && self.wrong.reads_nothing(client.device))
         })
     }
 

@@ -7,18 +7,15 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 use std::time::Duration;
 
-use super::plan::{MILLI, Plan, SECOND};
+use super::case::{Case, MILLI};
 use super::trace::Micros;
 use super::world::{EPOCH_MS, Event, Stage, World};
 use crate::client::event::{ClientEvent, CloseCause, Incoming, OutgoingMessage};
 use crate::client::machine::{Input, Machine, MachineConfig, Output, Tuning};
 use crate::client::state::SavedState;
-use crate::core::ids::{DeviceId, UserId};
+use crate::core::ids::{DeviceId, MessageId, UserId};
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{Hole, PresenceEvent, Status};
-
-/// Longest padding of a body in bytes; few are that long.
-const LONG_BODY: u64 = 3000;
 
 /// A device of a user, connected or not.
 pub(super) struct Device {
@@ -35,13 +32,10 @@ pub(super) struct Device {
     attempt: Option<u64>,
     pub(super) conn: Option<u64>,
     timer_at: Option<Micros>,
-    /// Whether it takes bytes from its connection.
-    pub(super) reading: bool,
-    /// Whether its application handles what it is handed.
-    pub(super) handling: bool,
     handed: VecDeque<Handed>,
     pub(super) status: Status,
-    watched: Vec<UserId>,
+    /// Not drawn yet where there is none.
+    watched: Option<Vec<UserId>>,
     pub(super) seen: BTreeMap<UserId, PresenceEvent>,
 }
 
@@ -51,26 +45,31 @@ enum Handed {
 }
 
 impl Device {
-    pub(super) fn planned(plan: &Plan) -> Vec<Device> {
+    pub(super) fn planned(plan: &Case) -> Vec<Device> {
         let mut devices = Vec::new();
         for user in &plan.users {
-            for (at, first) in user.devices.iter().enumerate() {
+            for (at, planned) in user.devices.iter().enumerate() {
+                let home = planned.home.as_ref().unwrap_or(&user.home);
                 devices.push(Device {
-                    user: UserId::new(&user.name).expect("a plain name is valid"),
+                    user: user.user_id(),
                     device: DeviceId::new(&format!("device-{at}")).expect("a plain name is valid"),
-                    home: user.home,
-                    first: *first,
+                    home: plan.region(home).unwrap_or_default(),
+                    first: planned.arrives,
                     life: 0,
                     machine: None,
                     saved: SavedState::default(),
                     attempt: None,
                     conn: None,
                     timer_at: None,
-                    reading: true,
-                    handling: true,
                     handed: VecDeque::new(),
                     status: Status::Online,
-                    watched: Vec::new(),
+                    watched: planned.watches.as_ref().map(|names| {
+                        names
+                            .iter()
+                            .flat_map(|name| plan.users_named(name))
+                            .map(|user| plan.users[user].user_id())
+                            .collect()
+                    }),
                     seen: BTreeMap::new(),
                 });
             }
@@ -84,7 +83,7 @@ impl Device {
 
     /// The users whose presence it wants.
     pub(super) fn watched(&self) -> &[UserId] {
-        &self.watched
+        self.watched.as_deref().unwrap_or_default()
     }
 
     /// Whether a session stands, as the client knows.
@@ -114,7 +113,7 @@ impl World {
             renews_token: false,
             device: device.device.clone(),
             endpoints: self.endpoints(home),
-            region: Some(self.plan.places[home].region.clone()),
+            region: Some(self.plan.places[home].id.clone()),
             status: device.status,
             status_text: String::new(),
             agent: "sim".to_owned(),
@@ -136,14 +135,15 @@ impl World {
         device.machine = Some(Machine::new(config, saved, rng));
         let name = device.name();
         self.trace.tell(now, || format!("{name} comes"));
-        if self.devices[index].watched.is_empty() {
+        if self.devices[index].watched.is_none() {
+            let mut drawn = Vec::new();
             for _ in 0..self.rng.below(4) {
                 let at = self.rng.index(self.plan.users.len());
-                let user = UserId::new(&self.plan.users[at].name).expect("a plain name is valid");
-                self.devices[index].watched.push(user);
+                drawn.push(self.plan.users[at].user_id());
             }
+            self.devices[index].watched = Some(drawn);
         }
-        let watched = self.devices[index].watched.clone();
+        let watched = self.devices[index].watched().to_vec();
         if !watched.is_empty() {
             self.device_input(index, Input::Watch(watched));
         }
@@ -335,7 +335,7 @@ impl World {
     }
 
     fn consume_later(&mut self, index: usize) {
-        if !self.devices[index].handling {
+        if self.wrong.handles_nothing(index) {
             return;
         }
         let delay = self.rng.between(1, 3000);
@@ -343,19 +343,18 @@ impl World {
         self.after(delay, Event::Consume { device: index, life });
     }
 
-    /// The application takes its work up again.
+    /// The application takes its work up again, unless something else holds it.
     pub(super) fn handle_again(&mut self, index: usize) {
-        if !std::mem::replace(&mut self.devices[index].handling, true) {
-            for _ in 0..self.devices[index].handed.len() {
-                self.consume_later(index);
-            }
+        for _ in 0..self.devices[index].handed.len() {
+            self.consume_later(index);
         }
     }
 
     /// The application handles the next of what it was handed.
     pub(super) fn device_consumes(&mut self, index: usize, life: u64) {
+        let idle = self.wrong.handles_nothing(index);
         let device = &mut self.devices[index];
-        if device.life != life || !device.handling {
+        if device.life != life || idle {
             return;
         }
         let Some(handed) = device.handed.pop_front() else {
@@ -374,67 +373,80 @@ impl World {
         self.device_input(index, Input::Consumed(at));
     }
 
-    /// Somebody sends, or changes its status.
-    pub(super) fn work(&mut self) {
+    /// Somebody sends, or changes its status; then comes the next act.
+    pub(super) fn act(&mut self, index: usize) {
         if self.stage != Stage::Work {
             return;
         }
-        let gap = self.rng.between(1, 2 * self.plan.send_gap);
-        self.after(gap, Event::Work);
-        if self.devices.is_empty() {
-            return;
+        if let Some(next) = self.plan.acts.get(index + 1) {
+            let at = next.at;
+            self.at(at, Event::Act { act: index + 1 });
         }
-        let from = self.rng.index(self.devices.len());
+        let act = self.plan.acts[index].clone();
+        let Some(from) = self.device_called(&act.device) else {
+            return;
+        };
         if self.devices[from].machine.is_none() {
             return;
         }
-        if self.rng.chance(30) {
-            let status = [Status::Away, Status::Dnd, Status::Online][self.rng.index(3)];
+        if let Some(status) = act.status {
             self.devices[from].status = status;
             let text = String::new();
             return self.device_input(from, Input::SetStatus { status, text });
         }
-        let burst = if self.rng.chance(200) {
-            self.rng.between(2, 8)
-        } else {
-            1
+        let user = |world: &World, name: &str| world.plan.users_named(name).first().copied();
+        let Some(to) = act.to.as_deref().and_then(|name| user(self, name)) else {
+            return;
         };
-        let to = self.rng.index(self.plan.users.len());
-        for _ in 0..burst {
-            let to = if self.rng.chance(850) {
-                to
-            } else {
-                self.rng.index(self.plan.users.len())
-            };
-            self.send(from, to);
+        let twin = act.twin.as_deref().and_then(|name| user(self, name));
+        let copies: Vec<usize> = act
+            .copies
+            .iter()
+            .filter_map(|name| self.device_called(name))
+            .filter(|copy| self.devices[*copy].user == self.devices[from].user && *copy != from)
+            .collect();
+        let shared = (twin.is_some() || !copies.is_empty()).then(|| {
+            let random = self.rng.seed()[..10].try_into().unwrap_or_default();
+            MessageId::v7(EPOCH_MS + self.now / MILLI, random)
+        });
+        let number = self.check.next_number();
+        self.send(from, to, number, act.bytes, shared);
+        for copy in copies {
+            self.send(copy, to, number, act.bytes, shared);
+        }
+        if let Some(twin) = twin.filter(|twin| *twin != to) {
+            let number = self.check.next_number();
+            self.send(from, twin, number, act.bytes, shared);
         }
         self.device_pump(from);
     }
 
-    fn send(&mut self, from: usize, to: usize) {
-        let to = UserId::new(&self.plan.users[to].name).expect("a plain name is valid");
-        let number = self.check.next_number();
-        if number >= self.plan.sends {
-            return;
-        }
-        let long = self.rng.chance(20);
-        let padding = self.rng.below(if long { LONG_BODY } else { 60 });
+    fn send(&mut self, from: usize, to: usize, number: u64, padding: u32, id: Option<MessageId>) {
+        let to = self.plan.users[to].user_id();
         let mut body = BytesMut::new();
         body.put_u64(number);
         body.put_bytes(b'.', padding as usize);
         let now = self.device_now();
-        let message = OutgoingMessage::new(to.clone(), body.freeze());
+        let mut message = OutgoingMessage::new(to.clone(), body.freeze());
+        message.id = id;
         let Some(machine) = &mut self.devices[from].machine else {
             return;
         };
         if let Ok(ticket) = machine.send(message, now) {
             let at = self.now;
-            self.check.sent(from, to, ticket, at);
+            self.check.sent(from, to, ticket, at, number);
+            self.device_pump(from);
         }
     }
 
-    /// The pause before a device that went away comes back.
-    pub(super) fn away(&mut self) -> Micros {
-        self.rng.between(MILLI * 100, 6 * SECOND)
+    fn device_called(&self, name: &str) -> Option<usize> {
+        let named = self.plan.devices_named(name).first().copied()?;
+        self.device_index(named)
+    }
+
+    /// The index of a user's device.
+    pub(super) fn device_index(&self, (user, device): (usize, usize)) -> Option<usize> {
+        let before: usize = self.plan.users[..user].iter().map(|user| user.devices.len()).sum();
+        (device < self.plan.users[user].devices.len()).then_some(before + device)
     }
 }

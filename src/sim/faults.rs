@@ -1,20 +1,22 @@
-//! What goes wrong, and how it ends. Then everything heals.
+//! What is wrong now: how faults strike, and how they end. Then everything heals.
 
-use super::plan::{MILLI, SECOND};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::case::{MILLI, SECOND};
+use super::fault::Kind;
 use super::trace::Micros;
 use super::world::{Event, Stage, World};
+
+/// A rolling restart goes on to the next node after so long where nothing else is said.
+const ROLL: Micros = 2 * SECOND;
+/// A node that restarts is away for so long where nothing else is said.
+const RESTART: Micros = 300 * MILLI;
 
 /// The end of something that went wrong.
 #[derive(Debug)]
 pub(super) enum Undo {
-    /// Ways between nodes are open again.
-    Cut(Vec<(usize, usize)>),
-    /// A client reaches a region again.
-    ClientCut(usize, usize),
-    /// A client reads again.
-    Read(usize),
-    /// An application works again.
-    Handle(usize),
+    /// A fault of the case ends.
+    Fault(usize),
     /// An observer sees a node again.
     See {
         observer: usize,
@@ -25,228 +27,326 @@ pub(super) enum Undo {
     Crash { node: usize },
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    Crash,
-    CrashRegion,
-    Pause,
-    CutRegions,
-    CutOneWay,
-    CutNodes,
-    Flap,
-    Disconnect,
-    Relocate,
-    Amnesia,
-    StallRead,
-    StallApp,
-    Leave,
-    FalseDeath,
-    StoreFatal,
-    Clock,
+/// What is wrong at the moment. Faults may overlap: what several of them hold ends with the last.
+#[derive(Debug, Default)]
+pub(super) struct Wrong {
+    active: BTreeMap<usize, Active>,
+    cuts: BTreeMap<(usize, usize), u32>,
+    client_cuts: BTreeMap<(usize, usize), u32>,
+    /// Regions that are gone for good.
+    pub(super) gone: BTreeSet<usize>,
+}
+
+/// What a fault does while it lasts.
+#[derive(Debug, Default)]
+struct Active {
+    /// Ways between nodes that are cut.
+    cuts: Vec<(usize, usize)>,
+    /// Clients that do not reach a region.
+    client_cuts: Vec<(usize, usize)>,
+    /// Ways that are slow, and how.
+    slow: BTreeSet<(usize, usize)>,
+    slowness: Slowness,
+    /// Ways on which nothing arrives before then.
+    clogged: (BTreeSet<(usize, usize)>, Micros),
+    unread: BTreeSet<usize>,
+    unhandled: BTreeSet<usize>,
+    errors: (BTreeSet<usize>, u32),
+    slow_stores: (BTreeSet<usize>, Micros),
+    full: BTreeSet<usize>,
+    /// Nodes whose clocks jumped, and by how much.
+    clocks: Vec<(usize, i64)>,
+}
+
+/// How a way is slow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Slowness {
+    /// Of a thousand messages so many are lost.
+    pub(super) loss: u32,
+    /// Times as slow.
+    pub(super) factor: u32,
+    /// Slower by so much.
+    pub(super) extra: Micros,
+    /// Bytes a second; 0 = no limit.
+    pub(super) bandwidth: u64,
+}
+
+impl Wrong {
+    /// Whether nothing gets from one node to another.
+    pub(super) fn cut(&self, from: usize, to: usize) -> bool {
+        self.cuts.contains_key(&(from, to))
+    }
+
+    /// Whether a client does not reach a region.
+    pub(super) fn client_cut(&self, device: usize, region: usize) -> bool {
+        self.client_cuts.contains_key(&(device, region))
+    }
+
+    /// Whether a client reads nothing.
+    pub(super) fn reads_nothing(&self, device: usize) -> bool {
+        self.active.values().any(|active| active.unread.contains(&device))
+    }
+
+    /// Whether an application handles nothing.
+    pub(super) fn handles_nothing(&self, device: usize) -> bool {
+        self.active
+            .values()
+            .any(|active| active.unhandled.contains(&device))
+    }
+
+    /// Of a thousand commits of a region so many fail.
+    pub(super) fn store_errors(&self, region: usize) -> u32 {
+        let struck = self
+            .active
+            .values()
+            .filter(|active| active.errors.0.contains(&region));
+        struck.map(|active| active.errors.1).max().unwrap_or(0)
+    }
+
+    /// Commits of a region take so much longer.
+    pub(super) fn store_slow(&self, region: usize) -> Micros {
+        let struck = self
+            .active
+            .values()
+            .filter(|active| active.slow_stores.0.contains(&region));
+        struck.map(|active| active.slow_stores.1).max().unwrap_or(0)
+    }
+
+    /// Whether the disk of a region is full.
+    pub(super) fn store_full(&self, region: usize) -> bool {
+        self.active.values().any(|active| active.full.contains(&region))
+    }
+
+    /// How a way is slow now; several faults on it add up.
+    pub(super) fn slowness(&self, from: usize, to: usize, now: Micros) -> Slowness {
+        let mut all = Slowness {
+            factor: 1,
+            ..Slowness::default()
+        };
+        for active in self.active.values() {
+            if active.slow.contains(&(from, to)) {
+                all.loss = all.loss.max(active.slowness.loss);
+                all.factor = all.factor.max(active.slowness.factor);
+                all.extra += active.slowness.extra;
+                let known = Some(all.bandwidth).filter(|bandwidth| *bandwidth > 0);
+                let limit = Some(active.slowness.bandwidth).filter(|bandwidth| *bandwidth > 0);
+                all.bandwidth = known.into_iter().chain(limit).min().unwrap_or(0);
+            }
+            if active.clogged.0.contains(&(from, to)) {
+                all.extra += active.clogged.1.saturating_sub(now);
+            }
+        }
+        all
+    }
 }
 
 impl World {
-    /// Something goes wrong, and the next time is set.
-    pub(super) fn fault(&mut self) {
+    /// A fault of the case strikes; one that goes on and off strikes again and again.
+    pub(super) fn fault(&mut self, index: usize, round: u32) {
         if self.stage != Stage::Work {
             return;
         }
-        let gap = self.plan.fault_gap;
-        let next = self.rng.between(gap / 4, 2 * gap);
-        self.after(next, Event::Fault);
-        if let Some(fault) = self.choose_fault() {
-            let now = self.now;
-            self.trace.event(now, 15, fault as u64, &[]);
-            self.trace.tell(now, || format!("fault: {fault:?}"));
-            self.inflict(fault);
-        }
-    }
-
-    fn choose_fault(&mut self) -> Option<Fault> {
-        let mix = &self.plan.faults;
-        let weights = [
-            (Fault::Crash, mix.crash),
-            (Fault::CrashRegion, mix.crash_region),
-            (Fault::Pause, mix.pause),
-            (Fault::CutRegions, mix.cut_regions),
-            (Fault::CutOneWay, mix.cut_one_way),
-            (Fault::CutNodes, mix.cut_nodes),
-            (Fault::Flap, mix.flap),
-            (Fault::Disconnect, mix.disconnect),
-            (Fault::Relocate, mix.relocate),
-            (Fault::Amnesia, mix.amnesia),
-            (Fault::StallRead, mix.stall_read),
-            (Fault::StallApp, mix.stall_app),
-            (Fault::Leave, mix.leave),
-            (Fault::FalseDeath, mix.false_death),
-            (Fault::StoreFatal, mix.store_fatal),
-            (Fault::Clock, mix.clock),
-        ];
-        let total: u64 = weights.iter().map(|(_, weight)| weight).sum();
-        let mut at = self.rng.below(total);
-        for (fault, weight) in weights {
-            if at < weight {
-                return Some(fault);
+        let fault = self.plan.faults[index].clone();
+        let now = self.now;
+        self.trace.event(now, 15, index as u64, &round.to_be_bytes());
+        if round == 0 {
+            self.trace.chapter(now, || format!("fault: {}", fault.words()));
+            if let Some(lasts) = fault.lasts.filter(|_| keeps(fault.kind)) {
+                self.after(lasts, Event::Undo(Undo::Fault(index)));
             }
-            at -= weight;
         }
-        None
+        let nodes: Vec<usize> = fault
+            .on
+            .iter()
+            .flat_map(|place| self.plan.nodes_at(place))
+            .collect();
+        let regions: BTreeSet<usize> = nodes.iter().map(|node| self.nodes[*node].region).collect();
+        let devices: Vec<usize> = fault
+            .devices
+            .iter()
+            .flat_map(|name| self.plan.devices_named(name))
+            .filter_map(|named| self.device_index(named))
+            .collect();
+        let mut active = Active::default();
+        match fault.kind {
+            Kind::Crash => {
+                for node in &nodes {
+                    let skew = if nodes.len() > 1 {
+                        self.rng.below(500) * MILLI
+                    } else {
+                        0
+                    };
+                    self.crash(*node, fault.lasts.map(|lasts| lasts + skew));
+                }
+            }
+            Kind::Rolling => {
+                if let Some(node) = nodes.get(round as usize) {
+                    self.crash(*node, Some(fault.lasts.unwrap_or(RESTART)));
+                    let round = round + 1;
+                    let every = fault.every.unwrap_or(ROLL);
+                    self.after(every, Event::Fault { fault: index, round });
+                }
+            }
+            Kind::Pause => {
+                for node in nodes {
+                    self.pause(node, fault.lasts);
+                }
+            }
+            Kind::Lose => {
+                for region in regions {
+                    self.lose(region);
+                }
+            }
+            Kind::Cut | Kind::Flap => {
+                active.cuts = self.ways(&fault.from, &fault.to, fault.one_way);
+                if fault.clients {
+                    active.client_cuts = self.client_ways(&fault.from, &fault.to);
+                }
+            }
+            Kind::Clog => {
+                let ways = self.ways(&fault.from, &fault.to, fault.one_way);
+                // A longer silence would break the connections.
+                let longest = self.plan.network.idle - self.plan.network.idle / 4;
+                let lasts = fault.lasts.unwrap_or(longest).min(longest);
+                active.clogged = (ways.into_iter().collect(), now + lasts);
+            }
+            Kind::Slow => {
+                let ways = self.ways(&fault.from, &fault.to, fault.one_way);
+                active.slow = ways.into_iter().collect();
+                active.slowness = Slowness {
+                    loss: fault.loss.unwrap_or(0).min(900),
+                    factor: fault.factor.unwrap_or(1),
+                    extra: fault.extra.unwrap_or(0),
+                    bandwidth: fault.bandwidth.unwrap_or(0),
+                };
+            }
+            Kind::Break => {
+                for (from, to) in self.ways(&fault.from, &fault.to, true) {
+                    if let Some(pair) = self.pair_of(from, to) {
+                        self.peer_break(pair);
+                    }
+                }
+            }
+            Kind::Disconnect => {
+                for device in devices {
+                    self.disconnect(device);
+                }
+            }
+            Kind::Move => {
+                let to = fault.to.first().map(|place| self.plan.regions_at(place));
+                if let Some(to) = to.and_then(|regions| regions.first().copied()) {
+                    for device in devices {
+                        self.relocate(device, to, fault.lasts);
+                    }
+                }
+            }
+            Kind::Forget => {
+                for device in devices {
+                    if self.devices[device].machine.is_some() {
+                        self.device_forgets(device);
+                    }
+                }
+            }
+            Kind::StallRead => active.unread = devices.into_iter().collect(),
+            Kind::StallApp => active.unhandled = devices.into_iter().collect(),
+            Kind::Leave => {
+                for device in devices {
+                    if self.devices[device].machine.is_some() {
+                        self.device_leaves(device, fault.told);
+                        if let Some(away) = fault.lasts {
+                            self.after(away, Event::Arrive { device });
+                        }
+                    }
+                }
+            }
+            Kind::FalseDeath => {
+                for (observer, subject) in self.ways(&fault.from, &fault.to, true) {
+                    self.take_for_dead(observer, subject, fault.lasts);
+                }
+            }
+            Kind::StoreStop => {
+                for region in regions {
+                    let node = self.core_of(region);
+                    self.store_dies(node);
+                }
+            }
+            Kind::StoreErrors => active.errors = (regions, fault.loss.unwrap_or(0)),
+            Kind::StoreSlow => active.slow_stores = (regions, fault.extra.unwrap_or(0)),
+            Kind::StoreFull => {
+                for region in &regions {
+                    self.stores[*region].full(true);
+                }
+                active.full = regions;
+            }
+            Kind::Clock => {
+                let step = fault.step_ms.unwrap_or(0);
+                for node in nodes {
+                    self.nodes[node].clock_ms = self.nodes[node].clock_ms.saturating_add(step);
+                    active.clocks.push((node, step));
+                }
+            }
+        }
+        if fault.kind == Kind::Flap {
+            let every = fault.every.unwrap_or(SECOND).max(MILLI);
+            let ends = fault.lasts.is_some_and(|lasts| now >= fault.at + lasts);
+            if ends {
+                return;
+            }
+            self.after(
+                every,
+                Event::Fault {
+                    fault: index,
+                    round: round + 1,
+                },
+            );
+            if round % 2 == 1 {
+                return self.end(index);
+            }
+        }
+        if keeps(fault.kind) {
+            self.begin_fault(index, active);
+        }
     }
 
-    /// How long something lasts: mostly short, sometimes beyond every timeout.
-    fn lasts(&mut self) -> Micros {
-        if self.rng.chance(600) {
-            self.rng.between(100, 2500) * MILLI
-        } else {
-            self.rng.between(2, 12) * SECOND
+    fn begin_fault(&mut self, index: usize, active: Active) {
+        let cuts = active.cuts.clone();
+        for way in &active.client_cuts {
+            *self.wrong.client_cuts.entry(*way).or_insert(0) += 1;
+        }
+        self.wrong.active.insert(index, active);
+        for (from, to) in cuts {
+            let count = self.wrong.cuts.entry((from, to)).or_insert(0);
+            *count += 1;
+            if *count == 1 {
+                self.cut_changed(from, to);
+            }
         }
     }
 
-    fn inflict(&mut self, fault: Fault) {
-        let lasts = self.lasts();
-        let node = self.rng.index(self.nodes.len());
-        let device = if self.devices.is_empty() {
-            0
-        } else {
-            self.rng.index(self.devices.len())
+    /// A fault ends.
+    fn end(&mut self, index: usize) {
+        let Some(active) = self.wrong.active.remove(&index) else {
+            return;
         };
-        let devices = !self.devices.is_empty();
-        let there = devices && self.devices[device].machine.is_some();
-        match fault {
-            Fault::Crash => self.crash(node, lasts),
-            Fault::CrashRegion => {
-                let region = self.nodes[node].region;
-                for node in 0..self.nodes.len() {
-                    if self.nodes[node].region == region {
-                        let skew = self.rng.below(500) * MILLI;
-                        self.crash(node, lasts + skew);
-                    }
-                }
-            }
-            Fault::Pause => self.pause(node, lasts),
-            Fault::CutRegions => self.cut_regions(lasts, true),
-            Fault::CutOneWay => self.cut_regions(lasts, false),
-            Fault::CutNodes => {
-                let other = self.rng.index(self.nodes.len());
-                if other != node && self.nodes[other].region == self.nodes[node].region {
-                    let mut ways = vec![(node, other)];
-                    if self.rng.chance(600) {
-                        ways.push((other, node));
-                    }
-                    self.cut(ways, lasts);
-                }
-            }
-            Fault::Flap if !self.pairs.is_empty() => {
-                let pair = self.rng.index(self.pairs.len());
-                self.peer_break(pair);
-            }
-            Fault::Disconnect if devices => {
-                if let Some(conn) = self.devices[device].conn {
-                    self.after(0, Event::ClientGone { conn });
-                    let delay = self.rng.between(0, 10_000) * MILLI;
-                    self.after(delay, Event::ServerGone { conn });
-                }
-            }
-            Fault::Relocate if devices => {
-                self.device_leaves(device, false);
-                self.devices[device].home = self.rng.index(self.plan.places.len());
-                let delay = self.rng.between(1, 1500) * MILLI;
-                self.after(delay, Event::Arrive { device });
-            }
-            Fault::Amnesia if there => self.device_forgets(device),
-            Fault::StallRead if devices => {
-                self.devices[device].reading = false;
-                self.after(lasts, Event::Undo(Undo::Read(device)));
-            }
-            Fault::StallApp if devices => {
-                self.devices[device].handling = false;
-                self.after(lasts, Event::Undo(Undo::Handle(device)));
-            }
-            Fault::Leave if there => {
-                let told = self.rng.chance(500);
-                self.device_leaves(device, told);
-                let away = self.away();
-                self.after(away, Event::Arrive { device });
-            }
-            Fault::FalseDeath => {
-                let subject = self.rng.index(self.nodes.len());
-                if subject != node && self.nodes[subject].region == self.nodes[node].region {
-                    self.forget(node, subject);
-                    let boot = self.nodes[node].boot;
-                    let back = self.rng.between(300, 4000) * MILLI;
-                    let observer = node;
-                    self.after(
-                        back,
-                        Event::Undo(Undo::See {
-                            observer,
-                            boot,
-                            subject,
-                        }),
-                    );
-                }
-            }
-            Fault::StoreFatal if self.nodes[node].core => self.store_dies(node),
-            Fault::Clock => {
-                let step = self.rng.between(0, 60_000) as i64 - 30_000;
-                self.nodes[node].wall_offset += step;
-            }
-            _ => {}
+        for way in active.client_cuts {
+            lower(&mut self.wrong.client_cuts, way);
         }
-    }
-
-    fn crash(&mut self, node: usize, lasts: Micros) {
-        if self.nodes[node].process.is_some() {
-            self.kill(node);
-            self.after(lasts, Event::Start { node });
-        }
-    }
-
-    /// A node stands still: it takes nothing in, and nothing of it goes out.
-    fn pause(&mut self, node: usize, lasts: Micros) {
-        if self.nodes[node].process.is_none() {
-            return;
-        }
-        self.nodes[node].paused_until = self.now + lasts;
-        for pair in 0..self.pairs.len() {
-            if lasts > self.plan.peer_idle && self.pairs[pair].has(node) {
-                self.peer_break(pair);
+        for (from, to) in active.cuts {
+            if lower(&mut self.wrong.cuts, (from, to)) {
+                self.cut_changed(from, to);
             }
         }
-    }
-
-    fn cut_regions(&mut self, lasts: Micros, both: bool) {
-        let regions = self.plan.places.len();
-        if regions < 2 {
-            return;
+        for region in active.full {
+            let full = self.wrong.store_full(region);
+            self.stores[region].full(full);
         }
-        let from = self.rng.index(regions);
-        let to = (from + 1 + self.rng.index(regions - 1)) % regions;
-        let mut ways = Vec::new();
-        for a in 0..self.nodes.len() {
-            for b in 0..self.nodes.len() {
-                let (near, far) = (self.nodes[a].region, self.nodes[b].region);
-                if (near, far) == (from, to) || (both && (far, near) == (from, to)) {
-                    ways.push((a, b));
-                }
-            }
+        for (node, step) in active.clocks {
+            self.nodes[node].clock_ms = self.nodes[node].clock_ms.saturating_sub(step);
         }
-        self.cut(ways, lasts);
-        // Clients at home in the one region may lose the other too.
-        for device in 0..self.devices.len() {
-            if both && self.devices[device].home == from && self.rng.chance(700) {
-                self.client_cut.insert((device, to));
-                self.after(lasts, Event::Undo(Undo::ClientCut(device, to)));
-            }
+        for device in active.unhandled {
+            self.handle_again(device);
         }
-    }
-
-    fn cut(&mut self, ways: Vec<(usize, usize)>, lasts: Micros) {
-        for (from, to) in &ways {
-            if self.cut.insert((*from, *to)) {
-                self.cut_changed(*from, *to);
-            }
-        }
-        self.after(lasts, Event::Undo(Undo::Cut(ways)));
+        self.clients_go_on();
     }
 
     /// Something that went wrong ends.
@@ -254,22 +354,13 @@ impl World {
         let now = self.now;
         self.trace.event(now, 16, 0, &[]);
         match undo {
-            Undo::Cut(ways) => {
-                for (from, to) in ways {
-                    if self.cut.remove(&(from, to)) {
-                        self.cut_changed(from, to);
-                    }
+            Undo::Fault(index) => {
+                if self.wrong.active.contains_key(&index) {
+                    let words = self.plan.faults[index].words();
+                    self.trace.chapter(now, || format!("fault ends: {words}"));
+                    self.end(index);
                 }
             }
-            Undo::ClientCut(device, region) => {
-                self.client_cut.remove(&(device, region));
-                self.clients_go_on();
-            }
-            Undo::Read(device) => {
-                self.devices[device].reading = true;
-                self.clients_go_on();
-            }
-            Undo::Handle(device) => self.handle_again(device),
             Undo::See {
                 observer,
                 boot,
@@ -277,15 +368,7 @@ impl World {
             } => {
                 let generation = Some(self.nodes[subject].generation);
                 if self.nodes[subject].process.is_some() {
-                    self.after(
-                        0,
-                        Event::View {
-                            observer,
-                            boot,
-                            subject,
-                            generation,
-                        },
-                    );
+                    self.view_changes(observer, boot, subject, generation);
                 }
             }
             Undo::Crash { node } => {
@@ -296,17 +379,17 @@ impl World {
         }
     }
 
-    /// Nothing is wrong any more; everybody who was away comes.
+    /// Nothing is wrong any more, but what is gone for good; everybody who was away comes.
     pub(super) fn heal(&mut self) {
         let now = self.now;
         self.trace.event(now, 17, 0, &[]);
-        self.trace.tell(now, || "everything heals".to_owned());
+        self.trace.chapter(now, || "everything heals".to_owned());
         self.stage = Stage::Settle;
         self.healed_at = now;
-        for (from, to) in std::mem::take(&mut self.cut) {
-            self.cut_changed(from, to);
+        let active: Vec<usize> = self.wrong.active.keys().copied().collect();
+        for index in active {
+            self.end(index);
         }
-        self.client_cut.clear();
         for node in 0..self.nodes.len() {
             let delay = self.rng.below(500) * MILLI;
             // A store that stopped takes its node with it a little later: the start after that must not be missed.
@@ -314,14 +397,171 @@ impl World {
             self.after(4 * SECOND, Event::Start { node });
             self.nodes[node].paused_until = now;
             self.resume(node);
+            self.see_all(node);
         }
         for device in 0..self.devices.len() {
-            self.devices[device].reading = true;
-            self.handle_again(device);
             let delay = self.rng.below(2000) * MILLI;
             self.after(delay, Event::Arrive { device });
         }
         self.clients_go_on();
         self.after(SECOND, Event::Settle);
     }
+
+    /// The ways between the nodes of places: there, and back unless it is one way.
+    fn ways(&self, from: &[String], to: &[String], one_way: bool) -> Vec<(usize, usize)> {
+        let nodes = |places: &[String]| -> BTreeSet<usize> {
+            places
+                .iter()
+                .flat_map(|place| self.plan.nodes_at(place))
+                .collect()
+        };
+        let (from, to) = (nodes(from), nodes(to));
+        let mut ways = BTreeSet::new();
+        for a in &from {
+            for b in &to {
+                if a != b && !(from.contains(b) && to.contains(a) && self.nodes[*a].region == self.nodes[*b].region)
+                {
+                    ways.insert((*a, *b));
+                    if !one_way {
+                        ways.insert((*b, *a));
+                    }
+                }
+            }
+        }
+        ways.into_iter().collect()
+    }
+
+    /// The clients near one place and the regions of the other that most of them lose.
+    fn client_ways(&mut self, from: &[String], to: &[String]) -> Vec<(usize, usize)> {
+        let regions = |world: &World, places: &[String]| -> BTreeSet<usize> {
+            places
+                .iter()
+                .flat_map(|place| world.plan.regions_at(place))
+                .collect()
+        };
+        let (from, to) = (regions(self, from), regions(self, to));
+        let mut ways = Vec::new();
+        for device in 0..self.devices.len() {
+            let home = self.devices[device].home;
+            for (near, far) in [(&from, &to), (&to, &from)] {
+                if near.contains(&home) && self.rng.chance(800) {
+                    ways.extend(far.iter().filter(|far| **far != home).map(|far| (device, *far)));
+                }
+            }
+        }
+        ways.sort_unstable();
+        ways.dedup();
+        ways
+    }
+
+    fn crash(&mut self, node: usize, lasts: Option<Micros>) {
+        if self.nodes[node].process.is_some() {
+            self.kill(node);
+            if let Some(lasts) = lasts {
+                self.after(lasts, Event::Start { node });
+            }
+        }
+    }
+
+    /// A node stands still: it takes nothing in, and nothing of it goes out.
+    fn pause(&mut self, node: usize, lasts: Option<Micros>) {
+        if self.nodes[node].process.is_none() {
+            return;
+        }
+        let lasts = lasts.unwrap_or(self.plan.work.saturating_sub(self.now));
+        self.nodes[node].paused_until = self.now + lasts;
+        for pair in 0..self.pairs.len() {
+            if lasts > self.plan.network.idle && self.pairs[pair].has(node) {
+                self.peer_break(pair);
+            }
+        }
+    }
+
+    /// A region is gone for good, with all that only it had.
+    fn lose(&mut self, region: usize) {
+        self.wrong.gone.insert(region);
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].region == region {
+                self.kill(node);
+            }
+        }
+    }
+
+    fn disconnect(&mut self, device: usize) {
+        if let Some(conn) = self.devices[device].conn {
+            self.after(0, Event::ClientGone { conn });
+            let delay = self.rng.between(0, 10_000) * MILLI;
+            self.after(delay, Event::ServerGone { conn });
+        }
+    }
+
+    fn relocate(&mut self, device: usize, to: usize, lasts: Option<Micros>) {
+        self.device_leaves(device, false);
+        self.devices[device].home = to;
+        let delay = lasts.unwrap_or_else(|| self.rng.between(1, 1500) * MILLI);
+        self.after(delay, Event::Arrive { device });
+    }
+
+    fn take_for_dead(&mut self, observer: usize, subject: usize, lasts: Option<Micros>) {
+        self.forget(observer, subject);
+        let boot = self.nodes[observer].boot;
+        if let Some(lasts) = lasts {
+            self.after(
+                lasts,
+                Event::Undo(Undo::See {
+                    observer,
+                    boot,
+                    subject,
+                }),
+            );
+        }
+    }
+
+    /// A node learns of all that run, whatever it believed.
+    fn see_all(&mut self, observer: usize) {
+        let boot = self.nodes[observer].boot;
+        for subject in 0..self.nodes.len() {
+            if subject != observer && self.nodes[subject].process.is_some() {
+                let delay = self.rng.below(1000) * MILLI;
+                self.after(
+                    delay,
+                    Event::Undo(Undo::See {
+                        observer,
+                        boot,
+                        subject,
+                    }),
+                );
+            }
+        }
+    }
+}
+
+/// Whether a fault of this kind is something that holds until it ends; the others strike and are over.
+fn keeps(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Cut
+            | Kind::Flap
+            | Kind::Clog
+            | Kind::Slow
+            | Kind::StallRead
+            | Kind::StallApp
+            | Kind::StoreErrors
+            | Kind::StoreSlow
+            | Kind::StoreFull
+            | Kind::Clock
+    )
+}
+
+/// One less of it; whether none is left.
+fn lower(counts: &mut BTreeMap<(usize, usize), u32>, way: (usize, usize)) -> bool {
+    let Some(count) = counts.get_mut(&way) else {
+        return false;
+    };
+    *count -= 1;
+    if *count == 0 {
+        counts.remove(&way);
+        return true;
+    }
+    false
 }

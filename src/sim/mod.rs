@@ -1,7 +1,7 @@
 //! The simulator: whole regions in one process, under one seed, one queue of events and virtual time.
 //!
 //! ```text
-//! seed -> plan -> world { queue of events, nodes, stores, connections, devices } -> report { hash, violation }
+//! seed or scenario -> case -> world { queue of events, nodes, stores, connections, devices } -> report { hash, violation }
 //! ```
 //!
 //! The machines are the product's own: [`core::node::Partition`](crate::core::node::Partition) on the nodes,
@@ -11,41 +11,52 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`plan`] | what a seed means |
+//! | [`case`], [`fault`], [`draw`] | all that is decided before anything happens, as data; what a seed draws |
 //! | `world` | the queue, the events, a partition's turn |
 //! | `nodes` | starts, deaths, membership as each observer sees it |
 //! | `network`, `clients` | connections between nodes, and of clients, over delay, jitter and cuts |
 //! | `storage` | engines below an effect with latency, crashes |
 //! | `device` | the client machine and an application above it; the workload |
-//! | `faults`, `spoil` | what goes wrong by plan; deliberate defects |
-//! | `check`, `stored`, `settle` | what must hold all along, and in the end |
-//! | `trace`, `report` | the hash of a run, and its story |
+//! | `faults`, `spoil` | how faults strike and end; deliberate defects |
+//! | `check`, `stored`, `settle`, `expect` | what must hold all along, and in the end |
+//! | [`scenario`], [`validate`] | scenario files; whether a case makes sense |
+//! | [`trace`], [`timeline`], `report` | the hash of a run, its story, its picture |
 //!
 //! A run is bit-for-bit reproducible: one seed has one hash. A failure prints the seed and the command that replays it.
 
+pub mod case;
 mod check;
 mod clients;
 mod defect;
 mod device;
+pub mod draw;
+mod expect;
+pub mod fault;
 mod faults;
 mod network;
 mod nodes;
-pub mod plan;
 mod report;
 pub mod rng;
+pub mod scenario;
 mod settle;
+pub mod shipped;
+pub mod shrink;
+pub mod span;
 mod spoil;
 mod storage;
 mod stored;
+pub mod timeline;
 pub mod trace;
+pub mod validate;
 mod world;
 
+pub use case::{Case, EngineKind};
 pub use defect::Defect;
-pub use plan::EngineKind;
 pub use world::Violation;
 
 use std::fmt;
 
+use timeline::Timeline;
 use trace::Micros;
 use world::World;
 
@@ -61,6 +72,10 @@ pub struct Options {
     pub engine: Option<EngineKind>,
     /// Keep the story.
     pub trace: bool,
+    /// Keep what the run looked like over time.
+    pub timeline: bool,
+    /// Is told the main lines of the story as they happen.
+    pub chapter: Option<fn(&str)>,
 }
 
 /// What happened in a run, counted.
@@ -101,12 +116,25 @@ pub struct Report {
     pub violation: Option<Violation>,
     /// The story, if it was asked for.
     pub story: Vec<String>,
-    options: Options,
+    /// What it looked like over time, if that was asked for.
+    pub timeline: Timeline,
+    /// The case, with its faults and acts as they were: it runs the same again.
+    pub case: Case,
 }
 
 /// Runs a seed.
 pub fn run(seed: u64, options: Options) -> Report {
-    let mut world = World::new(seed, options);
+    run_case(draw::draw(seed), options)
+}
+
+/// Runs a case; what it leaves to chance follows from its seed.
+pub fn run_case(mut case: Case, options: Options) -> Report {
+    if let Some(engine) = options.engine {
+        case.engine = engine;
+    }
+    draw::expand(&mut case);
+    let seed = case.seed;
+    let mut world = World::new(case, options);
     world.run();
     Report {
         seed,
@@ -116,40 +144,31 @@ pub fn run(seed: u64, options: Options) -> Report {
         stats: world.check.stats,
         violation: world.violation,
         story: world.trace.into_lines(),
-        options,
+        timeline: world.timeline,
+        case: world.plan,
     }
 }
 
 /// Runs a seed; one that breaks a promise is run again for its story.
 pub fn run_with_story(seed: u64, options: Options) -> Report {
-    let report = run(seed, options);
+    case_with_story(draw::draw(seed), options)
+}
+
+/// Runs a case; one that breaks a promise is run again for its story.
+pub fn case_with_story(case: Case, options: Options) -> Report {
+    let report = run_case(case, options);
     if report.violation.is_none() || options.trace {
         return report;
     }
-    run(
-        seed,
-        Options {
-            trace: true,
-            ..options
-        },
-    )
+    let told = Options {
+        trace: true,
+        chapter: None,
+        ..options
+    };
+    run_case(report.case, told)
 }
 
 impl Report {
-    /// The command that replays this run.
-    pub fn command(&self) -> String {
-        let mut command = format!("iris sim run --seed {}", self.seed);
-        if let Some(defect) = self.options.defect {
-            command.push_str(&format!(" --defect {}", defect.name()));
-        }
-        match self.options.engine {
-            Some(EngineKind::Memory) => command.push_str(" --engine memory"),
-            Some(EngineKind::Embedded) => command.push_str(" --engine embedded"),
-            None => {}
-        }
-        command
-    }
-
     /// The end of the story, as far as it has to do with the violation.
     fn relevant(&self) -> Vec<&String> {
         let words = self
@@ -178,13 +197,17 @@ impl fmt::Display for Report {
         };
         writeln!(
             f,
-            "seed {} broke a promise at {:.6} s",
+            "{}seed {} broke a promise at {:.6} s",
+            if self.case.name.is_empty() {
+                String::new()
+            } else {
+                format!("{}, ", self.case.name)
+            },
             self.seed,
             violation.at as f64 / 1e6
         )?;
         writeln!(f, "  invariant: {}", violation.invariant)?;
         writeln!(f, "  {}", violation.detail)?;
-        writeln!(f, "  replay:    {} --trace", self.command())?;
         if !self.story.is_empty() {
             writeln!(f, "  what led to it:")?;
             for line in self.relevant() {

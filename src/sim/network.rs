@@ -8,11 +8,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::plan::{MILLI, SECOND};
+use super::case::{MILLI, SECOND};
 use super::trace::Micros;
 use super::world::{Event, World};
 use crate::core::node::Input;
 
+/// The least time after which a lost packet is sent again.
+const RETRANSMIT: Micros = 30 * MILLI;
+/// A way of limited bandwidth that is behind by so much breaks, as a full queue of a connection does.
+const BEHIND: Micros = 20 * SECOND;
 /// Pause between attempts to connect two nodes.
 const REDIAL: Micros = SECOND;
 
@@ -23,10 +27,13 @@ pub(super) struct End {
     pub(super) inc: u64,
     /// The last that this side saw break: it does not come back.
     broken: u64,
-    /// When the last message from this side arrives there, for each pair of partitions: order is kept.
-    last: BTreeMap<(u8, u8), Micros>,
+    /// When the last message from this side arrives there, for each pair of partitions and stream between them: order is
+    /// kept within one, not among them.
+    last: BTreeMap<(u8, u8, u8), Micros>,
     /// Numbers what this side sends.
     sent: u64,
+    /// When what it sent has left, where the bandwidth is limited.
+    busy_until: Micros,
     /// What of it a cut holds up, by number.
     stalled: BTreeMap<u64, Stalled>,
     /// Counts the cuts of the way from this side, to tell whether a silence lasted.
@@ -38,6 +45,8 @@ pub(super) struct End {
 pub(super) struct Stalled {
     pub(super) from: u8,
     pub(super) to: u8,
+    /// Which of the streams between the two partitions.
+    pub(super) stream: u8,
     pub(super) inc: u64,
     pub(super) bytes: Bytes,
 }
@@ -74,22 +83,46 @@ impl Pair {
 impl World {
     /// Whether nothing gets from one node to another.
     fn blocked(&self, from: usize, to: usize) -> bool {
-        self.cut.contains(&(from, to))
+        self.wrong.cut(from, to)
     }
 
     pub(super) fn pair_of(&self, a: usize, b: usize) -> Option<usize> {
         self.pairs.iter().position(|pair| pair.joins(a, b))
     }
 
-    fn way(&mut self, from: usize, to: usize) -> Micros {
+    /// How long a message takes; `None` where so many retransmissions in a row are lost that the connection is dead.
+    fn way(&mut self, from: usize, to: usize) -> Option<Micros> {
+        let now = self.now;
+        let slow = self.wrong.slowness(from, to, now);
         let base = self.plan.delay(self.nodes[from].region, self.nodes[to].region);
-        let jitter = self.rng.below(self.plan.jitter + 1);
-        let late = if self.rng.chance(self.plan.late) {
-            self.rng.between(50, 600) * MILLI
-        } else {
-            0
+        let base = base * Micros::from(slow.factor) + slow.extra;
+        let jitter = self.rng.below(self.plan.network.jitter + 1);
+        let loss = self.plan.network.loss.max(slow.loss);
+        let (mut late, mut timeout) = (0, 2 * base + RETRANSMIT);
+        while loss > 0 && self.rng.chance(loss.into()) {
+            late += timeout;
+            timeout *= 2;
+            if late > self.plan.network.idle {
+                return None;
+            }
+        }
+        Some(base + jitter + late)
+    }
+
+    /// How long a message waits until a way of limited bandwidth has room for it.
+    fn queue(&mut self, pair: usize, side: usize, bytes: usize) -> Micros {
+        let [from, to] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
+        let slow = self.wrong.slowness(from, to, self.now).bandwidth;
+        let far = self.nodes[from].region != self.nodes[to].region;
+        let bandwidth = match (far, self.plan.network.bandwidth) {
+            (true, limit) if limit > 0 && (slow == 0 || limit < slow) => limit,
+            _ => slow,
         };
-        base + jitter + late
+        let end = &mut self.pairs[pair].ends[side];
+        let begins = end.busy_until.max(self.now);
+        let takes = (bytes as u64 * SECOND).checked_div(bandwidth).unwrap_or(0);
+        end.busy_until = begins + takes;
+        end.busy_until - self.now
     }
 
     /// Sends a message on the connection to another node; without one it is lost, as the machines expect.
@@ -97,8 +130,7 @@ impl World {
         &mut self,
         from: usize,
         to: usize,
-        from_partition: u8,
-        to_partition: u8,
+        (from_partition, to_partition, stream): (u8, u8, u8),
         bytes: Bytes,
     ) {
         let Some(pair) = self.pair_of(from, to) else {
@@ -116,6 +148,7 @@ impl World {
         let stalled = Stalled {
             from: from_partition,
             to: to_partition,
+            stream,
             inc,
             bytes,
         };
@@ -131,11 +164,15 @@ impl World {
 
     fn peer_schedule(&mut self, pair: usize, side: usize, number: u64, message: Stalled, extra: Micros) {
         let [from, to] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
-        let arrives = self.now + self.way(from, to) + extra;
-        let last = self.pairs[pair].ends[side]
-            .last
-            .entry((message.from, message.to))
-            .or_default();
+        let queued = self.queue(pair, side, message.bytes.len());
+        let way = self.way(from, to).filter(|_| queued < BEHIND);
+        let Some(way) = way else {
+            self.pairs[pair].ends[side].busy_until = self.now;
+            return self.peer_break(pair);
+        };
+        let arrives = self.now + way + queued + extra;
+        let stream = (message.from, message.to, message.stream);
+        let last = self.pairs[pair].ends[side].last.entry(stream).or_default();
         let arrives = arrives.max(*last + 1);
         *last = arrives;
         self.at(
@@ -147,6 +184,7 @@ impl World {
                 number,
                 from: message.from,
                 to: message.to,
+                stream: message.stream,
                 bytes: message.bytes,
             },
         );
@@ -159,7 +197,9 @@ impl World {
             self.pairs[pair].ends[1 - side].stalled.insert(number, message);
             return;
         }
-        let Stalled { from, to, inc, bytes } = message;
+        let Stalled {
+            from, to, inc, bytes, ..
+        } = message;
         if self.pairs[pair].ends[side].inc < inc && self.pairs[pair].inc == inc {
             self.peer_up(pair, side, inc);
         }
@@ -206,7 +246,10 @@ impl World {
         }
         self.pairs[pair].inc += 1;
         let inc = self.pairs[pair].inc;
-        let round = self.way(a, b);
+        let Some(round) = self.way(a, b) else {
+            self.pairs[pair].inc -= 1;
+            return self.redial(pair, REDIAL);
+        };
         for (side, delay) in [(0, 2 * round), (1, round + round / 2)] {
             self.after(delay, Event::PeerUp { pair, side, inc });
         }
@@ -300,7 +343,7 @@ impl World {
             let hears = !self.blocked(other, me);
             let inc = self.pairs[pair].ends[side].inc;
             let silent = self.pairs[pair].ends[1 - side].silent;
-            let idle = self.plan.peer_idle + self.rng.below(300 * MILLI);
+            let idle = self.plan.network.idle + self.rng.below(300 * MILLI);
             if !hears && inc != 0 {
                 self.after(
                     idle,
@@ -331,7 +374,7 @@ impl World {
         self.peer_down(pair, side);
         let theirs = self.pairs[pair].ends[1 - side].inc;
         if theirs == inc {
-            let idle = self.plan.peer_idle + self.rng.below(300 * MILLI);
+            let idle = self.plan.network.idle + self.rng.below(300 * MILLI);
             self.after(
                 idle,
                 Event::PeerIdle {
@@ -357,7 +400,7 @@ impl World {
             // What was under way under the latest incarnation meets nobody.
             self.pairs[pair].inc += 1;
             let inc = self.pairs[pair].ends[1 - side].inc;
-            let idle = self.rng.between(MILLI, self.plan.peer_idle);
+            let idle = self.rng.between(MILLI, self.plan.network.idle);
             self.after(
                 idle,
                 Event::PeerIdle {

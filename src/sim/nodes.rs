@@ -4,9 +4,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::plan::MILLI;
 use super::rng::SimRng;
-use super::world::{EPOCH_MS, Event, Process, Task, World};
+use super::world::{Event, Process, Task, World};
 use crate::core::ids::Generation;
 use crate::core::members::{Member, Members};
 use crate::core::node::{Input, Partition, PartitionConfig};
@@ -19,6 +18,9 @@ impl World {
             return;
         }
         let region = self.nodes[index].region;
+        if self.wrong.gone.contains(&region) {
+            return;
+        }
         let core = self.nodes[index].core;
         let store = if core {
             match self.open_store(region) {
@@ -28,23 +30,22 @@ impl World {
         } else {
             None
         };
-        let wall = EPOCH_MS + self.now / MILLI;
         let now = self.now;
         let node = &mut self.nodes[index];
         node.boot += 1;
         node.started = now;
         node.paused_until = 0;
-        node.generation = (node.generation + 1).max(wall.saturating_add_signed(node.wall_offset));
+        node.generation = (node.generation + 1).max(node.wall_ms(now));
         let (generation, partitions, key) = (node.generation, node.partitions, node.key.clone());
         self.trace
-            .tell(now, || format!("{key} starts, generation {generation}"));
+            .chapter(now, || format!("{key} starts, generation {generation}"));
         let clocks = self.clocks(index);
         let mut tasks = Vec::new();
         for partition in 0..partitions {
             let config = PartitionConfig {
                 me: self.addr(index, partition),
                 generation: Generation(generation),
-                sharding: self.plan.sharding,
+                sharding: self.plan.sharding(),
                 holders: self.plan.holders(),
                 limits: self.plan.limits.clone(),
                 core,
@@ -75,13 +76,9 @@ impl World {
         let generation = self.nodes[index].generation;
         for other in 0..self.nodes.len() {
             let near = self.nodes[other].region == self.nodes[index].region;
-            let delay = |rng: &mut SimRng| {
-                if near {
-                    rng.between(50, 700) * MILLI
-                } else {
-                    rng.between(200, 2000) * MILLI
-                }
-            };
+            let (min, max) = (self.plan.membership.seen_min, self.plan.membership.seen_max);
+            let times = if near { 1 } else { 3 };
+            let delay = |rng: &mut SimRng| rng.between(times * min, times * max);
             if other == index || self.nodes[other].process.is_none() {
                 continue;
             }
@@ -115,7 +112,7 @@ impl World {
             return;
         };
         let (now, key) = (self.now, self.nodes[index].key.clone());
-        self.trace.tell(now, || format!("{key} dies"));
+        self.trace.chapter(now, || format!("{key} dies"));
         self.nodes[index].boot += 1;
         if let Some(store) = process.store {
             self.crash_store(self.nodes[index].region, store);
@@ -126,7 +123,8 @@ impl World {
             if observer == index || self.nodes[observer].process.is_none() {
                 continue;
             }
-            let delay = self.rng.between(1000, 4000) * MILLI;
+            let (min, max) = (self.plan.membership.death_min, self.plan.membership.death_max);
+            let delay = self.rng.between(min, max);
             let boot = self.nodes[observer].boot;
             self.after(
                 delay,
@@ -221,7 +219,7 @@ impl World {
         order
             .into_iter()
             .map(|at| RegionEndpoints {
-                region: self.plan.places[at].region.clone(),
+                region: self.plan.places[at].id.clone(),
                 endpoints: self
                     .nodes
                     .iter()

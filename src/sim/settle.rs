@@ -2,15 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::check::Fate;
 use super::defect::Defect;
-use super::plan::SECOND;
+use super::case::SECOND;
 use super::trace::Micros;
 use super::world::{Event, Stage, World};
 use crate::core::commit::{Outcome, StoreOp};
 use crate::core::ids::{Coord, DeviceId, RegionId, ShardId, UserId};
 use crate::core::op::kind;
-use crate::core::presence::VisibleStatus;
+use crate::core::presence::{Presence, VisibleStatus};
 use crate::core::state::{ShardRow, UserRow};
 use crate::core::storage::{LogPage, Read, ReadReply};
 use crate::core::wire::Status;
@@ -53,7 +52,7 @@ impl World {
                 None if self.silence_from == 0 => self.silence_from = now + GRACE,
                 None if now >= self.silence_from => {
                     self.stage = Stage::Silence;
-                    self.trace.tell(now, || "silence".to_owned());
+                    self.trace.chapter(now, || "all is settled: now silence".to_owned());
                 }
                 None => {}
                 Some((what, detail, words)) if now > self.healed_at + LEAVE_BOUND => {
@@ -69,6 +68,7 @@ impl World {
                     self.fail(what, detail, words);
                 }
                 self.check_dedup();
+                self.check_expected();
                 self.stage = Stage::Done;
             }
             Stage::Silence => {}
@@ -86,7 +86,7 @@ impl World {
         self.healed_at = self.now;
         self.silence_from = 0;
         let now = self.now;
-        self.trace.tell(now, || "some leave".to_owned());
+        self.trace.chapter(now, || "all is settled: some devices leave".to_owned());
         for device in 0..self.devices.len() {
             if self.rng.chance(350) {
                 let told = self.rng.chance(600);
@@ -106,6 +106,9 @@ impl World {
     fn unsettled_nodes(&self) -> Option<(&'static str, String, Vec<String>)> {
         let what = "everything comes to an end";
         for node in &self.nodes {
+            if self.wrong.gone.contains(&node.region) {
+                continue;
+            }
             let Some(process) = &node.process else {
                 return Some((what, format!("{} does not run", node.key), Vec::new()));
             };
@@ -114,8 +117,8 @@ impl World {
                 .iter()
                 .map(|task| task.machine.owner().active_shards().count())
                 .sum::<usize>();
-            if node.core && active != self.plan.sharding.count as usize {
-                let detail = format!("{} has {active} of {} shards", node.key, self.plan.sharding.count);
+            if node.core && active != self.plan.shards as usize {
+                let detail = format!("{} has {active} of {} shards", node.key, self.plan.shards);
                 return Some((what, detail, Vec::new()));
             }
         }
@@ -137,11 +140,21 @@ impl World {
             let mut words = vec![format!("#{number} ")];
             words.extend(sent.id.map(|id| id.to_string()));
             words.extend(sent.coords.iter().map(Coord::to_string));
-            if sent.fate == Fate::Pending && self.devices[sent.from].machine.is_some() {
-                let detail = format!("#{number} of {} has no answer", self.devices[sent.from].name());
+            let waits = sent
+                .senders
+                .iter()
+                .find(|from| !sent.fates.contains_key(from) && self.devices[**from].machine.is_some());
+            if let Some(from) = waits {
+                let detail = format!("#{number} of {} has no answer", self.devices[*from].name());
                 return Some(("every message is answered", detail, words));
             }
-            if sent.coords.is_empty() {
+            // What only regions had that are gone for good is gone with them.
+            let shard = self.plan.sharding().of_user(&sent.to);
+            let kept = self.regions_there().any(|region| {
+                let mut coords = sent.coords.iter();
+                coords.any(|at| self.check.is_durable(region, shard, *at))
+            });
+            if !kept {
                 continue;
             }
             for (index, device) in self.devices.iter().enumerate() {
@@ -165,6 +178,11 @@ impl World {
         None
     }
 
+    /// The regions that are not gone for good.
+    fn regions_there(&self) -> impl Iterator<Item = usize> {
+        (0..self.stores.len()).filter(|region| !self.wrong.gone.contains(region))
+    }
+
     fn shard_row(&mut self, region: usize, shard: ShardId) -> Option<ShardRow> {
         match self.engine(region)?.read(&Read::Shard(shard)) {
             Ok(ReadReply::Shard(row)) => Some(*row),
@@ -180,9 +198,12 @@ impl World {
     }
 
     fn unsettled_stores(&mut self) -> Option<(&'static str, String, Vec<String>)> {
+        let there: Vec<usize> = self.regions_there().collect();
+        // What waits for a region that is gone stays.
+        let rests = there.len() == self.stores.len();
         for (shard, users) in self.check.users.clone() {
-            let first = self.shard_row(0, shard)?;
-            for region in 0..self.stores.len() {
+            let first = self.shard_row(*there.first()?, shard)?;
+            for region in there.iter().copied() {
                 let row = self.shard_row(region, shard)?;
                 let name = self.region_name(region).clone();
                 if row.applied() != first.applied() {
@@ -193,11 +214,11 @@ impl World {
                     );
                     return Some(("equal logs", detail, Vec::new()));
                 }
-                if let Some(detail) = self.unrested_log(region, shard, &row) {
+                if let Some(detail) = self.unrested_log(region, shard, &row).filter(|_| rests) {
                     return Some(("logs at rest", detail, Vec::new()));
                 }
                 for user in &users {
-                    if let Some(found) = self.unsettled_user(region, shard, user) {
+                    if let Some(found) = self.unsettled_user((there[0], region), shard, user) {
                         return Some(found);
                     }
                 }
@@ -240,11 +261,11 @@ impl World {
 
     fn unsettled_user(
         &mut self,
-        region: usize,
+        (first, region): (usize, usize),
         shard: ShardId,
         user: &UserId,
     ) -> Option<(&'static str, String, Vec<String>)> {
-        let first = self.user_row(0, shard, user)?;
+        let first = self.user_row(first, shard, user)?;
         let row = self.user_row(region, shard, user)?;
         let name = self.region_name(region).clone();
         let words = vec![user.to_string()];
@@ -277,7 +298,7 @@ impl World {
         } else {
             BTreeSet::new()
         };
-        if page.end && stored != expected {
+        if page.end && stored != expected && self.wrong.gone.is_empty() {
             let detail = format!("{user} in {name}: {stored:?} wait, expected {expected:?}");
             return Some(("equal inboxes", detail, words));
         }
@@ -285,7 +306,7 @@ impl World {
     }
 
     /// Who is connected, where, and how, as the clients know.
-    fn truth(&self) -> BTreeMap<UserId, BTreeMap<DeviceId, (RegionId, Status)>> {
+    pub(super) fn truth(&self) -> BTreeMap<UserId, BTreeMap<DeviceId, (RegionId, Status)>> {
         let mut truth: BTreeMap<UserId, BTreeMap<DeviceId, (RegionId, Status)>> = BTreeMap::new();
         for device in self.devices.iter().filter(|device| device.is_live()) {
             let Some(client) = device.conn.and_then(|conn| self.clients.get(&conn)) else {
@@ -301,7 +322,7 @@ impl World {
     fn unsettled_presence(&self) -> Option<(&'static str, String, Vec<String>)> {
         let truth = self.truth();
         let nobody = BTreeMap::new();
-        for region in 0..self.stores.len() {
+        for region in self.regions_there() {
             let process = self.nodes[self.core_of(region)].process.as_ref()?;
             for (shard, users) in &self.check.users {
                 let table = process
@@ -309,17 +330,12 @@ impl World {
                     .iter()
                     .find_map(|task| task.machine.owner().presence(*shard))?;
                 for user in users {
-                    let visible = table.visible(user, &BTreeMap::new());
-                    let shown: BTreeMap<DeviceId, (RegionId, Status)> = visible
-                        .devices
-                        .iter()
-                        .map(|device| {
-                            (
-                                device.device.clone(),
-                                (device.region.clone(), status(device.status)),
-                            )
-                        })
-                        .collect();
+                    let lost = |name: &RegionId| {
+                        let region = self.plan.region(name);
+                        region.is_some_and(|region| self.wrong.gone.contains(&region))
+                    };
+                    let mut shown = shown(table, user);
+                    shown.retain(|_, (region, _)| !lost(region));
                     let expected = truth.get(user).unwrap_or(&nobody);
                     if shown != *expected {
                         let name = self.region_name(region);
@@ -351,6 +367,11 @@ impl World {
                 let Some(seen) = device.seen.get(user) else {
                     return Some((what, format!("{} knows nothing of {user}", device.name()), words));
                 };
+                // Devices of a region that is gone stay unreachable.
+                let ghosts = seen.unreachable_since_ms.is_some() && !self.wrong.gone.is_empty();
+                if ghosts {
+                    continue;
+                }
                 if seen.devices as usize != expected
                     || seen.status != best
                     || seen.unreachable_since_ms.is_some()
@@ -379,7 +400,7 @@ impl World {
             let Some(at) = sent.coords.first().copied() else {
                 continue;
             };
-            let (coords, shard) = (sent.coords.clone(), self.plan.sharding.of_user(&sent.to));
+            let (coords, shard) = (sent.coords.clone(), self.plan.sharding().of_user(&sent.to));
             let Some(entry) = self.check.ledger.get(&(shard, at.origin, at.seq)) else {
                 continue;
             };
@@ -408,7 +429,9 @@ impl World {
                     Ok([Outcome::Duplicate(known)]) => known.iter().copied().collect::<BTreeSet<Coord>>(),
                     _ => BTreeSet::new(),
                 };
-                if known != coords {
+                let here = |at: &&Coord| self.check.is_durable(region, shard, **at);
+                let coords: BTreeSet<Coord> = coords.iter().filter(here).copied().collect();
+                if known != coords && !coords.is_empty() {
                     let detail = format!(
                         "{} answers #{number} with {found:?}, expected {coords:?}",
                         self.region_name(region)
@@ -418,6 +441,15 @@ impl World {
             }
         }
     }
+}
+
+/// Whom a region shows, where, and how, as if it reached every other.
+pub(super) fn shown(table: &Presence, user: &UserId) -> BTreeMap<DeviceId, (RegionId, Status)> {
+    let devices = table.visible(user, &BTreeMap::new()).devices;
+    devices
+        .into_iter()
+        .map(|device| (device.device, (device.region, status(device.status))))
+        .collect()
 }
 
 fn status(visible: VisibleStatus) -> Status {

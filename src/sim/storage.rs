@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::defect::Defect;
-use super::plan::{EngineKind, MILLI, Plan, SECOND};
+use super::case::{Case, EngineKind, MILLI, SECOND};
 use super::rng::SimRng;
 use super::trace::Micros;
 use super::world::{Event, World};
@@ -75,8 +75,8 @@ struct Running {
 }
 
 impl RegionStore {
-    pub(super) fn new(plan: &Plan, region: usize, rng: &mut SimRng, defect: Option<Defect>) -> Self {
-        let name = plan.places[region].region.clone();
+    pub(super) fn new(plan: &Case, region: usize, rng: &mut SimRng, defect: Option<Defect>) -> Self {
+        let name = plan.places[region].id.clone();
         let holders = match defect {
             // Only its own confirmations count then.
             Some(Defect::TrimWithoutStable) => BTreeSet::from([name.clone()]),
@@ -100,8 +100,8 @@ impl RegionStore {
                 region: name,
                 origin: Origin(0),
                 holders,
-                sharding: plan.sharding,
-                limits: plan.store_limits.clone(),
+                sharding: plan.sharding(),
+                limits: plan.store_limits(),
             },
         }
     }
@@ -144,6 +144,17 @@ impl RegionStore {
     /// Whether a commit is durable when the engine returns from it.
     fn commits_at_once(&self) -> bool {
         matches!(self.medium, Medium::Embedded(_))
+    }
+
+    fn is_memory(&self) -> bool {
+        matches!(self.medium, Medium::Memory(_))
+    }
+
+    /// The disk takes nothing more, or does again. A map in memory has no size: its commits are refused where they come.
+    pub(super) fn full(&self, full: bool) {
+        if let Medium::Embedded(store) = &self.medium {
+            store.disk.set_capacity(full.then_some(0));
+        }
     }
 
     fn sync(&self) {
@@ -300,7 +311,7 @@ impl World {
         };
         let latency = match &job.what {
             What::Read(_) => 30 + self.rng.below(300),
-            What::Commit(..) => self.commit_latency(),
+            What::Commit(..) => self.commit_latency(region),
         };
         let Job {
             partition,
@@ -353,19 +364,27 @@ impl World {
         self.after(latency, Event::StoreDone { node, boot });
     }
 
-    fn commit_latency(&mut self) -> Micros {
-        let slow = self.rng.chance(3) && self.stage == super::world::Stage::Work;
-        if slow {
+    fn commit_latency(&mut self, region: usize) -> Micros {
+        let works = self.stage == super::world::Stage::Work;
+        let extra = self.wrong.store_slow(region);
+        let slow = self.rng.chance(self.plan.store.stalls.into()) && works;
+        let latency = if slow {
             self.rng.between(200, 1500) * MILLI
         } else {
-            100 + self.rng.below(self.plan.commit_latency)
-        }
+            100 + self.rng.below(self.plan.store.latency)
+        };
+        latency + extra
     }
 
     fn try_commit(&mut self, node: usize, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError> {
-        let faults = self.stage == super::world::Stage::Work;
-        if faults && self.rng.chance(self.plan.store_retryable) {
+        let region = self.nodes[node].region;
+        let works = self.stage == super::world::Stage::Work;
+        let errors = self.wrong.store_errors(region).max(self.plan.store.errors);
+        if works && self.rng.chance(errors.into()) {
             return Err(StoreError::Retryable("injected".to_owned()));
+        }
+        if self.wrong.store_full(region) && self.stores[region].is_memory() {
+            return Err(StoreError::Full("injected".to_owned()));
         }
         let fresh = self.rng.seed();
         let dedup_off = self.defect == Some(Defect::DedupOff);

@@ -115,7 +115,7 @@ impl World {
     /// A store was opened: all that was durable is there, and what a crash kept beyond is learned.
     pub(super) fn check_opened(&mut self, region: usize, engine: &mut dyn Engine) {
         let name = self.region_name(region).clone();
-        for shard in (0..self.plan.sharding.count).map(ShardId) {
+        for shard in (0..self.plan.shards).map(ShardId) {
             let row = match engine.read(&Read::Shard(shard)) {
                 Ok(ReadReply::Shard(row)) => row,
                 other => {

@@ -13,13 +13,15 @@ pub struct Trace {
     tell: bool,
     lines: Vec<String>,
     once: String,
+    chapter: Option<fn(&str)>,
 }
 
 impl Trace {
-    /// A new one; with `tell` it keeps the story.
-    pub fn new(tell: bool) -> Self {
+    /// A new one; with `tell` it keeps the story, with `chapter` its main lines are said as they happen.
+    pub fn new(tell: bool, chapter: Option<fn(&str)>) -> Self {
         Self {
             tell,
+            chapter,
             ..Self::default()
         }
     }
@@ -42,6 +44,17 @@ impl Trace {
         if self.tell {
             let line = format!("{:>11.6} {}", at as f64 / 1e6, what());
             self.lines.push(line);
+        }
+    }
+
+    /// A main line of the story: what went wrong, and where the run stands.
+    pub fn chapter(&mut self, at: Micros, what: impl FnOnce() -> String) {
+        if self.tell || self.chapter.is_some() {
+            let what = what();
+            if let Some(say) = self.chapter {
+                say(&format!("{:>11.3} s  {what}", at as f64 / 1e6));
+            }
+            self.tell(at, || what);
         }
     }
 

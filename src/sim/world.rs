@@ -1,6 +1,6 @@
 //! The world of a run: every node, store, connection and client, one queue of events, one clock.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -8,11 +8,13 @@ use super::check::Checker;
 use super::clients::Client;
 use super::defect::Defect;
 use super::device::Device;
-use super::faults::Undo;
+use super::expect::Apart;
+use super::faults::{Undo, Wrong};
 use super::network::{Pair, Stalled};
-use super::plan::{MILLI, Plan, SECOND};
+use super::case::{Case, MILLI, SECOND};
 use super::rng::SimRng;
 use super::storage::{RegionStore, Store};
+use super::timeline::Timeline;
 use super::trace::{Micros, Trace};
 use crate::core::ids::{Addr, NodeKey, RegionId};
 use crate::core::msg::Message;
@@ -55,6 +57,7 @@ pub(super) enum Event {
         number: u64,
         from: u8,
         to: u8,
+        stream: u8,
         bytes: Bytes,
     },
     /// A connection between nodes stands, as one side sees it.
@@ -96,12 +99,14 @@ pub(super) enum Event {
     Consume { device: usize, life: u64 },
     /// A device comes.
     Arrive { device: usize },
-    /// Somebody sends something.
-    Work,
-    /// Something goes wrong.
-    Fault,
+    /// Somebody does something.
+    Act { act: usize },
+    /// Something goes wrong, or goes on to.
+    Fault { fault: usize, round: u32 },
     /// Something that went wrong ends.
     Undo(Undo),
+    /// Somebody looks from outside; nothing changes by it.
+    Look,
     /// Everything heals.
     Heal,
     /// Whether all is as it must be by now.
@@ -132,7 +137,8 @@ pub(super) struct Node {
     pub(super) core: bool,
     pub(super) edge: bool,
     pub(super) partitions: u8,
-    pub(super) wall_offset: i64,
+    pub(super) clock_ms: i64,
+    pub(super) drift_ppm: i32,
     pub(super) generation: u64,
     /// Counts starts: events of earlier lives are void.
     pub(super) boot: u64,
@@ -175,7 +181,7 @@ pub(super) struct World {
     queue: BTreeMap<(Micros, u64), Event>,
     ties: u64,
     pub(super) rng: SimRng,
-    pub(super) plan: Plan,
+    pub(super) plan: Case,
     pub(super) defect: Option<Defect>,
     pub(super) trace: Trace,
     pub(super) nodes: Vec<Node>,
@@ -184,8 +190,9 @@ pub(super) struct World {
     pub(super) clients: BTreeMap<u64, Client>,
     pub(super) next_conn: u64,
     pub(super) devices: Vec<Device>,
-    pub(super) cut: BTreeSet<(usize, usize)>,
-    pub(super) client_cut: BTreeSet<(usize, usize)>,
+    pub(super) wrong: Wrong,
+    pub(super) apart: Apart,
+    pub(super) timeline: Timeline,
     pub(super) check: Checker,
     pub(super) stage: Stage,
     pub(super) healed_at: Micros,
@@ -196,18 +203,11 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, options: super::Options) -> World {
-        let super::Options {
-            defect,
-            engine,
-            trace,
-        } = options;
-        let mut rng = SimRng::new(seed);
-        let mut plan = Plan::draw(&mut rng);
-        if let Some(engine) = engine {
-            plan.engine = engine;
-        }
-        let nodes: Vec<Node> = plan.nodes.iter().map(Node::planned).collect();
+    /// The world of a case whose faults and acts are drawn.
+    pub(super) fn new(plan: Case, options: super::Options) -> World {
+        let (defect, trace) = (options.defect, options.trace);
+        let mut rng = SimRng::stream(plan.seed, super::draw::RUN);
+        let nodes: Vec<Node> = plan.nodes.iter().map(|node| Node::planned(&plan, node)).collect();
         let stores = (0..plan.places.len())
             .map(|region| RegionStore::new(&plan, region, &mut rng, defect))
             .collect();
@@ -227,15 +227,16 @@ impl World {
             ties: 0,
             rng,
             defect,
-            trace: Trace::new(trace),
+            trace: Trace::new(trace, options.chapter),
             nodes,
             stores,
             pairs,
             clients: BTreeMap::new(),
             next_conn: 1,
             devices,
-            cut: BTreeSet::new(),
-            client_cut: BTreeSet::new(),
+            wrong: Wrong::default(),
+            apart: Apart::default(),
+            timeline: Timeline::new(options.timeline),
             check,
             stage: Stage::Work,
             healed_at: 0,
@@ -244,7 +245,6 @@ impl World {
             violation: None,
             plan,
         };
-        world.trace.tell(0, || format!("{:?}", world.plan));
         world.begin();
         world
     }
@@ -259,11 +259,18 @@ impl World {
                 self.at(at, Event::Arrive { device });
             }
         }
-        self.at(SECOND, Event::Work);
-        if self.plan.fault_gap > 0 {
-            self.at(2 * SECOND, Event::Fault);
+        for fault in 0..self.plan.faults.len() {
+            let at = self.plan.faults[fault].at;
+            self.at(at, Event::Fault { fault, round: 0 });
         }
-        let end = SECOND + self.plan.work;
+        if let Some(act) = self.plan.acts.first() {
+            let at = act.at;
+            self.at(at, Event::Act { act: 0 });
+        }
+        if self.plan.expect.unreachable_within.is_some() || self.timeline.wanted() {
+            self.at(super::expect::LOOK, Event::Look);
+        }
+        let end = self.plan.work;
         self.at(end, Event::Heal);
     }
 
@@ -293,7 +300,7 @@ impl World {
     pub(super) fn fail(&mut self, invariant: &'static str, detail: String, subjects: Vec<String>) {
         let at = self.now;
         self.trace
-            .tell(at, || format!("VIOLATION of {invariant}: {detail}"));
+            .chapter(at, || format!("VIOLATION of {invariant}: {detail}"));
         self.violation.get_or_insert(Violation {
             invariant,
             detail,
@@ -338,9 +345,17 @@ impl World {
                 number,
                 from,
                 to,
+                stream,
                 bytes,
             } => {
-                self.peer_arrives(pair, side, number, Stalled { from, to, inc, bytes });
+                let message = Stalled {
+                    from,
+                    to,
+                    stream,
+                    inc,
+                    bytes,
+                };
+                self.peer_arrives(pair, side, number, message);
             }
             Event::PeerUp { pair, side, inc } => {
                 self.trace.event(now, 5, pair as u64, &[side as u8]);
@@ -387,9 +402,10 @@ impl World {
                 self.trace.event(now, 12, device as u64, &[]);
                 self.device_arrives(device);
             }
-            Event::Work => self.work(),
-            Event::Fault => self.fault(),
+            Event::Act { act } => self.act(act),
+            Event::Fault { fault, round } => self.fault(fault, round),
             Event::Undo(undo) => self.undo(undo),
+            Event::Look => self.look(),
             Event::Heal => self.heal(),
             Event::Settle => self.settle(),
         }
@@ -411,10 +427,9 @@ impl World {
     /// The two clocks of a node.
     pub(super) fn clocks(&self, node: usize) -> Now {
         let node = &self.nodes[node];
-        let wall = EPOCH_MS + self.now / MILLI;
         Now {
             mono: Mono(SECOND + self.now - node.started),
-            wall_ms: wall.saturating_add_signed(node.wall_offset),
+            wall_ms: node.wall_ms(self.now),
         }
     }
 
@@ -583,7 +598,13 @@ impl World {
             };
             return self.after(20, event);
         }
-        self.peer_send(node, target, partition, to.partition, bytes);
+        let stream = match message {
+            Message::ToOwner { .. } => 0,
+            Message::ToEdge { .. } => 1,
+            Message::ToProvider { .. } => 2,
+            Message::ToSubscriber { .. } => 3,
+        };
+        self.peer_send(node, target, (partition, to.partition, stream), bytes);
     }
 
     /// A message of another partition reaches its machine.
@@ -599,7 +620,7 @@ impl World {
 
     /// The region's name.
     pub(super) fn region_name(&self, region: usize) -> &RegionId {
-        &self.plan.places[region].region
+        &self.plan.places[region].id
     }
 
     /// The core node of a region.
@@ -612,19 +633,27 @@ impl World {
 }
 
 impl Node {
-    fn planned(plan: &super::plan::NodePlan) -> Node {
+    fn planned(plan: &Case, node: &super::case::NodePlan) -> Node {
         Node {
-            key: plan.key.clone(),
-            region: plan.region,
-            core: plan.core,
-            edge: plan.edge,
-            partitions: plan.partitions,
-            wall_offset: plan.wall_offset,
+            key: node.key(),
+            region: plan.region(&node.region).unwrap_or_default(),
+            core: node.core,
+            edge: node.edge,
+            partitions: node.partitions,
+            clock_ms: node.clock_ms,
+            drift_ppm: node.drift_ppm,
             generation: 0,
             boot: 0,
             started: 0,
             paused_until: 0,
             process: None,
         }
+    }
+
+    /// What its wall clock shows, unix milliseconds.
+    pub(super) fn wall_ms(&self, now: Micros) -> u64 {
+        let drift = i128::from(now) * i128::from(self.drift_ppm) / 1_000_000 / i128::from(MILLI);
+        let off = self.clock_ms.saturating_add(drift as i64);
+        (EPOCH_MS + now / MILLI).saturating_add_signed(off)
     }
 }

@@ -57,6 +57,8 @@ impl Run {
                 Engine::Embedded => EngineKind::Embedded,
             }),
             trace: self.trace,
+            timeline: false,
+            chapter: None,
         };
         let (mut broken, mut ran) = (0, 0);
         for seed in self.seed..self.seed.saturating_add(self.seeds) {

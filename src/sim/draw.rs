@@ -1,0 +1,479 @@
+//! What a seed draws: a whole case for the swarm, and the faults and acts that a case leaves to chance.
+//!
+//! Each seed draws its own mixture (swarm testing: Groce et al., 2012): most have few kinds of faults, so that the rare
+//! combinations get their turn undisturbed.
+
+use std::collections::BTreeMap;
+
+use super::case::{
+    Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, MILLI, Membership, Network, NodePlan, Place, Random,
+    SECOND, StoreModel, UserPlan, Workload,
+};
+use super::fault::{Fault, Kind};
+use super::rng::SimRng;
+use super::trace::Micros;
+use crate::core::ids::{NodeName, RegionId};
+use crate::core::limits::CoreLimits;
+use crate::core::wire::Status;
+
+/// Regions of the swarm: name, degrees north, degrees east.
+const REGIONS: [(&str, f64, f64); 5] = [
+    ("us-east", 38.9, -77.0),
+    ("eu-west", 53.3, -6.3),
+    ("ap-south", 19.1, 72.9),
+    ("sa-east", -23.5, -46.6),
+    ("ap-southeast", -33.9, 151.2),
+];
+
+/// Streams of a seed, so that one kind of draw does not move another.
+pub(super) const CASE: u64 = 1;
+const FAULTS: u64 = 2;
+const ACTS: u64 = 3;
+/// The stream of what a run leaves to chance in small.
+pub(super) const RUN: u64 = 0;
+
+/// First faults come when most nodes and some devices are there.
+const FIRST_FAULT: Micros = 2 * SECOND;
+/// Longest padding of a body in the swarm; few are that long.
+const LONG_BODY: u32 = 3000;
+
+/// The case of a seed.
+pub fn draw(seed: u64) -> Case {
+    let rng = &mut SimRng::stream(seed, CASE);
+    let regions = [1, 2, 2, 2, 2, 3, 3, 3, 4, 5][rng.index(10)];
+    let places: Vec<Place> = REGIONS[..regions]
+        .iter()
+        .map(|(name, latitude, longitude)| Place {
+            id: RegionId::new(name).expect("a plain name is valid"),
+            latitude: *latitude,
+            longitude: *longitude,
+        })
+        .collect();
+    let random = match rng.below(8) {
+        0 => None,
+        1..=4 => Some(rng.between(2, 6) * SECOND),
+        _ => Some(rng.between(500, 2000) * MILLI),
+    };
+    let work = rng.between(5, 15) * SECOND;
+    Case {
+        name: String::new(),
+        seed,
+        work,
+        engine: if rng.chance(400) {
+            EngineKind::Embedded
+        } else {
+            EngineKind::Memory
+        },
+        shards: [1, 2, 4, 8][rng.index(4)],
+        shard_seed: rng.bits() >> 1,
+        nodes: draw_nodes(rng, &places),
+        users: draw_users(rng, &places),
+        limits: draw_limits(rng),
+        inbox: InboxLimits::default(),
+        network: Network {
+            delay_percent: [20, 100, 100, 100, 300][rng.index(5)],
+            jitter: [0, 1, 5, 30][rng.index(4)] * MILLI,
+            loss: [0, 0, 10, 50][rng.index(4)],
+            bandwidth: [0, 0, 0, 20_000_000, 500_000][rng.index(5)],
+            idle: rng.between(2, 6) * SECOND,
+        },
+        membership: Membership::default(),
+        store: StoreModel {
+            latency: [1, 4, 15, 80][rng.index(4)] * MILLI,
+            errors: [0, 0, 5, 30][rng.index(4)],
+            ..StoreModel::default()
+        },
+        workload: vec![Workload {
+            every: [5, 20, 50, 150][rng.index(4)] * MILLI,
+            count: rng.between(20, 400),
+            copies: [0, 0, 50][rng.index(3)],
+            twins: [0, 0, 0, 30][rng.index(4)],
+            ..Workload::default()
+        }],
+        random: random.map(|every| Random {
+            every,
+            weights: draw_weights(rng),
+        }),
+        faults: Vec::new(),
+        acts: Vec::new(),
+        expect: Expect::default(),
+        places,
+    }
+}
+
+/// Draws what a case leaves to chance in large: its faults and acts, in the order of their times.
+pub fn expand(case: &mut Case) {
+    if let Some(random) = case.random.take() {
+        let mut rng = SimRng::stream(case.seed, FAULTS);
+        let drawn = draw_faults(&mut rng, case, &random);
+        case.faults.extend(drawn);
+    }
+    let mut rng = SimRng::stream(case.seed, ACTS);
+    for workload in std::mem::take(&mut case.workload) {
+        let drawn = draw_acts(&mut rng, case, &workload);
+        case.acts.extend(drawn);
+    }
+    case.faults.sort_by_key(|fault| fault.at);
+    case.acts.sort_by_key(|act| act.at);
+}
+
+fn draw_nodes(rng: &mut SimRng, places: &[Place]) -> Vec<NodePlan> {
+    let skewed = rng.chance(300);
+    let mut nodes = Vec::new();
+    for place in places {
+        let edges = rng.below(3) as usize;
+        let core_is_edge = edges == 0 || rng.chance(300);
+        for at in 0..=edges {
+            let name = if at == 0 {
+                "core-1".to_owned()
+            } else {
+                format!("edge-{at}")
+            };
+            let clock_ms = match (skewed, rng.below(8)) {
+                (false, _) => 0,
+                (true, 0) => rng.between(0, 120_000) as i64,
+                (true, 1) => -(rng.between(0, 120_000) as i64),
+                (true, _) => rng.between(0, 400) as i64 - 200,
+            };
+            nodes.push(NodePlan {
+                region: place.id.clone(),
+                name: NodeName::new(&name).expect("a plain name is valid"),
+                core: at == 0,
+                edge: at > 0 || core_is_edge,
+                partitions: 1 + rng.below(2) as u8,
+                clock_ms,
+                drift_ppm: if skewed { rng.between(0, 2000) as i32 - 1000 } else { 0 },
+            });
+        }
+    }
+    nodes
+}
+
+fn draw_users(rng: &mut SimRng, places: &[Place]) -> Vec<UserPlan> {
+    (0..rng.between(2, 10))
+        .map(|at| {
+            let devices = match rng.below(20) {
+                0 => 0,
+                1..=12 => 1,
+                13..=17 => 2,
+                _ => 3,
+            };
+            UserPlan {
+                name: format!("user-{at}"),
+                home: places[rng.index(places.len())].id.clone(),
+                devices: (0..devices).map(|_| draw_device(rng, places)).collect(),
+            }
+        })
+        .collect()
+}
+
+fn draw_device(rng: &mut SimRng, places: &[Place]) -> DevicePlan {
+    let arrives = match rng.below(10) {
+        0 => None,
+        1 | 2 => Some(rng.between(3, 12) * SECOND),
+        _ => Some(rng.between(100, 2500) * MILLI),
+    };
+    let elsewhere = rng.chance(200);
+    DevicePlan {
+        arrives,
+        home: elsewhere.then(|| places[rng.index(places.len())].id.clone()),
+        watches: None,
+    }
+}
+
+/// Half of the seeds have the product's limits; the others tiny ones, so that each limit is met.
+fn draw_limits(rng: &mut SimRng) -> CoreLimits {
+    let defaults = CoreLimits::default();
+    if rng.chance(500) {
+        return defaults;
+    }
+    CoreLimits {
+        sends_in_flight: rng.between(2, 16) as u32,
+        lane_deposits: rng.between(2, 32) as usize,
+        owner_deposits: rng.between(4, 64) as usize,
+        window_messages: rng.between(1, 8) as usize,
+        window_bytes: rng.between(1, 8) as usize * 1024,
+        link_bytes: rng.between(2, 32) * 1024,
+        presence_batch: rng.between(1, 8) as usize,
+        edge_bytes: rng.between(8, 64) as usize * 1024,
+        deposit_timeout_ms: rng.between(2_000, 10_000),
+        ..defaults
+    }
+}
+
+/// How often the swarm chooses each kind, where a seed has it at all.
+const WEIGHTS: [(Kind, u32); 19] = [
+    (Kind::Crash, 12),
+    (Kind::Rolling, 2),
+    (Kind::Pause, 5),
+    (Kind::Cut, 14),
+    (Kind::Flap, 3),
+    (Kind::Clog, 4),
+    (Kind::Break, 8),
+    (Kind::Slow, 5),
+    (Kind::Disconnect, 10),
+    (Kind::Move, 10),
+    (Kind::Forget, 4),
+    (Kind::StallRead, 4),
+    (Kind::StallApp, 4),
+    (Kind::Leave, 8),
+    (Kind::FalseDeath, 4),
+    (Kind::StoreStop, 3),
+    (Kind::StoreErrors, 2),
+    (Kind::StoreSlow, 2),
+    (Kind::Clock, 2),
+];
+
+fn draw_weights(rng: &mut SimRng) -> BTreeMap<Kind, u32> {
+    let mut weights = BTreeMap::new();
+    for (kind, weight) in WEIGHTS {
+        if rng.chance(400) {
+            weights.insert(kind, weight);
+        }
+    }
+    weights
+}
+
+fn draw_faults(rng: &mut SimRng, case: &Case, random: &Random) -> Vec<Fault> {
+    let total: u64 = random.weights.values().map(|weight| u64::from(*weight)).sum();
+    let mut faults = Vec::new();
+    let mut at = FIRST_FAULT;
+    while total > 0 && at < case.work {
+        let mut chosen = rng.below(total);
+        for (kind, weight) in &random.weights {
+            let weight = u64::from(*weight);
+            if chosen < weight {
+                faults.extend(draw_fault(rng, case, at, *kind));
+                break;
+            }
+            chosen -= weight;
+        }
+        at += rng.between(random.every / 4, 2 * random.every).max(1);
+    }
+    faults
+}
+
+/// How long something lasts: mostly short, sometimes beyond every timeout.
+fn lasts(rng: &mut SimRng) -> Micros {
+    if rng.chance(600) {
+        rng.between(100, 2500) * MILLI
+    } else {
+        rng.between(2, 12) * SECOND
+    }
+}
+
+/// A fault of this kind on targets that it draws; none where the case has no such targets.
+fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<Fault> {
+    let lasts = lasts(rng);
+    let fault = Fault::new(at, kind);
+    Some(match kind {
+        Kind::Crash => {
+            let region = a_region(rng, case);
+            let fault = fault.lasting(lasts);
+            match rng.below(8) {
+                0 | 1 => fault.on(region),
+                2 => fault.on(format!("{region}/core")).on(format!("{region}/edge-1")),
+                _ => fault.on(a_node(rng, case)),
+            }
+        }
+        Kind::Rolling => {
+            let mut fault = fault.on(a_region(rng, case));
+            fault.every = Some(rng.between(500, 3000) * MILLI);
+            fault.lasting(rng.between(100, 1500) * MILLI)
+        }
+        Kind::Pause => fault.on(a_node(rng, case)).lasting(lasts),
+        Kind::Lose => fault.on(a_region(rng, case)),
+        Kind::Cut | Kind::Flap | Kind::Clog | Kind::Slow => {
+            let (from, to) = if kind == Kind::Cut && rng.chance(300) {
+                two_nodes(rng, case)?
+            } else {
+                two_regions(rng, case)?
+            };
+            let mut fault = fault.between(from, to).lasting(lasts);
+            fault.one_way = rng.chance(350);
+            match kind {
+                Kind::Cut => fault.clients = !fault.one_way && rng.chance(700),
+                Kind::Flap => fault.every = Some(rng.between(200, 3000) * MILLI),
+                Kind::Slow => {
+                    fault.loss = Some([0, 50, 300][rng.index(3)]);
+                    fault.factor = Some([1, 3, 10][rng.index(3)]);
+                    fault.extra = Some(rng.between(0, 200) * MILLI);
+                    fault.bandwidth = rng.chance(300).then(|| rng.between(20_000, 500_000));
+                }
+                _ => {}
+            }
+            fault
+        }
+        Kind::Break => {
+            let (from, to) = match rng.chance(500) {
+                true => two_nodes(rng, case),
+                false => two_regions(rng, case),
+            }?;
+            fault.between(from, to)
+        }
+        Kind::Disconnect | Kind::Forget => fault.device(a_device(rng, case)?),
+        Kind::Move => {
+            let mut fault = fault.device(a_device(rng, case)?);
+            fault.to.push(a_region(rng, case));
+            fault.lasting(rng.between(1, 1500) * MILLI)
+        }
+        Kind::StallRead | Kind::StallApp => fault.device(a_device(rng, case)?).lasting(lasts),
+        Kind::Leave => {
+            let mut fault = fault.device(a_device(rng, case)?);
+            fault.told = rng.chance(500);
+            fault.lasting(rng.between(100, 6000) * MILLI)
+        }
+        Kind::FalseDeath => {
+            let (from, to) = two_nodes(rng, case)?;
+            fault
+                .between(from, to)
+                .lasting(rng.between(300, 4000) * MILLI)
+        }
+        Kind::StoreStop => fault.on(a_region(rng, case)),
+        Kind::StoreErrors => {
+            let mut fault = fault.on(a_region(rng, case)).lasting(lasts);
+            fault.loss = Some([100, 500, 1000][rng.index(3)]);
+            fault
+        }
+        Kind::StoreSlow => {
+            let mut fault = fault.on(a_region(rng, case)).lasting(lasts);
+            fault.extra = Some(rng.between(50, 1500) * MILLI);
+            fault
+        }
+        Kind::StoreFull => fault.on(a_region(rng, case)).lasting(lasts),
+        Kind::Clock => {
+            let mut fault = fault.on(a_node(rng, case));
+            fault.step_ms = Some(rng.between(0, 60_000) as i64 - 30_000);
+            fault
+        }
+    })
+}
+
+fn a_region(rng: &mut SimRng, case: &Case) -> String {
+    let places = case.places.len();
+    case.places[rng.index(places)].id.to_string()
+}
+
+fn a_node(rng: &mut SimRng, case: &Case) -> String {
+    case.nodes[rng.index(case.nodes.len())].key().to_string()
+}
+
+fn two_regions(rng: &mut SimRng, case: &Case) -> Option<(String, String)> {
+    let places = case.places.len();
+    if places < 2 {
+        return None;
+    }
+    let from = rng.index(places);
+    let to = (from + 1 + rng.index(places - 1)) % places;
+    Some((case.places[from].id.to_string(), case.places[to].id.to_string()))
+}
+
+/// Two nodes of one region.
+fn two_nodes(rng: &mut SimRng, case: &Case) -> Option<(String, String)> {
+    let from = &case.nodes[rng.index(case.nodes.len())];
+    let others: Vec<&NodePlan> = case
+        .nodes
+        .iter()
+        .filter(|other| other.region == from.region && other.name != from.name)
+        .collect();
+    let to = rng.pick(&others)?;
+    Some((from.key().to_string(), to.key().to_string()))
+}
+
+fn a_device(rng: &mut SimRng, case: &Case) -> Option<String> {
+    rng.pick(&case.devices_named("all"))
+        .map(|device| device_name(case, *device))
+}
+
+fn device_name(case: &Case, (user, device): (usize, usize)) -> String {
+    format!("{}/device-{device}", case.users[user].name)
+}
+
+fn draw_acts(rng: &mut SimRng, case: &Case, workload: &Workload) -> Vec<Act> {
+    let named = |names: &[String]| -> Vec<String> {
+        if names.is_empty() {
+            vec!["all".to_owned()]
+        } else {
+            names.to_vec()
+        }
+    };
+    let devices: Vec<(usize, usize)> = named(&workload.from)
+        .iter()
+        .flat_map(|name| case.devices_named(name))
+        .collect();
+    let users: Vec<usize> = named(&workload.to)
+        .iter()
+        .flat_map(|name| case.users_named(name))
+        .collect();
+    let stop = workload.stop.unwrap_or(case.work).min(case.work);
+    let mut acts = Vec::new();
+    let (mut at, mut sent) = (workload.start, 0);
+    while !devices.is_empty() && !users.is_empty() {
+        at += rng.between(1, (2 * workload.every).max(1));
+        if at >= stop || sent >= workload.count {
+            break;
+        }
+        let device = devices[rng.index(devices.len())];
+        if rng.chance(workload.statuses.into()) {
+            acts.push(Act {
+                status: Some([Status::Away, Status::Dnd, Status::Online][rng.index(3)]),
+                ..act(at, device_name(case, device))
+            });
+            continue;
+        }
+        let burst = if rng.chance(workload.bursts.into()) {
+            rng.between(2, 8)
+        } else {
+            1
+        };
+        let to = users[rng.index(users.len())];
+        for _ in 0..burst.min(workload.count - sent) {
+            let to = if rng.chance(850) {
+                to
+            } else {
+                users[rng.index(users.len())]
+            };
+            acts.push(draw_send(rng, case, workload, (at, device, to)));
+            sent += 1;
+        }
+    }
+    acts
+}
+
+fn draw_send(
+    rng: &mut SimRng,
+    case: &Case,
+    workload: &Workload,
+    (at, device, to): (Micros, (usize, usize), usize),
+) -> Act {
+    let longest = if rng.chance(20) {
+        workload.bytes.max(LONG_BODY)
+    } else {
+        workload.bytes
+    };
+    let mut act = Act {
+        to: Some(case.users[to].name.clone()),
+        bytes: rng.below(u64::from(longest) + 1) as u32,
+        ..act(at, device_name(case, device))
+    };
+    if rng.chance(workload.copies.into()) {
+        let others = (0..case.users[device.0].devices.len()).filter(|other| *other != device.1);
+        act.copies = others.map(|other| device_name(case, (device.0, other))).collect();
+    } else if rng.chance(workload.twins.into()) {
+        let other = rng.index(case.users.len());
+        act.twin = (other != to).then(|| case.users[other].name.clone());
+    }
+    act
+}
+
+fn act(at: Micros, device: String) -> Act {
+    Act {
+        at,
+        device,
+        to: None,
+        bytes: 0,
+        copies: Vec::new(),
+        twin: None,
+        status: None,
+    }
+}

@@ -1,0 +1,124 @@
+//! What a scenario expects beside the invariants: looked at while it runs, and in the end.
+
+use std::collections::BTreeMap;
+
+use super::case::MILLI;
+use super::check::Fate;
+use super::span;
+use super::trace::Micros;
+use super::world::{Event, Stage, World};
+
+/// How often somebody looks.
+pub(super) const LOOK: Micros = 250 * MILLI;
+
+/// Since when regions have been cut off from each other, both ways.
+#[derive(Debug, Default)]
+pub(super) struct Apart(BTreeMap<(usize, usize), Micros>);
+
+impl World {
+    /// Looks at what is expected while the run goes on, and samples it where a picture is wanted.
+    pub(super) fn look(&mut self) {
+        if self.stage == Stage::Done {
+            return;
+        }
+        self.after(LOOK, Event::Look);
+        self.sample();
+        let Some(within) = self.plan.expect.unreachable_within else {
+            return;
+        };
+        self.note_apart();
+        if let Some((detail, words)) = self.shown_across_a_cut(within) {
+            self.fail("expected: unreachable in time", detail, words);
+        }
+    }
+
+    fn note_apart(&mut self) {
+        let now = self.now;
+        for a in 0..self.plan.places.len() {
+            for b in 0..self.plan.places.len() {
+                let (here, there) = (self.core_of(a), self.core_of(b));
+                let runs = self.nodes[here].process.is_some();
+                let apart = a != b && runs && self.wrong.cut(here, there) && self.wrong.cut(there, here);
+                if apart {
+                    self.apart.0.entry((a, b)).or_insert(now);
+                } else {
+                    self.apart.0.remove(&(a, b));
+                }
+            }
+        }
+    }
+
+    /// A watcher who sees somebody as reachable all of whose sessions are beyond a cut that has lasted.
+    fn shown_across_a_cut(&self, within: Micros) -> Option<(String, Vec<String>)> {
+        let mut homes: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for device in self.devices.iter().filter(|device| device.is_live()) {
+            let client = device.conn.and_then(|conn| self.clients.get(&conn));
+            if let Some(client) = client {
+                let region = self.nodes[client.node].region;
+                homes.entry(&device.user).or_default().push(region);
+            }
+        }
+        for device in self.devices.iter().filter(|device| device.is_live()) {
+            let client = device.conn.and_then(|conn| self.clients.get(&conn));
+            let Some(here) = client.map(|client| self.nodes[client.node].region) else {
+                continue;
+            };
+            for user in device.watched() {
+                let Some(regions) = homes.get(user) else {
+                    continue;
+                };
+                let lasted = |region: &usize| {
+                    let since = self.apart.0.get(&(here, *region));
+                    since.is_some_and(|since| self.now > since + within)
+                };
+                let Some(seen) = device.seen.get(user).filter(|_| regions.iter().all(lasted)) else {
+                    continue;
+                };
+                if seen.devices > 0 && seen.unreachable_since_ms.is_none() {
+                    let detail = format!(
+                        "{} sees {user} {:?} on {} devices, whose region has been cut off for more than {}",
+                        device.name(),
+                        seen.status,
+                        seen.devices,
+                        span::show(within)
+                    );
+                    return Some((detail, vec![device.name(), user.to_string()]));
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether the end is as expected.
+    pub(super) fn check_expected(&mut self) {
+        let expect = self.plan.expect.clone();
+        let stats = self.check.stats;
+        let least = [
+            ("accepted", expect.accepted, stats.accepted),
+            ("handled", expect.handled, stats.handled),
+            ("holes", expect.holes, stats.holes),
+        ];
+        for (what, least, have) in least {
+            if let Some(least) = least.filter(|least| have < *least) {
+                let detail = format!("{have} {what}, expected at least {least}");
+                return self.fail("expected: enough happens", detail, Vec::new());
+            }
+        }
+        for refused in expect.refused {
+            let code = refused.code();
+            let fates = self.check.sent.iter().flat_map(|sent| sent.fates.values());
+            if !fates.into_iter().any(|fate| *fate == Fate::Rejected(code)) {
+                let detail = format!("no message was refused as {code:?}");
+                return self.fail("expected: refusals", detail, Vec::new());
+            }
+        }
+        if let Some(within) = expect.settled_within.filter(|within| stats.settled > *within) {
+            let detail = format!(
+                "all was settled {} after everything healed, expected within {}",
+                span::show(stats.settled),
+                span::show(within)
+            );
+            self.fail("expected: settled in time", detail, Vec::new());
+        }
+    }
+}

@@ -1,0 +1,442 @@
+//! Scenario files (`simulations/*.toml`): a case for any regions, read, checked and made concrete.
+//!
+//! A scenario names the regions that it speaks of. Where the regions given to it have other names, each name that they
+//! lack stands for the next region that is not named; where they are fewer, what is aimed at a missing one has no
+//! effect. All regions given take part. `docs/simulations.md` has every key.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::case::{
+    Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, Membership, Network, NodePlan, Place, Random, SECOND,
+    StoreModel, UserPlan, Workload,
+};
+use super::fault::{Fault, Kind};
+use super::rng::SimRng;
+use super::trace::Micros;
+use super::{draw, span};
+use crate::core::ids::{NodeName, RegionId};
+use crate::core::limits::CoreLimits;
+use crate::server::config::{ConfigError, Problem, TomlText};
+use crate::server::regions::{RegionFile, Regions, Role};
+
+/// Shards of a scenario that does not say: some on each partition, few enough to look at all of them.
+const SHARDS: u32 = 8;
+
+/// A scenario, as its file has it.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// The file's name without its ending.
+    pub name: String,
+    /// What it is about, in a line.
+    pub title: String,
+    text: TomlText,
+    file: File,
+}
+
+/// The keys of a scenario file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    title: String,
+    #[serde(default)]
+    regions: Vec<String>,
+    #[serde(with = "span")]
+    work: Micros,
+    #[serde(default)]
+    engine: Option<EngineKind>,
+    #[serde(default = "shards")]
+    shards: u32,
+    #[serde(default)]
+    nodes: Nodes,
+    #[serde(default)]
+    limits: CoreLimits,
+    #[serde(default)]
+    inbox: InboxLimits,
+    #[serde(default)]
+    network: Network,
+    #[serde(default)]
+    membership: Membership,
+    #[serde(default)]
+    store: StoreModel,
+    #[serde(default)]
+    random: Option<Random>,
+    #[serde(default)]
+    expect: Expect,
+    #[serde(default)]
+    clock: Vec<Clock>,
+    #[serde(default)]
+    users: Vec<Users>,
+    #[serde(default)]
+    workload: Vec<Workload>,
+    #[serde(default)]
+    fault: Vec<Fault>,
+    #[serde(default)]
+    act: Vec<Act>,
+}
+
+/// The nodes of each region, where they are not those of its file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Nodes {
+    edges: Option<u32>,
+    partitions: Option<u8>,
+}
+
+/// Clocks that are off from the start.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Clock {
+    on: Vec<String>,
+    #[serde(default)]
+    offset_ms: i64,
+    #[serde(default)]
+    drift_ppm: i32,
+}
+
+/// A group of users.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Users {
+    name: String,
+    #[serde(default)]
+    count: Option<u32>,
+    #[serde(default)]
+    region: Option<String>,
+    #[serde(default)]
+    devices: Option<u32>,
+    #[serde(default)]
+    device_regions: Vec<String>,
+    #[serde(default, with = "span::option")]
+    arrives: Option<Micros>,
+    #[serde(default, with = "span::option")]
+    spread: Option<Micros>,
+    #[serde(default)]
+    late: bool,
+    #[serde(default)]
+    watches: Option<Vec<String>>,
+}
+
+fn shards() -> u32 {
+    SHARDS
+}
+
+impl Scenario {
+    /// Reads a scenario file.
+    ///
+    /// # Errors
+    /// All that is wrong with it, by file, line and key.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        Self::parse(TomlText::read(file)?)
+    }
+
+    /// Reads a scenario from its text.
+    ///
+    /// # Errors
+    /// All that is wrong with it, by file, line and key.
+    pub fn parse(text: TomlText) -> Result<Self, ConfigError> {
+        let file: File = text.parse()?;
+        let name = text.file().file_stem().unwrap_or_default();
+        let scenario = Self {
+            name: name.to_string_lossy().into_owned(),
+            title: file.title.clone(),
+            file,
+            text,
+        };
+        let problems = scenario.wrong_users();
+        if problems.is_empty() {
+            Ok(scenario)
+        } else {
+            Err(ConfigError::Problems(problems))
+        }
+    }
+
+    /// The case of a seed, in these regions.
+    ///
+    /// # Errors
+    /// All that is wrong with it in these regions, by file, line and key.
+    pub fn case(&self, regions: &Regions, seed: u64) -> Result<Case, ConfigError> {
+        let file = &self.file;
+        let names = self.names(regions);
+        let mut problems = self.wrong_places(regions);
+        let rng = &mut SimRng::stream(seed, draw::CASE);
+        let places: Vec<Place> = regions.iter().map(place).collect();
+        let mut case = Case {
+            name: self.name.clone(),
+            seed,
+            work: file.work,
+            engine: file.engine.unwrap_or_else(|| {
+                if rng.chance(500) {
+                    EngineKind::Embedded
+                } else {
+                    EngineKind::Memory
+                }
+            }),
+            shards: file.shards,
+            shard_seed: rng.bits() >> 1,
+            nodes: regions.iter().flat_map(|region| file.nodes.of(region)).collect(),
+            users: Vec::new(),
+            limits: file.limits.clone(),
+            inbox: file.inbox.clone(),
+            network: file.network.clone(),
+            membership: file.membership.clone(),
+            store: file.store.clone(),
+            workload: file.workload.clone(),
+            random: file.random.clone(),
+            faults: file.fault.iter().map(|fault| renamed(fault, &names)).collect(),
+            acts: file.act.clone(),
+            expect: file.expect.clone(),
+            places,
+        };
+        for clock in &file.clock {
+            for place in &clock.on {
+                for node in case.nodes_at(&substitute(place, &names)) {
+                    case.nodes[node].clock_ms += clock.offset_ms;
+                    case.nodes[node].drift_ppm += clock.drift_ppm;
+                }
+            }
+        }
+        for users in &file.users {
+            let made = users.make(rng, &case, &names);
+            case.users.extend(made);
+        }
+        let wrongs = case.wrongs().into_iter();
+        problems.extend(wrongs.map(|(key, message)| self.text.problem(&key_of_file(&key), message)));
+        problems.extend(self.wrong_names(&case));
+        if problems.is_empty() {
+            Ok(case)
+        } else {
+            Err(ConfigError::Problems(problems))
+        }
+    }
+
+    /// The regions that stand for the names of the file.
+    fn names(&self, regions: &Regions) -> BTreeMap<String, String> {
+        let named = &self.file.regions;
+        let mut free = regions.ids().filter(|id| !named.iter().any(|name| name == id));
+        let mut names = BTreeMap::new();
+        for name in named {
+            if regions.region(name).is_some() {
+                names.insert(name.clone(), name.clone());
+            } else if let Some(other) = free.next() {
+                names.insert(name.clone(), other.to_owned());
+            }
+        }
+        names
+    }
+
+    fn wrong_users(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (at, users) in self.file.users.iter().enumerate() {
+            let key = |name: &str| format!("users.{at}.{name}");
+            if users.count.is_some_and(|count| count > 2000) {
+                problems.push(self.text.problem(&key("count"), "expected at most 2000"));
+            }
+            if users.devices.is_some_and(|devices| devices > 100) {
+                problems.push(self.text.problem(&key("devices"), "expected at most 100"));
+            }
+            if users.late && users.arrives.is_some() {
+                let text = "a user who comes `late` comes when all is healed: name one of both";
+                problems.push(self.text.problem(&key("arrives"), text));
+            }
+        }
+        if self.file.nodes.edges.is_some_and(|edges| edges > 32) {
+            problems.push(self.text.problem("nodes.edges", "expected at most 32"));
+        }
+        problems
+    }
+
+    /// Places must name a region of the file or of the folder: a slip must not be a fault without effect.
+    fn wrong_places(&self, regions: &Regions) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let known = |name: &str| {
+            let special = ["all", "cores", "edges"].contains(&name);
+            special || self.file.regions.iter().any(|named| named == name) || regions.region(name).is_some()
+        };
+        let mut check = |key: String, place: &str, whole: bool| {
+            let (region, part) = place.split_once('/').unwrap_or((place, ""));
+            if !known(region) || (whole && (!part.is_empty() || region == "cores" || region == "edges")) {
+                let all: Vec<&str> = regions.ids().collect();
+                let message = format!(
+                    "{place:?} is no place here; expected a region (of `regions` in this file, or {}), REGION/core, \
+                     REGION/edges, REGION/edge-2, REGION/NODE, all, cores or edges",
+                    all.join(", ")
+                );
+                problems.push(self.text.problem(&key, message));
+            }
+        };
+        for (at, fault) in self.file.fault.iter().enumerate() {
+            for (name, places) in [("on", &fault.on), ("from", &fault.from), ("to", &fault.to)] {
+                for place in places {
+                    check(format!("fault.{at}.{name}"), place, false);
+                }
+            }
+        }
+        for (at, clock) in self.file.clock.iter().enumerate() {
+            for place in &clock.on {
+                check(format!("clock.{at}.on"), place, false);
+            }
+        }
+        for (at, users) in self.file.users.iter().enumerate() {
+            for region in users.region.iter() {
+                check(format!("users.{at}.region"), region, true);
+            }
+            for region in &users.device_regions {
+                check(format!("users.{at}.device_regions"), region, true);
+            }
+        }
+        problems
+    }
+
+    fn wrong_names(&self, case: &Case) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut wrong = |key: String, name: &str, what: &str| {
+            let groups: Vec<&str> = self.file.users.iter().map(|users| users.name.as_str()).collect();
+            let message = format!("{name:?} is no {what} here; the users are {}", groups.join(", "));
+            problems.push(self.text.problem(&key, message));
+        };
+        for (at, fault) in self.file.fault.iter().enumerate() {
+            for name in &fault.devices {
+                if case.devices_named(name).is_empty() {
+                    wrong(format!("fault.{at}.devices"), name, "device");
+                }
+            }
+        }
+        for (at, act) in self.file.act.iter().enumerate() {
+            for name in [&act.device].into_iter().chain(&act.copies) {
+                if case.devices_named(name).is_empty() {
+                    wrong(format!("act.{at}.device"), name, "device");
+                }
+            }
+            for name in act.to.iter().chain(&act.twin) {
+                if case.users_named(name).is_empty() {
+                    wrong(format!("act.{at}.to"), name, "user");
+                }
+            }
+        }
+        problems
+    }
+}
+
+impl Nodes {
+    fn of(&self, region: &RegionFile) -> Vec<NodePlan> {
+        let id = region_id(region);
+        let plan = |name: &str, core, edge| NodePlan {
+            region: id.clone(),
+            name: NodeName::new(name).expect("names of region files are checked"),
+            core,
+            edge,
+            partitions: self.partitions.unwrap_or(1),
+            clock_ms: 0,
+            drift_ppm: 0,
+        };
+        match self.edges {
+            Some(edges) => {
+                let core = plan("core-1", true, edges == 0);
+                let others = (1..=edges).map(|at| plan(&format!("edge-{at}"), false, true));
+                [core].into_iter().chain(others).collect()
+            }
+            None => {
+                let alone = region.edges().count() == 0;
+                let nodes = region.nodes.iter();
+                nodes
+                    .map(|node| {
+                        let core = node.has(Role::Core);
+                        plan(&node.name, core, node.has(Role::Edge) || alone)
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+impl Users {
+    fn make(&self, rng: &mut SimRng, case: &Case, names: &BTreeMap<String, String>) -> Vec<UserPlan> {
+        let region = |name: &String| {
+            let name = substitute(name, names);
+            let found = case.places.iter().find(|place| place.id.as_str() == name);
+            found.map(|place| place.id.clone())
+        };
+        let already = case.users.len();
+        let home = self.region.as_ref().and_then(region);
+        let devices = self.devices.unwrap_or(1).max(self.device_regions.len() as u32);
+        let mut users = Vec::new();
+        for at in 0..self.count.unwrap_or(1) {
+            let spread = |at: usize| case.places[at % case.places.len()].id.clone();
+            let home = home.clone().unwrap_or_else(|| spread(already + at as usize));
+            let mut planned = Vec::new();
+            for device in 0..devices as usize {
+                let begins = self.arrives.unwrap_or(SECOND / 10);
+                let arrives = begins + rng.below(self.spread.unwrap_or(SECOND / 2) + 1);
+                planned.push(DevicePlan {
+                    arrives: (!self.late).then_some(arrives),
+                    home: self.device_regions.get(device).and_then(region),
+                    watches: self.watches.clone(),
+                });
+            }
+            users.push(UserPlan {
+                name: match self.count {
+                    Some(_) => format!("{}-{}", self.name, at + 1),
+                    None => self.name.clone(),
+                },
+                home,
+                devices: planned,
+            });
+        }
+        users
+    }
+}
+
+fn place(region: &RegionFile) -> Place {
+    Place {
+        id: region_id(region),
+        latitude: region.place.latitude,
+        longitude: region.place.longitude,
+    }
+}
+
+fn region_id(region: &RegionFile) -> RegionId {
+    RegionId::new(&region.id).expect("names of region files are checked")
+}
+
+/// A place with the region that stands for the one it names.
+fn substitute(place: &str, names: &BTreeMap<String, String>) -> String {
+    let (region, part) = match place.split_once('/') {
+        Some((region, part)) => (region, Some(part)),
+        None => (place, None),
+    };
+    let region = names.get(region).map_or(region, String::as_str);
+    match part {
+        Some(part) => format!("{region}/{part}"),
+        None => region.to_owned(),
+    }
+}
+
+fn renamed(fault: &Fault, names: &BTreeMap<String, String>) -> Fault {
+    let mut fault = fault.clone();
+    for places in [&mut fault.on, &mut fault.from, &mut fault.to] {
+        for place in places {
+            *place = substitute(place, names);
+        }
+    }
+    fault
+}
+
+/// The key of a scenario's file that a key of its case comes from.
+fn key_of_file(key: &str) -> String {
+    match key.split_once('.') {
+        Some(("user", _)) => "users".to_owned(),
+        Some(("node" | "region", _)) => "nodes".to_owned(),
+        None if key == "user" => "users".to_owned(),
+        None if key == "node" || key == "region" => "nodes".to_owned(),
+        _ => key.to_owned(),
+    }
+}
+
+/// The kinds of faults, for messages and the documentation.
+pub fn kinds() -> String {
+    let names: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    names.join(", ")
+}
