@@ -409,9 +409,7 @@ impl Case {
     /// The users that a name means: `all`, one user, or a group (`reader` means `reader-1`, `reader-2`, ...).
     pub fn users_named(&self, name: &str) -> Vec<usize> {
         let member = |user: &str| {
-            let number = user
-                .strip_prefix(name)
-                .and_then(|rest| rest.strip_prefix('-'));
+            let number = user.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
             number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
         };
         let users = self.users.iter().enumerate();

@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::device::Device;
 use super::case::Case;
+use super::device::Device;
 use super::trace::Micros;
 use super::world::{Stage, World};
 use crate::client::event::{Incoming, Ticket};
@@ -109,7 +109,10 @@ impl Checker {
         let mut users: BTreeMap<ShardId, Vec<UserId>> = BTreeMap::new();
         for user in &plan.users {
             let user = UserId::new(&user.name).expect("a plain name is valid");
-            users.entry(plan.sharding().of_user(&user)).or_default().push(user);
+            users
+                .entry(plan.sharding().of_user(&user))
+                .or_default()
+                .push(user);
         }
         Self {
             sent: Vec::new(),
@@ -173,8 +176,8 @@ impl Checker {
             handled.extend(&seen.consumed);
         }
         let numbers = self.sent.iter().enumerate();
-        let waits = numbers
-            .filter(|(number, sent)| !sent.coords.is_empty() && !handled.contains(&(*number as u64)));
+        let waits =
+            numbers.filter(|(number, sent)| !sent.coords.is_empty() && !handled.contains(&(*number as u64)));
         waits.count() as u64
     }
 
@@ -283,7 +286,8 @@ impl World {
             entry.is_some_and(|entry| entry.number == Some(*number))
         };
         let numbers = self.check.ids.get(&id);
-        let number = numbers.and_then(|numbers| numbers.iter().find(|number| stands(number)).or(numbers.first()));
+        let number =
+            numbers.and_then(|numbers| numbers.iter().find(|number| stands(number)).or(numbers.first()));
         let Some(number) = number.copied() else {
             return self.fail(
                 "durability",
@@ -342,7 +346,9 @@ impl World {
             return self.fail("client answers", detail, vec![id.to_string()]);
         };
         self.check.stats.accepted += 1;
-        self.check.sent[number as usize].fates.insert(device, Fate::Accepted);
+        self.check.sent[number as usize]
+            .fates
+            .insert(device, Fate::Accepted);
     }
 
     pub(super) fn check_rejected(&mut self, device: usize, ticket: Ticket, code: Code, detail: &str) {
@@ -354,7 +360,9 @@ impl World {
             return self.fail("client answers", detail, Vec::new());
         };
         self.check.stats.rejected += 1;
-        self.check.sent[number as usize].fates.insert(device, Fate::Rejected(code));
+        self.check.sent[number as usize]
+            .fates
+            .insert(device, Fate::Rejected(code));
         if self.plan.may_refuse(code) {
             return;
         }

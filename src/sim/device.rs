@@ -446,7 +446,10 @@ impl World {
 
     /// The index of a user's device.
     pub(super) fn device_index(&self, (user, device): (usize, usize)) -> Option<usize> {
-        let before: usize = self.plan.users[..user].iter().map(|user| user.devices.len()).sum();
+        let before: usize = self.plan.users[..user]
+            .iter()
+            .map(|user| user.devices.len())
+            .sum();
         (device < self.plan.users[user].devices.len()).then_some(before + device)
     }
 }

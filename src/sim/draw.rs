@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::case::{
-    Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, MILLI, Membership, Network, NodePlan, Place, Random,
-    SECOND, StoreModel, UserPlan, Workload,
+    Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, MILLI, Membership, Network, NodePlan, Place,
+    Random, SECOND, StoreModel, UserPlan, Workload,
 };
 use super::fault::{Fault, Kind};
 use super::rng::SimRng;
@@ -142,7 +142,11 @@ fn draw_nodes(rng: &mut SimRng, places: &[Place]) -> Vec<NodePlan> {
                 edge: at > 0 || core_is_edge,
                 partitions: 1 + rng.below(2) as u8,
                 clock_ms,
-                drift_ppm: if skewed { rng.between(0, 2000) as i32 - 1000 } else { 0 },
+                drift_ppm: if skewed {
+                    rng.between(0, 2000) as i32 - 1000
+                } else {
+                    0
+                },
             });
         }
     }
@@ -325,9 +329,7 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
         }
         Kind::FalseDeath => {
             let (from, to) = two_nodes(rng, case)?;
-            fault
-                .between(from, to)
-                .lasting(rng.between(300, 4000) * MILLI)
+            fault.between(from, to).lasting(rng.between(300, 4000) * MILLI)
         }
         Kind::StoreStop => fault.on(a_region(rng, case)),
         Kind::StoreErrors => {

@@ -419,7 +419,8 @@ impl World {
         let mut ways = BTreeSet::new();
         for a in &from {
             for b in &to {
-                if a != b && !(from.contains(b) && to.contains(a) && self.nodes[*a].region == self.nodes[*b].region)
+                if a != b
+                    && !(from.contains(b) && to.contains(a) && self.nodes[*a].region == self.nodes[*b].region)
                 {
                     ways.insert((*a, *b));
                     if !one_way {

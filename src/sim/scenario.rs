@@ -10,8 +10,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::case::{
-    Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, Membership, Network, NodePlan, Place, Random, SECOND,
-    StoreModel, UserPlan, Workload,
+    Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, Membership, Network, NodePlan, Place, Random,
+    SECOND, StoreModel, UserPlan, Workload,
 };
 use super::fault::{Fault, Kind};
 use super::rng::SimRng;

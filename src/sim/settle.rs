@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::defect::Defect;
 use super::case::SECOND;
+use super::defect::Defect;
 use super::trace::Micros;
 use super::world::{Event, Stage, World};
 use crate::core::commit::{Outcome, StoreOp};
@@ -52,7 +52,8 @@ impl World {
                 None if self.silence_from == 0 => self.silence_from = now + GRACE,
                 None if now >= self.silence_from => {
                     self.stage = Stage::Silence;
-                    self.trace.chapter(now, || "all is settled: now silence".to_owned());
+                    self.trace
+                        .chapter(now, || "all is settled: now silence".to_owned());
                 }
                 None => {}
                 Some((what, detail, words)) if now > self.healed_at + LEAVE_BOUND => {
@@ -86,7 +87,8 @@ impl World {
         self.healed_at = self.now;
         self.silence_from = 0;
         let now = self.now;
-        self.trace.chapter(now, || "all is settled: some devices leave".to_owned());
+        self.trace
+            .chapter(now, || "all is settled: some devices leave".to_owned());
         for device in 0..self.devices.len() {
             if self.rng.chance(350) {
                 let told = self.rng.chance(600);

@@ -158,7 +158,10 @@ impl Shrinker {
             }
             let mut smaller = self.best.clone();
             let region = smaller.nodes.remove(at).region;
-            let edges = smaller.nodes.iter().any(|node| node.region == region && node.edge);
+            let edges = smaller
+                .nodes
+                .iter()
+                .any(|node| node.region == region && node.edge);
             for node in smaller.nodes.iter_mut().filter(|node| node.region == region) {
                 node.edge |= !edges;
             }

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::defect::Defect;
 use super::case::{Case, EngineKind, MILLI, SECOND};
+use super::defect::Defect;
 use super::rng::SimRng;
 use super::trace::Micros;
 use super::world::{Event, World};

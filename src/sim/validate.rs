@@ -44,7 +44,13 @@ impl Case {
         number(wrongs, "shards", self.shards.into(), 1, MAX_SHARDS.into());
         number(wrongs, "seed", self.seed, 0, i64::MAX as u64);
         let network = &self.network;
-        number(wrongs, "network.delay_percent", network.delay_percent.into(), 1, 10_000);
+        number(
+            wrongs,
+            "network.delay_percent",
+            network.delay_percent.into(),
+            1,
+            10_000,
+        );
         number(wrongs, "network.loss", network.loss.into(), 0, 900);
         within(wrongs, "network.jitter", network.jitter, 0, 10 * SECOND);
         within(wrongs, "network.idle", network.idle, 500 * MILLI, 60 * SECOND);
@@ -118,7 +124,8 @@ impl Case {
                 let text = "expected a node of this region to be an edge".to_owned();
                 wrongs.push((key.clone(), text));
             }
-            let on_earth = (-90.0..=90.0).contains(&place.latitude) && (-180.0..=180.0).contains(&place.longitude);
+            let on_earth =
+                (-90.0..=90.0).contains(&place.latitude) && (-180.0..=180.0).contains(&place.longitude);
             if !on_earth {
                 let text = "expected a latitude of -90 to 90 and a longitude of -180 to 180".to_owned();
                 wrongs.push((key, text));
@@ -128,7 +135,10 @@ impl Case {
         for (at, node) in self.nodes.iter().enumerate() {
             let key = format!("node.{at}");
             if self.region(&node.region).is_none() {
-                wrongs.push((format!("{key}.region"), "expected a region of this case".to_owned()));
+                wrongs.push((
+                    format!("{key}.region"),
+                    "expected a region of this case".to_owned(),
+                ));
             }
             if !keys.insert(node.key()) || NodeName::new(node.name.as_str()).is_err() {
                 wrongs.push((format!("{key}.name"), "expected a name of its own".to_owned()));
@@ -155,7 +165,13 @@ impl Case {
                 wrongs.push((format!("{key}.home"), "expected a region of this case".to_owned()));
             }
             let most = self.inbox.devices as u64;
-            number(wrongs, &format!("{key}.devices"), user.devices.len() as u64, 0, most);
+            number(
+                wrongs,
+                &format!("{key}.devices"),
+                user.devices.len() as u64,
+                0,
+                most,
+            );
         }
         number(wrongs, "user", devices as u64, 0, MAX_DEVICES as u64);
     }
@@ -164,7 +180,13 @@ impl Case {
         for (at, workload) in self.workload.iter().enumerate() {
             let key = |name: &str| format!("workload.{at}.{name}");
             within(wrongs, &key("every"), workload.every, 100, MAX_WORK);
-            number(wrongs, &key("bytes"), workload.bytes.into(), 0, (MAX_BODY - 8) as u64);
+            number(
+                wrongs,
+                &key("bytes"),
+                workload.bytes.into(),
+                0,
+                (MAX_BODY - 8) as u64,
+            );
             for (name, share) in [
                 ("bursts", workload.bursts),
                 ("statuses", workload.statuses),

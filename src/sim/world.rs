@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use super::case::{Case, MILLI, SECOND};
 use super::check::Checker;
 use super::clients::Client;
 use super::defect::Defect;
@@ -11,7 +12,6 @@ use super::device::Device;
 use super::expect::Apart;
 use super::faults::{Undo, Wrong};
 use super::network::{Pair, Stalled};
-use super::case::{Case, MILLI, SECOND};
 use super::rng::SimRng;
 use super::storage::{RegionStore, Store};
 use super::timeline::Timeline;
