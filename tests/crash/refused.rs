@@ -112,10 +112,35 @@ impl Site {
 
     /// Starts the core, which must end by itself, and gives what it said.
     fn refused(&self) -> String {
-        let done = serve(self.core(), &[]).stdin(Stdio::null()).output().unwrap();
-        assert_eq!(done.status.code(), Some(1), "it must not start");
-        String::from_utf8(done.stderr).unwrap()
+        ended(serve(self.core(), &[]))
     }
+}
+
+/// What a node says that does not start; one that runs is ended, and the test with it.
+fn ended(mut command: std::process::Command) -> String {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if Instant::now() > deadline {
+            break None;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    if status.is_none() {
+        kill_9(child.id());
+    }
+    let said = child.wait_with_output().unwrap();
+    let said = String::from_utf8(said.stderr).unwrap();
+    let status = status.unwrap_or_else(|| panic!("it must not start, and runs after {PATIENCE:?}:\n{said}"));
+    assert_eq!(status.code(), Some(1), "it must not start:\n{said}");
+    said
 }
 
 /// A node in a process of its own; dropping it is `kill -9`.
@@ -273,15 +298,8 @@ async fn another_set_of_regions_is_refused() {
     site.run(true, || site.send(0..1)).await;
     let data = site.core().data.display().to_string();
     // Made a second time: the word is for new folders only.
-    let again = serve(site.core(), &["--create"])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert_eq!(again.status.code(), Some(1));
-    assert_says(
-        &String::from_utf8(again.stderr).unwrap(),
-        &[data.as_str(), "start without --create"],
-    );
+    let said = ended(serve(site.core(), &["--create"]));
+    assert_says(&said, &[data.as_str(), "start without --create"]);
 
     let folder = site.dev.data.join("regions");
     let more: Regions = regions(&["us-east", "eu-west"]);
