@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
 use super::state::{Decision, DedupKey, Logged, Next, ShardState, State, UserState};
@@ -441,7 +442,7 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
     };
     if let Some(epoch) = op.epoch() {
         let current = work.row().row.epoch;
-        if epoch != current {
+        if epoch != current && !defect::on(Defect::NoFencing) {
             return Outcome::Refused(Refusal::Fenced { current });
         }
     }
@@ -564,6 +565,10 @@ impl Work<'_> {
         let cursor = claim.min(&shard.row.applied());
         let devices = shard.users.get(user).map(|user| &user.row.devices);
         let known = devices.and_then(|devices| devices.get(device));
+        let cursor = match known {
+            None if defect::on(Defect::DeviceStartsAtApplied) => shard.row.applied(),
+            _ => cursor,
+        };
         if known.is_some_and(|row| !row.expired && row.cursor.includes(&cursor)) {
             return Outcome::Done { more: false };
         }
@@ -724,7 +729,10 @@ impl Work<'_> {
             .map(|(origin, log)| (*origin, log.floor))
             .collect();
         for (origin, floor) in origins {
-            let stable = self.row().row.stable(origin, &self.state.identity.holders);
+            let mut stable = self.row().row.stable(origin, &self.state.identity.holders);
+            if defect::on(Defect::TrimByTime) {
+                stable = stable.max(self.aged(origin, floor));
+            }
             let mut last = None;
             let mut users = Vec::new();
             for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
@@ -752,6 +760,16 @@ impl Work<'_> {
             }
         }
         Outcome::Done { more }
+    }
+
+    /// For a defect: the end of what is some seconds old.
+    fn aged(&self, origin: Origin, floor: Seq) -> Seq {
+        let old = |op: &LoggedOp| op.hlc().ms + 3_000 < self.now_ms;
+        let entries = trimmable(self.row(), origin, floor, Seq::MAX);
+        entries
+            .take_while(|(_, _, op)| old(op))
+            .last()
+            .map_or(floor, |(seq, ..)| seq)
     }
 
     /// What is dropped was accepted before its ids left the window, so all of it is stable if nothing unstable was
@@ -784,7 +802,9 @@ impl Work<'_> {
         let mut steps = CONSUME_STEP;
         let mut more = false;
         let origins: Vec<Origin> = match self.row().users.get(user) {
-            Some(known) if !known.row.devices.is_empty() => known.inbox.keys().copied().collect(),
+            Some(known) if !known.row.devices.is_empty() || defect::on(Defect::TrimWithoutDevices) => {
+                known.inbox.keys().copied().collect()
+            }
             _ => return false,
         };
         for origin in origins {
@@ -837,7 +857,8 @@ impl Work<'_> {
         let Some(known) = shard.users.get(user) else {
             return;
         };
-        if known.row.devices.values().all(|device| device.expired) {
+        let nobody = known.row.devices.values().all(|device| device.expired);
+        if nobody && !defect::on(Defect::TrimWithoutDevices) {
             return;
         }
         let removable: Vec<(Origin, Seq)> = known

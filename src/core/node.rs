@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
 use super::commit::StoreOp;
+use super::defect::{self, Defect};
 use super::edge::{Edge, EdgeConfig, EdgeOutput};
 use super::ids::{Addr, ConnId, Generation, NodeKey, Origin, RegionId, SessionId, ShardId, Sharding, UserId};
 use super::limits::CoreLimits;
@@ -477,6 +478,13 @@ impl Partition {
     }
 
     fn committed(&mut self, token: u64, result: Result<Committed, StoreError>, now: Now) {
+        if defect::on(Defect::ShipBeforeCommit)
+            && let Ok(Committed { outcomes, logged }) = &result
+            && outcomes.is_empty()
+        {
+            // The simulator tells what a commit will hold before it ends.
+            return self.links.handle_committed(logged, now);
+        }
         self.owner.handle_clock(self.links.remote_wall_ms(now));
         if result.is_err() {
             // What came with this input in one batch waits behind the failed commit, too.

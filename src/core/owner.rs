@@ -20,6 +20,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::commit::{Outcome, Refusal, StoreOp};
+use super::defect::{self, Defect};
 use super::ids::{
     Addr, DeviceId, Epoch, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
 };
@@ -384,7 +385,8 @@ impl Owner {
             .collect();
         let grace = now.mono + ms(self.config.limits.session_grace_ms);
         for (node, generation) in &self.members {
-            if there.get(node) != Some(generation) {
+            let forgotten = there.contains_key(node) && defect::on(Defect::GenerationForgotten);
+            if there.get(node) != Some(generation) && !forgotten {
                 self.dead_edges.insert(node.clone(), (*generation, grace));
             }
         }
@@ -742,6 +744,13 @@ impl Owner {
             ));
         }
         self.senders.forget_idle(now.mono);
+        #[cfg(any(test, feature = "defects"))]
+        if defect::on(Defect::LeaseIsAWrite) {
+            for (id, shard) in &mut self.shards {
+                shard.presence.refresh();
+                self.touched.insert(*id);
+            }
+        }
     }
 }
 

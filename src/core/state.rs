@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
 use super::time::Hlc;
@@ -124,7 +125,11 @@ impl ShardRow {
 
     /// Whether R8 allows another confirmation of ours.
     pub fn confirm_due(&self) -> bool {
-        self.news > 0 || self.confirms >= CONFIRMS_BEFORE_CONFIRM
+        let enough = match defect::on(Defect::ConfirmOnConfirm) {
+            true => 1,
+            false => CONFIRMS_BEFORE_CONFIRM,
+        };
+        self.news > 0 || self.confirms >= enough
     }
 }
 
@@ -166,6 +171,9 @@ pub struct UserRow {
 impl UserRow {
     /// Whether a cursor covers an entry or any of its siblings (R15).
     pub fn covered(&self, cursor: &Vector, at: Coord) -> bool {
+        if defect::on(Defect::AllCopies) {
+            return cursor.covers(at);
+        }
         cursor.covers(at)
             || self
                 .siblings
@@ -175,7 +183,7 @@ impl UserRow {
 
     /// Whether there is a device and every one has consumed the entry (R10).
     pub fn all_consumed(&self, at: Coord) -> bool {
-        let mut any = false;
+        let mut any = defect::on(Defect::TrimWithoutDevices);
         for device in self.devices.values().filter(|device| !device.expired) {
             any = true;
             if !self.covered(&device.cursor, at) {
@@ -667,10 +675,11 @@ impl ShardState {
             Ok(Op::Start { .. } | Op::Confirm { .. }) | Err(_) => {}
             Ok(Op::Append(envelope, body)) => {
                 let user = self.user(*id, &envelope.to, ledger);
-                if row {
+                let dropped = !siblings.is_empty() && defect::on(Defect::FirstCopyOnly);
+                if row && !dropped {
                     user.row.apply_append(at, entry.op.len(), siblings);
                 }
-                if !user.row.trimmed.covers(at) {
+                if !user.row.trimmed.covers(at) && !dropped {
                     let inbox = user.inbox.entry(*origin).or_default();
                     ledger.resident += inbox.push(at.seq, entry.op.clone());
                 }

@@ -10,6 +10,7 @@ use super::world::{Event, World};
 use crate::client::machine;
 use crate::core::ids::ConnId;
 use crate::core::node::Input;
+use crate::core::vector::Vector;
 use crate::core::wire::{ClientFrame, Code, ServerFrame, WIRE_VERSION};
 
 /// A connection of a client to an edge.
@@ -27,6 +28,8 @@ pub(super) struct Client {
     /// Whether the client still has it.
     pub(super) client: bool,
     greeted: bool,
+    /// What the device says in its `Hello` that it consumed.
+    claim: Vector,
     last: [Micros; 2],
     /// What waits because the way is cut or the client reads nothing: to the edge, to the client.
     stalled: [BTreeMap<u64, Bytes>; 2],
@@ -75,6 +78,7 @@ impl World {
                 server: true,
                 client: true,
                 greeted: false,
+                claim: Vector::new(),
                 last: [0, 0],
                 stalled: [BTreeMap::new(), BTreeMap::new()],
                 sent: [0, 0],
@@ -214,6 +218,9 @@ impl World {
                 super::report::client_frame(&frame)
             )
         });
+        if let (ClientFrame::Hello(hello), Some(client)) = (&frame, self.clients.get_mut(&conn)) {
+            client.claim = hello.cursor.clone();
+        }
         let conn = ConnId(conn);
         let input = match frame {
             ClientFrame::Hello(hello) if first => Input::Hello {
@@ -245,7 +252,11 @@ impl World {
                     super::report::server_frame(&frame)
                 )
             });
-            if let (ServerFrame::Deliver { .. }, Some(client)) = (&frame, self.clients.get_mut(&conn)) {
+            if let (ServerFrame::Deliver { at, .. }, Some(client)) = (&frame, self.clients.get_mut(&conn)) {
+                if client.claim.covers(*at) {
+                    let detail = format!("{name} is given {at}, which its Hello said that it consumed");
+                    return self.fail("a claim is obeyed (R17)", detail, vec![name]);
+                }
                 client.deliveries += 1;
                 // What the device acknowledged in its session before frees the window of this one, too.
                 let (held, window) = (client.deliveries, 2 * self.plan.limits.window_messages);

@@ -1,5 +1,7 @@
-//! Deliberate defects, to show that the checkers bite. All live in the harness: in the store below the machines, or in the
-//! messages between them.
+//! Deliberate defects, to show that the checkers bite: in the store below the machines, in the messages between them, or in
+//! the machines themselves ([`crate::core::defect`], only in builds that have them).
+
+use crate::core::defect::Defect as Core;
 
 /// A deliberate defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,13 +22,15 @@ pub enum Defect {
     OperationGarbled,
     /// Applied logs are forgotten by a crash although the store had answered.
     SyncIgnored,
-    /// A deposit disappears from a full queue, and nobody knows.
+    /// A deposit disappears on its way, and nobody knows.
     DepositLost,
+    /// One of the machines' own.
+    Core(Core),
 }
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 9] = [
+    pub const ALL: [(Defect, &'static str); 26] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -36,7 +40,35 @@ impl Defect {
         (Defect::OperationGarbled, "operation-garbled"),
         (Defect::SyncIgnored, "sync-ignored"),
         (Defect::DepositLost, "deposit-lost"),
+        (Defect::Core(Core::ShipBeforeCommit), "ship-before-commit"),
+        (Defect::Core(Core::NoRelay), "no-relay"),
+        (Defect::Core(Core::TrimByTime), "trim-by-time"),
+        (Defect::Core(Core::TrimWithoutDevices), "trim-without-devices"),
+        (Defect::Core(Core::OneReadPosition), "one-read-position"),
+        (Defect::Core(Core::FirstCopyOnly), "first-copy-only"),
+        (Defect::Core(Core::AllCopies), "all-copies"),
+        (
+            Defect::Core(Core::DeviceStartsAtApplied),
+            "device-starts-at-applied",
+        ),
+        (Defect::Core(Core::ClaimClamped), "claim-clamped"),
+        (Defect::Core(Core::ConfirmOnConfirm), "confirm-on-confirm"),
+        (Defect::Core(Core::LaterPasses), "later-passes"),
+        (Defect::Core(Core::EndsAnyone), "ends-anyone"),
+        (Defect::Core(Core::DeathIsAnEvent), "death-is-an-event"),
+        (Defect::Core(Core::GenerationForgotten), "generation-forgotten"),
+        (Defect::Core(Core::KeepsOwn), "keeps-own"),
+        (Defect::Core(Core::LeaseIsAWrite), "lease-is-a-write"),
+        (Defect::Core(Core::DropsWhenFull), "drops-when-full"),
     ];
+
+    /// The one of the machines, if it is one.
+    pub fn of_core(self) -> Option<Core> {
+        match self {
+            Defect::Core(defect) => Some(defect),
+            _ => None,
+        }
+    }
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -50,13 +82,17 @@ impl Defect {
 impl std::str::FromStr for Defect {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .iter()
-            .find(|(_, name)| *name == text)
-            .map(|(defect, _)| *defect)
-            .ok_or_else(|| {
-                let names: Vec<&str> = Self::ALL.iter().map(|(_, name)| *name).collect();
-                format!("{text:?} is not a defect; expected one of {}", names.join(", "))
-            })
+        let known = Self::ALL.iter().find(|(_, name)| *name == text);
+        if !cfg!(any(test, feature = "defects"))
+            && known.is_some_and(|(defect, _)| defect.of_core().is_some())
+        {
+            return Err(format!(
+                "{text:?} is a defect of the machines, which this build does not have; build with `--features defects`"
+            ));
+        }
+        known.map(|(defect, _)| *defect).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|(_, name)| *name).collect();
+            format!("{text:?} is not a defect; expected one of {}", names.join(", "))
+        })
     }
 }

@@ -28,6 +28,8 @@ pub mod case;
 mod check;
 mod clients;
 mod defect;
+#[cfg(test)]
+mod defect_tests;
 mod device;
 pub mod draw;
 mod expect;
@@ -134,6 +136,8 @@ pub fn run_case(mut case: Case, options: Options) -> Report {
     }
     draw::expand(&mut case);
     let seed = case.seed;
+    #[cfg(any(test, feature = "defects"))]
+    crate::core::defect::set(options.defect.and_then(Defect::of_core));
     let mut world = World::new(case, options);
     world.run();
     Report {

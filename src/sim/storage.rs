@@ -11,6 +11,7 @@ use super::rng::SimRng;
 use super::trace::Micros;
 use super::world::{Event, World};
 use crate::core::commit::StoreOp;
+use crate::core::defect::Defect as CoreDefect;
 use crate::core::ids::{MessageId, Origin, UserId};
 use crate::core::node::Input;
 use crate::core::state::StoreIdentity;
@@ -83,7 +84,11 @@ impl RegionStore {
             _ => plan.holders(),
         };
         // This defect lives in what the memory disk holds back.
-        let held = defect == Some(Defect::AckBeforeCommit);
+        let held = [
+            Some(Defect::AckBeforeCommit),
+            Some(Defect::Core(CoreDefect::ShipBeforeCommit)),
+        ]
+        .contains(&defect);
         let medium = match plan.engine {
             EngineKind::Embedded if !held => embedded(rng, defect),
             _ => {
@@ -356,6 +361,22 @@ impl World {
         let early = self.defect == Some(Defect::AckBeforeCommit) && running.commit.is_some();
         if early && let Some(answer) = running.answer.take() {
             self.input(node, partition, answer);
+        }
+        if self.defect == Some(Defect::Core(CoreDefect::ShipBeforeCommit))
+            && let Some((_, committed)) = &running.commit
+        {
+            let early = Committed {
+                outcomes: Vec::new(),
+                logged: committed.logged.clone(),
+            };
+            self.input(
+                node,
+                partition,
+                Input::Committed {
+                    token,
+                    result: Ok(early),
+                },
+            );
         }
         let boot = self.nodes[node].boot;
         if let Some(store) = self.store(node) {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Links, PeerId};
+use crate::core::defect::{self, Defect};
 use crate::core::ids::RegionId;
 use crate::core::limits::ms;
 
@@ -33,7 +34,7 @@ impl Links {
                     }
                     None => now.since(owned.since) < patience,
                 };
-                if patient {
+                if patient || defect::on(Defect::NoRelay) {
                     continue;
                 }
                 let live = owned

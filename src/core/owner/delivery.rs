@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{AttachId, LaneId, Owner, OwnerOutput, Question, Tag, refusal_code};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
+use crate::core::defect::{self, Defect};
 use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, SessionId, ShardId, UserId};
 use crate::core::msg::{Attach, Delivery, ToEdge};
 use crate::core::op::LoggedOp;
@@ -57,6 +58,9 @@ pub(super) struct Attachment {
     mode: Mode,
     /// The cursor as last handed to the store.
     written: Vector,
+    /// For a defect: read through here, by time.
+    #[cfg(any(test, feature = "defects"))]
+    read: crate::core::time::Hlc,
 }
 
 struct Flight {
@@ -82,6 +86,19 @@ impl Attachment {
     /// Whether acknowledgements of what was given before this attachment are still to come.
     fn owes(&self) -> bool {
         !self.cursor.includes(&self.given_before)
+    }
+
+    /// Whether a defect takes an entry for read because a later one was.
+    #[cfg(any(test, feature = "defects"))]
+    fn passed_by_time(&mut self, op: &LoggedOp) -> bool {
+        let earlier = op.hlc() < self.read;
+        self.read = self.read.max(op.hlc());
+        earlier && defect::on(Defect::OneReadPosition)
+    }
+
+    #[cfg(not(any(test, feature = "defects")))]
+    fn passed_by_time(&mut self, _: &LoggedOp) -> bool {
+        false
     }
 
     fn flight(&mut self, at: Coord, bytes: usize, passed: bool) {
@@ -135,6 +152,11 @@ impl Owner {
         let (session, user) = (attach.session, attach.user.clone());
         let mut cursor = attach.claim.clone();
         cursor.merge(&attach.acked);
+        if defect::on(Defect::ClaimClamped)
+            && let Some(shard) = self.shards.get(&id)
+        {
+            cursor = cursor.min(&shard.applied);
+        }
         let op = StoreOp::Register {
             shard: id,
             epoch,
@@ -162,6 +184,8 @@ impl Owner {
             window_messages: 0,
             window_bytes: 0,
             mode: Mode::Registering,
+            #[cfg(any(test, feature = "defects"))]
+            read: crate::core::time::Hlc::default(),
         };
         self.drop_attachment(id, session);
         if let Some(shard) = self.shards.get_mut(&id) {
@@ -513,8 +537,10 @@ impl Owner {
         if attachment.position.covers(at) {
             return true;
         }
-        let consumed =
-            attachment.cursor.covers(at) || siblings.iter().any(|other| attachment.cursor.covers(*other));
+        let copied = siblings.iter().any(|other| attachment.cursor.covers(*other));
+        let consumed = attachment.cursor.covers(at)
+            || (copied && !defect::on(Defect::AllCopies))
+            || attachment.passed_by_time(op);
         if consumed {
             attachment.flight(at, 0, true);
             let acked = attachment.cursor.of(at.origin);

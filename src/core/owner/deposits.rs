@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{LaneId, Owner, OwnerOutput, Tag, refusal_code};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
+use crate::core::defect::{self, Defect};
 use crate::core::ids::{MessageId, SessionId, ShardId};
 use crate::core::msg::{Answer, Deposit, Verdict};
 use crate::core::time::{Mono, Now};
@@ -100,12 +101,16 @@ impl Owner {
             sender.attempt = attempt;
             sender.refused_from = None;
         }
-        if attempt < sender.attempt || sender.refused_from.is_some_and(|from| tag.session_seq >= from) {
+        let blocked = sender.refused_from.is_some_and(|from| tag.session_seq >= from);
+        if attempt < sender.attempt || (blocked && !defect::on(Defect::LaterPasses)) {
             return self.answer_retry(&tag, Code::Blocked, "an earlier message was refused", now);
         }
         let epoch = self.shards.get(&shard).and_then(|shard| shard.epoch);
         let epoch = epoch.filter(|_| !self.finishing);
         let full = self.stats.deposits.pending >= self.config.limits.owner_deposits as u64;
+        if full && defect::on(Defect::DropsWhenFull) {
+            return;
+        }
         let (Some(epoch), false) = (epoch, full) else {
             sender.refused_from = Some(tag.session_seq);
             let (code, why) = match epoch {

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::{LaneId, Owner, OwnerOutput};
+use crate::core::defect::{self, Defect};
 use crate::core::ids::{Addr, DeviceId, Generation, NodeKey, RegionId, SessionId, ShardId, UserId};
 use crate::core::limits::ms;
 use crate::core::link::{DeviceKey, PresenceSource};
@@ -288,9 +289,13 @@ impl Owner {
             shard.check_missing = None;
             let edges: Vec<Edge> = shard.presence.edges().cloned().collect();
             for edge in edges {
-                if self.members.get(&edge.node) == Some(&edge.generation) {
+                let known = self.members.get(&edge.node);
+                let forgotten = known.is_some() && defect::on(Defect::GenerationForgotten);
+                if known == Some(&edge.generation) || forgotten {
                     self.end_missing(id, &edge, now);
-                } else if edge.node.region == self.config.me.node.region {
+                } else if edge.node.region == self.config.me.node.region
+                    && !defect::on(Defect::DeathIsAnEvent)
+                {
                     let grace = now.mono + ms(self.config.limits.session_grace_ms);
                     self.dead_edges
                         .entry(edge.node)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::record::{Edge, Live, StatusText, Version};
 use super::table::{Context, MergeOutcome, Presence, Register, Slot, Source, merge_register};
 use super::{MAX_EPOCH_CLAIM, MAX_LIVE_DEVICES, MAX_RIVALS};
+use crate::core::defect::{self, Defect};
 use crate::core::ids::{DeviceId, RegionId, SessionId, UserId};
 use crate::core::wire::Status;
 
@@ -231,6 +232,10 @@ impl Presence {
                 return StatusOutcome::Stale;
             }
             let version = local.version;
+            let counter = match version.counter() {
+                Some(same) if defect::on(Defect::KeepsOwn) => same,
+                _ => counter,
+            };
             local.version = Version::live(version.connect_epoch, session, counter, version.is_proved());
             let live = Arc::make_mut(&mut local.live);
             live.status = status;
@@ -260,11 +265,13 @@ impl Presence {
                 .val
                 .as_ref()
                 .is_some_and(|live| live.region == *context.region);
-            let written = own && marker.session == session;
+            let anyone = slot.register.val.is_some() && defect::on(Defect::EndsAnyone);
+            let written = (own && marker.session == session) || anyone;
             if written {
+                let ahead = if anyone { 1_000 } else { 0 };
                 let terminal = Register {
                     val: None,
-                    marker: Version::ended(marker.connect_epoch, session),
+                    marker: Version::ended(marker.connect_epoch + ahead, session),
                 };
                 merge_register(&mut slot.register, terminal);
                 context.source = Source::Local;
@@ -293,6 +300,29 @@ impl Presence {
         let ended = self.end(user, device, session);
         self.counters_mut().unanswered += u64::from(ended);
         ended
+    }
+
+    /// For a defect: writes every live record of this region again, under an epoch of its own.
+    #[cfg(any(test, feature = "defects"))]
+    pub fn refresh(&mut self) {
+        let edges: Vec<Edge> = self.edges().cloned().collect();
+        let live: Vec<SessionRef> = edges
+            .iter()
+            .flat_map(|edge| self.sessions_on(edge).map(|(at, _)| at).collect::<Vec<_>>())
+            .collect();
+        for at in live {
+            self.with_slot((at.user.clone(), at.device.clone()), |slot, context| {
+                let mut register = slot.register.clone();
+                if register.val.is_some() {
+                    let marker = register.marker;
+                    let counter = marker.counter().unwrap_or_default();
+                    register.marker = Version::live(marker.connect_epoch + 1, marker.session, counter, false);
+                    merge_register(&mut slot.register, register);
+                    context.source = Source::Local;
+                    slot.settle(&at.user, &at.device, context);
+                }
+            });
+        }
     }
 
     /// Whether this session is attached to this owner.
@@ -334,6 +364,7 @@ impl Slot {
             edge: local.live.edge.clone(),
         };
         match self.register.val.clone() {
+            None if defect::on(Defect::EndsAnyone) => {}
             None => self.reassert(user, device, false, context),
             Some(winner) if winner.region == *context.region => {
                 if marker.session == mine.session {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::local::{Effect, Local, SessionRef};
 use super::record::{Delta, Edge, Entry, Live, Version};
 use super::{MAX_DELTA_RECORDS, MAX_TERMINALS_PER_SHARD, MAX_TERMINALS_PER_USER};
+use crate::core::defect::{self, Defect};
 use crate::core::ids::{DeviceId, Generation, NodeKey, RegionId, SessionId, UserId};
 
 /// A device's record; `None` holds the value of a terminal version, and of the version 0 before the first.
@@ -426,7 +427,7 @@ impl Presence {
 /// Merges, and chooses the same winner everywhere where one version comes with two values (`LWWReg` would keep its own).
 pub(super) fn merge_register(register: &mut Register, incoming: Register) -> MergeOutcome {
     if register.validate_merge(&incoming).is_err() {
-        let replaced = incoming.val > register.val;
+        let replaced = incoming.val > register.val && !defect::on(Defect::KeepsOwn);
         if replaced {
             *register = incoming;
         }

@@ -1,0 +1,76 @@
+//! Deliberate defects of the machines, to show that the simulator's checkers find them.
+//!
+//! Each leaves out a rule, or does what another system was seen to do wrong. They exist only in builds for tests
+//! (`cfg(test)`, or the feature `defects`); in all others [`on`] is `false` when compiled, and nothing is left of them.
+//! A defect holds for the thread that sets it: a simulated world runs on one thread.
+
+/// A defect of the machines. The rules are those of `docs/architecture.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Defect {
+    /// What a commit will hold is shipped before it is durable (R5).
+    ShipBeforeCommit,
+    /// A region asks others only for their own logs (R6).
+    NoRelay,
+    /// Logs are trimmed when they are some seconds old (R9, R20).
+    TrimByTime,
+    /// A user without devices counts as one of whom every device has consumed (R10).
+    TrimWithoutDevices,
+    /// A session reads its inbox by hybrid time, with one position for all origins (R14).
+    OneReadPosition,
+    /// Of two copies of a message only the one that came first is kept (R15).
+    FirstCopyOnly,
+    /// Every copy of a message has to be acknowledged (R15).
+    AllCopies,
+    /// A device begins with what is applied when it registers (R17).
+    DeviceStartsAtApplied,
+    /// What a device says that it consumed counts only as far as it is applied when it attaches (R17).
+    ClaimClamped,
+    /// A confirmation is news that asks for a confirmation (R8).
+    ConfirmOnConfirm,
+    /// A deposit is judged although an earlier one of its session was refused (R21).
+    LaterPasses,
+    /// The end of a session is written above everything known, whose record it may be.
+    EndsAnyone,
+    /// Only those who see an edge die end its sessions.
+    DeathIsAnEvent,
+    /// An edge that started again is taken for the one before.
+    GenerationForgotten,
+    /// A status change makes no new version, and a merge of equal versions keeps what is there.
+    KeepsOwn,
+    /// An owner writes the records of its region again and again, to show that they live.
+    LeaseIsAWrite,
+    /// A commit under an old epoch is taken (R2).
+    NoFencing,
+    /// A deposit that finds the queue full is dropped.
+    DropsWhenFull,
+}
+
+#[cfg(any(test, feature = "defects"))]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Defect;
+
+    thread_local! {
+        static ON: Cell<Option<Defect>> = const { Cell::new(None) };
+    }
+
+    /// Sets the defect of this thread.
+    pub fn set(defect: Option<Defect>) {
+        ON.set(defect);
+    }
+
+    /// Whether this thread has the defect.
+    pub fn on(defect: Defect) -> bool {
+        ON.get() == Some(defect)
+    }
+}
+
+#[cfg(any(test, feature = "defects"))]
+pub use switch::{on, set};
+
+/// Never, in this build.
+#[cfg(not(any(test, feature = "defects")))]
+pub const fn on(_: Defect) -> bool {
+    false
+}
