@@ -300,6 +300,10 @@ impl Owner {
                     self.dead_edges
                         .entry(edge.node)
                         .or_insert((edge.generation, grace));
+                    // It may have been out of sight only: then it is back by the next look.
+                    if let Some(shard) = self.shards.get_mut(&id) {
+                        shard.check_missing = Some(grace);
+                    }
                 }
             }
         }

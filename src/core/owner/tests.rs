@@ -299,3 +299,65 @@ fn a_fenced_registration_gives_the_shard_up() {
     );
     assert!(!script.owner.all_active());
 }
+
+#[test]
+fn a_session_that_its_edge_lost_ends_although_the_edge_was_out_of_sight_when_that_was_looked_for() {
+    let mut script = Script::new();
+    let (bob, phone) = (UserId::new("bob").unwrap(), DeviceId::new("phone").unwrap());
+    let member = |there: bool| {
+        let edge = there.then(|| Member {
+            key: addr("edge").node,
+            generation: Generation(1),
+            partitions: 1,
+            core: false,
+            edge: true,
+            ready: true,
+            client: None,
+        });
+        Members::new(edge)
+    };
+    let at = |ms: u64| Now {
+        mono: Mono(ms * 1_000),
+        wall_ms: NOW.wall_ms + ms,
+    };
+    let grace = script.owner.config.limits.session_grace_ms;
+    script.owner.handle_members(&member(true), NOW);
+    script.attach(1);
+    script.run();
+    let live = |script: &Script| {
+        script
+            .owner
+            .presence(SHARD)
+            .unwrap()
+            .record(&bob, &phone)
+            .unwrap()
+    };
+    assert!(!live(&script).version().is_terminal());
+
+    // The edge comes back on another lane without the session; then it is out of sight, and in sight again.
+    let edge = addr("edge");
+    script.owner.handle_edge(
+        &edge,
+        2,
+        ToOwner::Open {
+            generation: Generation(1),
+        },
+        at(10),
+    );
+    script
+        .owner
+        .handle_edge(&edge, 2, ToOwner::Synced(vec![SHARD]), at(10));
+    script.owner.handle_members(&member(false), at(grace - 500));
+    script.owner.handle_timeout(at(grace + 100));
+    script.owner.handle_members(&member(true), at(grace + 200));
+    script.run();
+    for round in 2..5 {
+        script.owner.handle_timeout(at(round * (grace + 200)));
+        script.run();
+    }
+    assert!(
+        live(&script).version().is_terminal(),
+        "a ghost: {:?}",
+        live(&script)
+    );
+}
