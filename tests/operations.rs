@@ -4,10 +4,11 @@ mod common;
 
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{TestCluster, receive, regions, send, within};
+use iris::client::Client;
 use iris::core::ids::{Generation, NodeKey, Sharding};
 use iris::net::CloseCode;
 use iris::net::certs::ClusterCa;
@@ -328,4 +329,139 @@ async fn figures_follow_what_happens() {
     let answered = total(&cluster, &nodes, "iris_deposit_duration_seconds_count").await;
     assert_eq!(answered, 71.0, "each message once");
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_sends_holds_nothing_back_in_the_inbox() {
+    let set = [("limits.inbox_messages", "5")];
+    let cluster = TestCluster::start(&regions(&["us-east"]), &set).await;
+    let bob = cluster.client("us-east", "bob", "phone").await;
+    let sends_only = || {
+        let mut config = cluster.config("us-east", "alice", "cli-send");
+        config.receives = false;
+        config
+    };
+    let sender = Client::connect(sends_only()).unwrap();
+    assert!(within("connected", sender.connected()).await);
+    send(&sender, "bob", "before").await;
+    assert_eq!(receive(&bob).await.body.as_ref(), b"before");
+    let laptop = cluster.client("us-east", "alice", "laptop").await;
+    // Three times what the inbox holds: there is room again once the one device has acknowledged, about a second later.
+    for number in 0..15u8 {
+        until("the inbox has room", async || {
+            let sent = bob.send(common::user("alice"), vec![number]).unwrap();
+            within("answered", sent).await.is_ok()
+        })
+        .await;
+        assert_eq!(receive(&laptop).await.body[..], [number]);
+    }
+    while let Some(event) = sender.try_next() {
+        assert!(
+            !matches!(event, iris::client::ClientEvent::Message(_)),
+            "it was given {event:?}"
+        );
+    }
+    sender.close().await;
+    // It comes back and may send again, beside another one of the same name in no one's way.
+    let again = Client::connect(sends_only()).unwrap();
+    send(&again, "bob", "after").await;
+    assert_eq!(receive(&bob).await.body.as_ref(), b"after");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_journal_is_refused_and_cut_where_the_operator_says_so() {
+    let mut cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    cluster.stop_node("us-east-core").await;
+    let core = cluster
+        .dev
+        .nodes
+        .iter()
+        .find(|node| node.client.is_none())
+        .unwrap()
+        .clone();
+    let serve = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_iris"));
+        command.arg("serve").args(args).arg("--config").arg(&core.config);
+        command
+            .args(["--set", "store.segment_bytes=1MiB"])
+            .env("IRIS_LOG", "error");
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut running = serve(&["--stop-with-stdin"]);
+    ready(&mut running, core.admin_http).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    for number in 0..10u8 {
+        send(&alice, "bob", vec![number]).await;
+    }
+    alice.close().await;
+    running.kill().unwrap();
+    running.wait().unwrap();
+
+    // One of the last records, each of which is one block: what is before it is whole, and so is what follows.
+    const BLOCK: usize = 4096;
+    let journal = core.data.join("store/journal");
+    let segments = std::fs::read_dir(&journal)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut segments: Vec<_> = segments
+        .filter(|path| path.extension().is_some_and(|end| end == "seg"))
+        .collect();
+    segments.sort();
+    let used = |bytes: &[u8]| {
+        bytes
+            .chunks(BLOCK)
+            .filter(|block| block.iter().any(|byte| *byte != 0))
+            .count()
+    };
+    let newest = segments
+        .into_iter()
+        .rev()
+        .find(|path| used(&std::fs::read(path).unwrap()) > 10);
+    let newest = newest.expect("a segment with records");
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let at = (used(&bytes) - 4) * BLOCK + 50;
+    bytes[at] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+
+    let refused = serve(&[]).wait_with_output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("iris serve --cut-journal-at-damage"), "{said}");
+
+    let mut running = serve(&["--cut-journal-at-damage", "--stop-with-stdin"]);
+    ready(&mut running, core.admin_http).await;
+    // It serves, and the next start needs no word.
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    send(&alice, "carol", "after the cut").await;
+    drop(running.stdin.take());
+    let ended = tokio::task::spawn_blocking(move || running.wait_with_output().unwrap());
+    let ended = within("it stops", ended).await.unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("the journal was cut at its damage"), "{said}");
+    cluster.start_node("us-east-core").await;
+    cluster.ready().await;
+    let carol = cluster.client("us-east", "carol", "phone").await;
+    assert_eq!(receive(&carol).await.body.as_ref(), b"after the cut");
+    cluster.stop().await;
+}
+
+/// Waits until a node's process is ready; one that ends is shown.
+async fn ready(process: &mut Child, admin: SocketAddr) {
+    until("the process is ready", async || {
+        if let Some(status) = process.try_wait().unwrap() {
+            let mut said = String::new();
+            process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("{status}: {said}");
+        }
+        get(admin, "/readyz")
+            .await
+            .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    })
+    .await;
 }

@@ -15,11 +15,11 @@ use iris::core::ids::{
 };
 use iris::core::op::{Envelope, LoggedOp, MAX_BODY, MAX_TRACE, Op};
 use iris::core::time::Hlc;
-use iris::core::vector::MAX_ORIGINS;
+use iris::core::vector::{MAX_ORIGINS, Vector};
 use iris::core::wire::{
     Accepted, ClientFrame, ClientLimits, Code, Durability, Hello, Hole, HoleReason, MAX_CLIENT_CONTROL,
     MAX_CLIENT_FRAME, MAX_STATUS_TEXT, MAX_TOKEN, MAX_WATCH_BATCH, PresenceEvent, RegionEndpoints, Rejected,
-    Send, SendControl, ServerFrame, Status, WIRE_VERSION, Welcome, WireError,
+    SENDS_ONLY, Send, SendControl, ServerFrame, Status, WIRE_VERSION, Welcome, WireError,
 };
 use iris::net::CloseCode;
 
@@ -55,6 +55,11 @@ fn client_frames() -> Vec<(&'static str, ClientFrame)> {
         text: "at lunch".into(),
         agent: "example/1.0".into(),
     };
+    let sends_only = Hello {
+        capabilities: SENDS_ONLY,
+        cursor: Vector::new(),
+        ..hello.clone()
+    };
     let send = Send {
         id: id(),
         session_seq: 5,
@@ -67,6 +72,8 @@ fn client_frames() -> Vec<(&'static str, ClientFrame)> {
         body: Bytes::from_static(b"hello"),
     };
     vec![
+        // Two of one kind: the last one names it.
+        ("hello-sends-only", ClientFrame::Hello(Box::new(sends_only))),
         ("hello", ClientFrame::Hello(Box::new(hello))),
         ("send", ClientFrame::Send(send)),
         ("ack", ClientFrame::Ack(vec![coord(9, 301), coord(11, 1)])),
@@ -201,6 +208,7 @@ fn server_frames() -> Vec<(&'static str, ServerFrame)> {
 #[test]
 fn every_frame_is_written_and_read_as_its_fixture() {
     let mut kinds = BTreeSet::new();
+    let frames = client_frames().len() + server_frames().len();
     for (name, frame) in client_frames() {
         let mut out = BytesMut::new();
         frame.encode(&mut out);
@@ -229,12 +237,7 @@ fn every_frame_is_written_and_read_as_its_fixture() {
         "each kind has a fixture"
     );
     let files = std::fs::read_dir(fixtures()).unwrap().count();
-    assert_eq!(
-        files,
-        kinds.len(),
-        "a fixture without a frame in {:?}",
-        fixtures()
-    );
+    assert_eq!(files, frames, "a fixture without a frame in {:?}", fixtures());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::args;
-use crate::server::node::{Create, Node};
+use crate::server::node::{Create, Damage, Node};
 
 /// Run one node.
 ///
@@ -20,13 +20,18 @@ Examples:
 pub struct Serve {
     #[command(flatten)]
     config: args::ConfigArgs,
-    /// Make the node's data folder: it must be missing or empty. Without this an empty folder is refused, because it may be
+    /// Make the node's data folder, for a node of a cluster that was begun: it must be missing or empty. Without this an empty folder is refused, because it may be
     /// a lost disk or a wrong mount.
     #[arg(long, conflicts_with = "new_cluster")]
     create: bool,
-    /// Begin a new cluster: as --create, once, in one region.
+    /// Begin a new cluster: once, at a core node of one region. The data folder is made as with --create, and keeps that the
+    /// cluster began with it.
     #[arg(long)]
     new_cluster: bool,
+    /// Where the journal is damaged before its last record, give up that record and everything behind it instead of not
+    /// starting. What only this region had of it is lost.
+    #[arg(long, conflicts_with_all = ["create", "new_cluster"])]
+    cut_journal_at_damage: bool,
     /// Stop when stdin ends: for a parent that must not leave a node behind.
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
@@ -46,10 +51,15 @@ impl Serve {
             (true, false) => Create::Store,
             (false, false) => Create::No,
         };
+        let damage = if self.cut_journal_at_damage {
+            Damage::Cut
+        } else {
+            Damage::Refuse
+        };
         run_to_end(async {
             let signal = stop_signal(self.stop_with_stdin)?;
             let name = loaded.config.node.name.clone();
-            let node = Node::start(loaded.config, loaded.regions, create)
+            let node = Node::start_with(loaded.config, loaded.regions, create, damage)
                 .await
                 .with_context(|| format!("node {name} cannot start"))?;
             #[cfg(debug_assertions)]

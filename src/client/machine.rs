@@ -36,7 +36,7 @@ use crate::core::ids::{Coord, DeviceId, MessageId, RegionId, UserId};
 use crate::core::op::{MAX_BODY, MAX_TRACE};
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{
-    ClientFrame, Code, Hello, MAX_STATUS_TEXT, RegionEndpoints, ServerFrame, Status, Welcome,
+    ClientFrame, Code, Hello, MAX_STATUS_TEXT, RegionEndpoints, SENDS_ONLY, ServerFrame, Status, Welcome,
 };
 
 /// An id made before the server's time was known may be off by so much: half of what servers take from the future.
@@ -115,6 +115,8 @@ pub struct MachineConfig {
     pub renews_token: bool,
     /// The device.
     pub device: DeviceId,
+    /// Whether messages are to be delivered to it: see [`SENDS_ONLY`].
+    pub receives: bool,
     /// Where to connect first; servers tell more.
     pub endpoints: Vec<RegionEndpoints>,
     /// The region to begin with; the first of `endpoints` otherwise.
@@ -564,7 +566,7 @@ impl Machine {
         let hello = Hello {
             token: self.config.token.clone(),
             device: self.config.device.clone(),
-            capabilities: 0,
+            capabilities: if self.config.receives { 0 } else { SENDS_ONLY },
             cursor: self.inbox.claim(),
             connect_epoch: self.connect_epoch,
             status: self.config.status,

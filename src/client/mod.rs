@@ -92,6 +92,9 @@ pub struct ClientConfig {
     pub renew: Option<Renew>,
     /// The device: one name for each place where messages are to arrive.
     pub device: DeviceId,
+    /// Whether messages are to be delivered to this device. One that only sends and watches is not registered, so that
+    /// nothing waits for it in the user's inbox.
+    pub receives: bool,
     /// Where to connect first, in order of preference; servers tell more.
     pub endpoints: Vec<RegionEndpoints>,
     /// The region to begin with; the first of `endpoints` otherwise.
@@ -117,6 +120,7 @@ impl ClientConfig {
             token: token.into(),
             renew: None,
             device,
+            receives: true,
             endpoints: Vec::new(),
             region: None,
             status: Status::Online,
@@ -266,6 +270,7 @@ impl Client {
                 token: config.token,
                 renews_token: config.renew.is_some(),
                 device: config.device,
+                receives: config.receives,
                 endpoints: config.endpoints,
                 region: config.region,
                 status: config.status,

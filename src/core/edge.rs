@@ -28,10 +28,10 @@
 //! attempt, or the loss of what was in flight, raises the attempt and sends all that is unanswered again, in order, after
 //! `retry_ms` or on the new lane. Refusals of older attempts are ignored. A stream is dropped when it is empty; the next
 //! one of that session begins at the highest attempt of those dropped. What waits longer than `deposit_timeout_ms` is
-//! answered `Unknown` together with all behind it in its stream.
+//! answered `Unknown` (`StoreFull` where that was the owner's last word) together with all behind it in its stream.
 //!
 //! **Order at the edge.** When the edge itself answers a send with a retryable code (`Overloaded`, `TooManyInFlight`,
-//! `RateLimited`, `Unknown`), messages to the same recipient that the client had sent behind it must not pass it. So the
+//! `RateLimited`, `Unknown`, `StoreFull`), messages to the same recipient that the client had sent behind it must not pass it. So the
 //! session remembers, for each recipient, the id that was refused first, and refuses all others as `Blocked` until that id
 //! comes again and is taken. A client *goes back* to the refused message: it sends that one and all later ones to that
 //! recipient again that are not accepted, in order, under new session sequences and the same ids, before anything new.
@@ -54,7 +54,9 @@ use super::limits::{CoreLimits, ms};
 use super::msg::{Detach, ToOwner};
 use super::time::{Mono, Now};
 use super::vector::Vector;
-use super::wire::{ClientFrame, ClientLimits, Code, Hello, RegionEndpoints, ServerFrame, Welcome};
+use super::wire::{
+    ClientFrame, ClientLimits, Code, Hello, RegionEndpoints, SENDS_ONLY, ServerFrame, Welcome,
+};
 
 mod bucket;
 mod inbound;
@@ -220,6 +222,7 @@ impl Edge {
             bucket: self.buckets.hold(&user),
             user,
             device: hello.device,
+            receives: hello.capabilities & SENDS_ONLY == 0,
             shard,
             claim: hello.cursor,
             given: Vector::new(),

@@ -101,6 +101,8 @@ pub struct Attach {
     pub user: UserId,
     /// The device.
     pub device: DeviceId,
+    /// Whether it is given messages; otherwise it is not registered.
+    pub receives: bool,
     /// The session.
     pub session: SessionId,
     /// The cursor of `Hello`.

@@ -517,7 +517,7 @@ impl Partition {
                 for tag in tags.into_iter().chain(behind) {
                     match tag {
                         CommitTag::Owner(tag) => {
-                            self.owner.handle_outcome(tag, Err(error.to_string()), now);
+                            self.owner.handle_outcome(tag, Err(error.clone()), now);
                         }
                         CommitTag::Link { token, shard, origin } => {
                             self.links

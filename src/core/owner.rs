@@ -447,7 +447,9 @@ impl Owner {
         match body {
             ToOwner::Open { .. } => {}
             ToOwner::Attach(sessions) => {
-                sessions.into_iter().for_each(|attach| self.attach(lane, attach));
+                sessions
+                    .into_iter()
+                    .for_each(|attach| self.attach(lane, attach, now));
             }
             ToOwner::Synced(shards) => self.synced(lane, &shards, now),
             ToOwner::Deposit(deposits) => {
@@ -473,7 +475,7 @@ impl Owner {
     }
 
     /// What became of an operation; `Err` says whether it may be tried again, and why.
-    pub fn handle_outcome(&mut self, tag: Tag, outcome: Result<Outcome, String>, now: Now) {
+    pub fn handle_outcome(&mut self, tag: Tag, outcome: Result<Outcome, StoreError>, now: Now) {
         if let Ok(Outcome::Refused(Refusal::Fenced { .. })) = outcome {
             self.stats.fenced += 1;
         }

@@ -116,6 +116,10 @@ pub enum WireError {
     Op(#[from] OpError),
 }
 
+/// Capability of a session that sends and watches and receives nothing: its device is not registered, holds nothing back in
+/// the user's inbox, and is given no messages.
+pub const SENDS_ONLY: u64 = 1;
+
 /// Why a message was refused, a session ended, or a connection closed. The number goes over the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "u16", from = "u16")]
@@ -162,7 +166,7 @@ pub enum Code {
     Draining,
     /// No `Hello`, or nothing at all, for too long.
     Timeout,
-    /// The session ended because its region's store was lost or restored.
+    /// The session ended because its region's store was lost or restored. Reserved: no server sends it yet.
     SessionLost,
     /// The store of the region is full.
     StoreFull,
@@ -270,7 +274,7 @@ pub struct Hello {
     pub token: String,
     /// The device.
     pub device: DeviceId,
-    /// Bits of optional features; none is defined yet.
+    /// Bits of optional features: [`SENDS_ONLY`]. Others are ignored.
     pub capabilities: u64,
     /// What this device consumed, as far as it remembers (R17).
     pub cursor: Vector,

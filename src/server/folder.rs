@@ -9,6 +9,8 @@ use super::node::Create;
 use crate::core::ids::Generation;
 
 const GENERATION: &str = "generation";
+/// How the node was begun: one word, written once.
+const BEGUN: &str = "begun";
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,15 @@ impl NodeFolder {
             _ => {}
         }
         fs::create_dir_all(path).map_err(io)?;
+        let begun = match create {
+            Create::No => None,
+            Create::Store => Some("create"),
+            Create::Cluster => Some("new-cluster"),
+            Create::IfMissing => Some("dev").filter(|_| !used),
+        };
+        if let Some(word) = begun {
+            write_synced(path, BEGUN, word)?;
+        }
         Ok(Self {
             path: path.to_owned(),
             fresh: !used,
@@ -83,6 +94,20 @@ impl NodeFolder {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How it was begun: `new-cluster` (the cluster began with this store), `create` (for a node of a cluster that ran), `dev`;
+    /// `None` where an earlier version began it.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`].
+    pub fn begun(&self) -> Result<Option<String>, FolderError> {
+        let path = self.path.join(BEGUN);
+        match fs::read_to_string(&path) {
+            Ok(word) => Ok(Some(word.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FolderError::Io { path, source }),
+        }
     }
 
     /// The next incarnation: above the stored one and at least unix milliseconds; durable before it is given.
@@ -108,17 +133,26 @@ impl NodeFolder {
             .unwrap_or_default()
             .as_millis();
         let next = (stored + 1).max(u64::try_from(clock).unwrap_or(0));
-        let new = self.path.join("generation.new");
-        let mut file = fs::File::create(&new).map_err(io)?;
-        write!(file, "{next}")
-            .and_then(|()| file.sync_all())
-            .map_err(io)?;
-        fs::rename(&new, &path).map_err(io)?;
-        fs::File::open(&self.path)
-            .and_then(|folder| folder.sync_all())
-            .map_err(io)?;
+        write_synced(&self.path, GENERATION, &next.to_string())?;
         Ok(Generation(next))
     }
+}
+
+/// Replaces a small file, durable when this returns.
+fn write_synced(folder: &Path, name: &str, text: &str) -> Result<(), FolderError> {
+    let path = folder.join(name);
+    let write = || {
+        let new = folder.join(format!("{name}.new"));
+        let mut file = fs::File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    write().map_err(|source| FolderError::Io {
+        path: path.clone(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -141,7 +175,22 @@ mod tests {
             Err(FolderError::NotEmpty(_))
         ));
         let again = NodeFolder::open(&path, Create::No).unwrap();
+        assert_eq!(again.begun().unwrap().as_deref(), Some("create"));
         assert!(again.next_generation().unwrap() > first);
+    }
+
+    #[test]
+    fn the_folder_tells_how_it_was_begun_also_after_a_start_that_made_no_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let begun = |create| {
+            let open = NodeFolder::open(folder.path(), create).unwrap();
+            open.next_generation().unwrap();
+            open.begun().unwrap()
+        };
+        assert_eq!(begun(Create::Store).as_deref(), Some("create"));
+        assert_eq!(begun(Create::Cluster).as_deref(), Some("new-cluster"));
+        assert_eq!(begun(Create::No).as_deref(), Some("new-cluster"));
+        assert_eq!(begun(Create::IfMissing).as_deref(), Some("new-cluster"));
     }
 
     #[test]

@@ -61,6 +61,15 @@ pub enum Create {
     IfMissing,
 }
 
+/// What becomes of a journal that is damaged before its last record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// The node does not start; the error names the place.
+    Refuse,
+    /// The operator's word: the damaged record and all behind it are given up.
+    Cut,
+}
+
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -81,6 +90,9 @@ pub enum StartError {
     /// The data folder.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// A cluster is begun by a store.
+    #[error("a cluster is begun at a core node, and {0} is an edge: start it with --create")]
+    NotCore(String),
     /// The store.
     #[error("{0}")]
     Store(String),
@@ -142,6 +154,19 @@ impl Node {
     /// # Errors
     /// [`StartError`]; nothing keeps running then.
     pub async fn start(config: NodeConfig, regions: Regions, create: Create) -> Result<Node, StartError> {
+        Self::start_with(config, regions, create, Damage::Refuse).await
+    }
+
+    /// As [`Node::start`], with a word about a damaged journal.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running then.
+    pub async fn start_with(
+        config: NodeConfig,
+        regions: Regions,
+        create: Create,
+        damage: Damage,
+    ) -> Result<Node, StartError> {
         let region = RegionId::new(&config.node.region)?;
         let key = NodeKey {
             region: region.clone(),
@@ -165,6 +190,9 @@ impl Node {
         let metrics = Arc::new(Metrics::new(region.as_str(), key.node.as_str()));
         let health = Arc::new(Health::new());
         let supervisor = supervisor(metrics.clone(), health.clone());
+        if create == Create::Cluster && !config.node.has(Role::Core) {
+            return Err(StartError::NotCore(config.node.name));
+        }
         let folder = NodeFolder::open(&config.node.data, create)?;
         let generation = folder.next_generation()?;
         let is_core = config.node.has(Role::Core);
@@ -189,7 +217,7 @@ impl Node {
                 // 0 stands for "none yet".
                 origin: Origin(u64::from_be_bytes(random()?).max(1)),
             };
-            let engine = open::open(&config, &folder, wanted, create)
+            let engine = open::open(&config, &folder, wanted, create, damage)
                 .await
                 .map_err(StartError::Store)?;
             let (metrics, health) = (metrics.clone(), health.clone());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::config::NodeConfig;
 use super::folder::NodeFolder;
-use super::node::Create;
+use super::node::{Create, Damage};
 use crate::core::ids::{Origin, RegionId, Sharding};
 use crate::core::state::StoreIdentity;
 use crate::store::embedded::{Options, folder as embedded};
@@ -26,6 +26,7 @@ pub(super) async fn open(
     folder: &NodeFolder,
     wanted: Wanted,
     create: Create,
+    damage: Damage,
 ) -> Result<Box<dyn Engine>, String> {
     let identity = StoreIdentity {
         cluster: wanted.cluster,
@@ -40,6 +41,7 @@ pub(super) async fn open(
         checkpoint_bytes: config.store.checkpoint_bytes,
         memory_bytes: usize::try_from(config.store.memory_bytes).unwrap_or(usize::MAX),
         cache_bytes: config.store.cache_bytes,
+        cut_at_damage: damage == Damage::Cut,
         ..Options::default()
     };
     let path = folder.path().to_owned();
@@ -54,6 +56,13 @@ pub(super) async fn open(
             tracing::warn!(
                 ?tail,
                 "the journal's last record was not whole and was not acknowledged: it is dropped"
+            );
+        }
+        if let Some(cut) = &report.journal.cut {
+            tracing::error!(
+                ?cut,
+                "the journal was cut at its damage: what was committed behind it is lost here; other regions keep what they \
+                 had of it"
             );
         }
         tracing::info!(

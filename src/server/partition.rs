@@ -44,6 +44,9 @@ pub(super) fn partitions(number: u32) -> Result<u8, String> {
 pub(super) const KIND_MESSAGE: u8 = 16;
 /// Messages that wait for another partition of this node, which is a task like this one.
 pub(super) const SIBLING_QUEUE: usize = 4096;
+/// Messages of one partition that wait for a sibling whose queue is full. Lanes and credit keep them far below; a sibling that
+/// lets so many wait takes nothing any more, and the partition ends, which ends the process: none may be left out.
+const MAX_WAITING: usize = 16 * SIBLING_QUEUE;
 /// Server frames are packed into buffers of about this size.
 const CLIENT_BUFFER: usize = 16 * 1024;
 
@@ -415,6 +418,10 @@ impl PartitionTask {
         let Some(sender) = self.siblings.get(usize::from(partition)) else {
             return;
         };
+        assert!(
+            waiting.len() < MAX_WAITING,
+            "partition {partition} of this node takes no messages: {MAX_WAITING} wait for it"
+        );
         if !waiting.is_empty() {
             return waiting.push(message);
         }

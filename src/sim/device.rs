@@ -112,6 +112,7 @@ impl World {
             token: "token".to_owned(),
             renews_token: false,
             device: device.device.clone(),
+            receives: true,
             endpoints: self.endpoints(home),
             region: Some(self.plan.places[home].id.clone()),
             status: device.status,

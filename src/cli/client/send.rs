@@ -24,8 +24,8 @@ const SUPERSEDED_PAUSE: Duration = Duration::from_millis(300);
 
 /// Send a message, and print its id once it is accepted: it is durable then.
 ///
-/// The user does not appear as online by this. The device of this command acknowledges, unread, what arrives for it
-/// meanwhile; other devices of the user still get that.
+/// The user does not appear as online by this, and what arrives for the user meanwhile waits for the user's devices: this
+/// command receives nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -63,7 +63,8 @@ impl Send {
         let body = self.body()?;
         let runtime = runtime()?;
         let done = runtime.block_on(async {
-            let config = self.connection.config(self.device.clone(), Status::Offline)?;
+            let mut config = self.connection.config(self.device.clone(), Status::Offline)?;
+            config.receives = false;
             let mut message = OutgoingMessage {
                 id: self.id,
                 kind: self.kind,
@@ -138,7 +139,6 @@ async fn send(
                 biased;
                 result = &mut handle => break result,
                 event = client.next() => match event {
-                    Some(ClientEvent::Message(other)) => client.consumed(other.at),
                     Some(ClientEvent::Disconnected { endpoint, reason, .. }) => {
                         *last = format!("{endpoint}: {reason}");
                         if print::is_wrong_server(&reason) {

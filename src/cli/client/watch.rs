@@ -18,8 +18,8 @@ use crate::core::wire::Status;
 
 /// Print the presence of users: as it is, then each change.
 ///
-/// The watching user does not appear as online by this. The device of this command acknowledges, unread, what arrives for
-/// it meanwhile; other devices of the user still get that.
+/// The watching user does not appear as online by this, and what arrives for that user meanwhile waits for the user's
+/// devices: this command receives nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -55,7 +55,8 @@ impl Watch {
     }
 
     async fn watch(&self) -> anyhow::Result<ExitCode> {
-        let config = self.connection.config(self.device.clone(), Status::Offline)?;
+        let mut config = self.connection.config(self.device.clone(), Status::Offline)?;
+        config.receives = false;
         let stop = stop_signal(false)?;
         let client = Client::connect(config)?;
         client.watch(self.users.iter().cloned());
@@ -84,7 +85,6 @@ impl Watch {
                     }
                     *printed += 1;
                 }
-                Some(ClientEvent::Message(message)) => client.consumed(message.at),
                 Some(ClientEvent::Closed(cause)) => return Err(print::ended(&cause)),
                 Some(other) => print::notice(&other),
                 None => return Ok(()),

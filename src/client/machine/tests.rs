@@ -28,6 +28,7 @@ fn config() -> MachineConfig {
         token: "token".into(),
         renews_token: false,
         device: DeviceId::new("phone").unwrap(),
+        receives: true,
         endpoints: vec![region("a", &["a1", "a2"]), region("b", &["b1"])],
         region: None,
         status: Status::Online,

@@ -246,7 +246,13 @@ impl Edge {
             session.first.insert(item.envelope.to.clone(), item.envelope.id);
         }
         let seconds = self.config.limits.deposit_timeout_ms as f64 / 1e3;
-        let detail = match stream.last_refusal.take() {
+        let refusal = stream.last_refusal.take();
+        // Both say: send it again with the same id.
+        let code = match refusal {
+            Some(Code::StoreFull) => Code::StoreFull,
+            _ => Code::Unknown,
+        };
+        let detail = match refusal {
             Some(code) => format!(
                 "not accepted within {seconds} s; the owner last said {code:?}: send again with the same id"
             ),
@@ -266,7 +272,7 @@ impl Edge {
                 session_seq,
                 ..
             } = item.envelope;
-            self.reject(id, message, session_seq, Code::Unknown, detail.clone(), 0);
+            self.reject(id, message, session_seq, code, detail.clone(), 0);
         }
     }
 

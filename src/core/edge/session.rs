@@ -17,6 +17,8 @@ pub(super) struct Session {
     pub(super) conn: ConnId,
     pub(super) user: UserId,
     pub(super) device: DeviceId,
+    /// Whether messages are delivered to it.
+    pub(super) receives: bool,
     /// The user's shard.
     pub(super) shard: ShardId,
     pub(super) claim: Vector,
@@ -67,6 +69,7 @@ impl Session {
             shard: self.shard,
             user: self.user.clone(),
             device: self.device.clone(),
+            receives: self.receives,
             session,
             claim: self.claim.clone(),
             given: self.given.clone(),

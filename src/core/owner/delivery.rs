@@ -14,7 +14,7 @@ use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, SessionId, ShardId, 
 use crate::core::msg::{Attach, Delivery, ToEdge};
 use crate::core::op::LoggedOp;
 use crate::core::state::{Logged, UserRow};
-use crate::core::storage::InboxPage;
+use crate::core::storage::{InboxPage, StoreError};
 use crate::core::time::Now;
 use crate::core::vector::Vector;
 use crate::core::wire::{Code, Hole, HoleReason};
@@ -80,6 +80,8 @@ enum Mode {
     Live,
     /// Something waits for room in the window.
     Behind,
+    /// Is given nothing: it has no device.
+    Sends,
 }
 
 impl Attachment {
@@ -144,14 +146,18 @@ impl Attachment {
 }
 
 impl Owner {
-    pub(super) fn attach(&mut self, lane: LaneId, attach: Attach) {
+    pub(super) fn attach(&mut self, lane: LaneId, attach: Attach, now: Now) {
         let id = attach.shard;
         let Some(epoch) = self.epoch(id) else {
             return self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
         };
         let (session, user) = (attach.session, attach.user.clone());
-        let mut cursor = attach.claim.clone();
-        cursor.merge(&attach.acked);
+        let receives = attach.receives;
+        let mut cursor = Vector::new();
+        if receives {
+            cursor.merge(&attach.claim);
+            cursor.merge(&attach.acked);
+        }
         if defect::on(Defect::ClaimClamped)
             && let Some(shard) = self.shards.get(&id)
         {
@@ -183,7 +189,7 @@ impl Owner {
             flights: BTreeMap::new(),
             window_messages: 0,
             window_bytes: 0,
-            mode: Mode::Registering,
+            mode: if receives { Mode::Registering } else { Mode::Sends },
             #[cfg(any(test, feature = "defects"))]
             read: crate::core::time::Hlc::default(),
         };
@@ -195,10 +201,33 @@ impl Owner {
         if let Some(lane) = self.lanes.get_mut(&lane) {
             lane.sessions.insert((id, session));
         }
-        self.out.push_back(OwnerOutput::Commit(op, Tag::Register(at)));
+        if receives {
+            self.out.push_back(OwnerOutput::Commit(op, Tag::Register(at)));
+        } else {
+            self.welcome(id, session, now);
+        }
     }
 
-    pub(super) fn registered(&mut self, at: AttachId, outcome: Result<Outcome, String>, now: Now) {
+    /// Writes the session's presence and answers its attach; `false` where it may not stand.
+    fn welcome(&mut self, id: ShardId, session: SessionId, now: Now) -> bool {
+        let Some(shard) = self.shards.get(&id) else {
+            return false;
+        };
+        let stable = shard.stable(&self.config.holders);
+        let lane = shard.sessions.get(&session).map(|attachment| attachment.lane);
+        let (Some(lane), Some(connect_epoch)) = (lane, self.admit(id, session, now)) else {
+            return false;
+        };
+        let attached = ToEdge::Attached {
+            session,
+            connect_epoch,
+            stable,
+        };
+        self.tell_edge(lane, attached);
+        true
+    }
+
+    pub(super) fn registered(&mut self, at: AttachId, outcome: Result<Outcome, StoreError>, now: Now) {
         let (id, session) = (at.shard, at.session);
         let Some(attachment) = self.attached(at) else {
             return;
@@ -218,7 +247,7 @@ impl Owner {
                 let why = format!("the store answered {other:?}");
                 self.end_session(id, session, Code::Unavailable, &why, now);
             }
-            Err(why) => self.end_session(id, session, Code::Unavailable, &why, now),
+            Err(why) => self.end_session(id, session, Code::Unavailable, &why.to_string(), now),
         }
     }
 
@@ -227,19 +256,9 @@ impl Owner {
         let Some(lane) = self.attached(at).map(|attachment| attachment.lane) else {
             return;
         };
-        let Some(shard) = self.shards.get(&id) else { return };
-        let stable = shard.stable(&self.config.holders);
-        let Some(connect_epoch) = self.admit(id, session, now) else {
+        if !self.welcome(id, session, now) {
             return;
-        };
-        self.tell_edge(
-            lane,
-            ToEdge::Attached {
-                session,
-                connect_epoch,
-                stable,
-            },
-        );
+        }
         let Some(attachment) = self.attachment(id, session) else {
             return;
         };
@@ -321,7 +340,7 @@ impl Owner {
                     }
                 }
                 // What is committed before the row and the inbox are read will be found there.
-                Mode::Registering | Mode::Behind => {}
+                Mode::Registering | Mode::Behind | Mode::Sends => {}
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::defect::{self, Defect};
 use crate::core::ids::{MessageId, SessionId, ShardId};
 use crate::core::msg::{Answer, Deposit, Verdict};
+use crate::core::storage::StoreError;
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{Code, Durability};
 
@@ -46,10 +47,37 @@ pub struct DepositTag {
     id: MessageId,
 }
 
+/// Senders that are remembered, about 100 bytes each: 26 MB. A session is one for each shard that it sends to. Beyond it
+/// those who are not known are refused as `Overloaded`, retryably, until others were silent for [`SENDER_IDLE`].
+const MAX_SENDERS: usize = 262_144;
+
 /// What is remembered of senders.
-#[derive(Default)]
+///
+/// Who is refused for want of room leaves no record, and what it sent behind that must be refused as well, also when room was
+/// made meanwhile. So each shard remembers the highest attempt that it refused so: of who is not known, nothing up
+/// to it is taken, and who comes again has a higher one, or gets a record and one more refusal.
 pub(super) struct Senders {
     known: BTreeMap<(ShardId, SessionId), Sender>,
+    /// At most as many as shards.
+    crowded: BTreeMap<ShardId, Crowded>,
+    /// [`MAX_SENDERS`], less in tests.
+    pub(super) limit: usize,
+}
+
+struct Crowded {
+    attempt: u32,
+    /// When somebody was refused for want of room last.
+    at: Mono,
+}
+
+impl Default for Senders {
+    fn default() -> Self {
+        Self {
+            known: BTreeMap::new(),
+            crowded: BTreeMap::new(),
+            limit: MAX_SENDERS,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -64,6 +92,30 @@ impl Senders {
     pub(super) fn forget_idle(&mut self, now: Mono) {
         self.known
             .retain(|_, sender| now.since(sender.used) < SENDER_IDLE);
+        self.crowded
+            .retain(|_, crowded| now.since(crowded.at) < SENDER_IDLE);
+    }
+
+    /// The record of a sender, made where there is room.
+    fn of(&mut self, tag: &DepositTag, now: Mono) -> Option<&mut Sender> {
+        let key = (tag.shard, tag.session);
+        if !self.known.contains_key(&key) {
+            let crowded = self.crowded.get(&tag.shard).map_or(0, |crowded| crowded.attempt);
+            if self.known.len() >= self.limit {
+                let attempt = crowded.max(tag.attempt);
+                self.crowded.insert(tag.shard, Crowded { attempt, at: now });
+                return None;
+            }
+            let sender = Sender {
+                attempt: tag.attempt,
+                refused_from: (tag.attempt <= crowded).then_some(tag.session_seq),
+                ..Sender::default()
+            };
+            self.known.insert(key, sender);
+        }
+        let sender = self.known.get_mut(&key)?;
+        sender.used = now;
+        Some(sender)
     }
 
     /// Refuses this sequence and all later ones of the attempt, and forgets that they were judged.
@@ -95,8 +147,11 @@ impl Owner {
             attempt,
             id: envelope.id,
         };
-        let sender = self.senders.known.entry((shard, tag.session)).or_default();
-        sender.used = now.mono;
+        let Some(sender) = self.senders.of(&tag, now.mono) else {
+            self.stats.deposits.overloaded += 1;
+            let why = "too many sessions sent to this owner lately";
+            return self.answer_retry(&tag, Code::Overloaded, why, now);
+        };
         if attempt > sender.attempt {
             sender.attempt = attempt;
             sender.refused_from = None;
@@ -136,7 +191,7 @@ impl Owner {
         self.out.push_back(OwnerOutput::Commit(op, Tag::Deposit(tag)));
     }
 
-    pub(super) fn deposited(&mut self, tag: DepositTag, outcome: Result<Outcome, String>, now: Now) {
+    pub(super) fn deposited(&mut self, tag: DepositTag, outcome: Result<Outcome, StoreError>, now: Now) {
         self.stats.deposits.pending = self.stats.deposits.pending.saturating_sub(1);
         let durability = Durability::Region;
         let verdict = match outcome {
@@ -178,7 +233,13 @@ impl Owner {
                 let why = format!("the store answered {other:?}");
                 return self.refuse_retryably(&tag, Code::Unavailable, &why, now);
             }
-            Err(why) => return self.refuse_retryably(&tag, Code::Unavailable, &why, now),
+            Err(error) => {
+                let code = match error {
+                    StoreError::Full(_) => Code::StoreFull,
+                    _ => Code::Unavailable,
+                };
+                return self.refuse_retryably(&tag, code, &error.to_string(), now);
+            }
         };
         self.answer(&tag, verdict);
     }

@@ -1,5 +1,7 @@
 //! The owner with a scripted store and edge.
 
+use bytes::Bytes;
+
 use super::*;
 use crate::core::ids::{Coord, MessageId, NodeName};
 use crate::core::msg::{Attach, Deposit, Verdict};
@@ -41,7 +43,7 @@ fn envelope(seq: u64) -> Envelope {
 
 fn message(seq: u64) -> LoggedOp {
     LoggedOp::encode(
-        &Op::Append(envelope(seq), bytes::Bytes::new()),
+        &Op::Append(envelope(seq), Bytes::new()),
         Hlc { ms: seq, logical: 0 },
     )
 }
@@ -128,6 +130,7 @@ impl Script {
             shard: SHARD,
             user: UserId::new("bob").unwrap(),
             device: DeviceId::new("phone").unwrap(),
+            receives: true,
             session: SessionId(9),
             claim: Vector::new(),
             given: Vector::new(),
@@ -267,7 +270,7 @@ fn a_session_that_the_store_cannot_register_ends_alone() {
     script.open(1);
     script.say_attach(1);
     let (mut commits, _) = script.outputs();
-    let failed = Err("the disk is full".to_owned());
+    let failed = Err(StoreError::Full("the disk is full".to_owned()));
     script.owner.handle_outcome(commits.remove(0), failed, NOW);
     let (_, told) = script.outputs();
     let ended = matches!(
@@ -359,5 +362,92 @@ fn a_session_that_its_edge_lost_ends_although_the_edge_was_out_of_sight_when_tha
         live(&script).version().is_terminal(),
         "a ghost: {:?}",
         live(&script)
+    );
+}
+
+/// Sends deposits as (session, sequence, attempt) and gives for each whether it was handed to a commit.
+fn deposits(owner: &mut Owner, now: Now, sent: &[(u64, u64, u32)]) -> Vec<bool> {
+    let edge = addr("edge");
+    sent.iter()
+        .map(|(session, session_seq, attempt)| {
+            let deposit = Deposit {
+                shard: SHARD,
+                attempt: *attempt,
+                envelope: Envelope {
+                    session: SessionId(*session),
+                    session_seq: *session_seq,
+                    ..envelope(1)
+                },
+                body: Bytes::from_static(b"x"),
+            };
+            owner.handle_edge(&edge, 1, ToOwner::Deposit(vec![deposit]), now);
+            let mut taken = false;
+            while let Some(output) = owner.poll_output() {
+                taken |= matches!(output, OwnerOutput::Commit(StoreOp::Append { .. }, _));
+            }
+            taken
+        })
+        .collect()
+}
+
+#[test]
+fn senders_beyond_the_limit_are_refused_and_keep_their_order_when_there_is_room() {
+    let mut script = Script::new();
+    script.attach(1);
+    let owner = &mut script.owner;
+    owner.senders.limit = 1;
+    assert_eq!(deposits(owner, NOW, &[(1, 1, 1), (2, 1, 3)]), [true, false]);
+    // The first is forgotten; what the second had sent behind the refused one must not be taken before it.
+    owner.senders.limit = 2;
+    assert_eq!(
+        deposits(owner, NOW, &[(2, 2, 3), (2, 1, 4), (2, 2, 4)]),
+        [false, true, true]
+    );
+    owner.senders.limit = 3;
+    // Who is new is refused once more, and then taken.
+    assert_eq!(deposits(owner, NOW, &[(3, 1, 1), (3, 1, 2)]), [false, true]);
+    let later = Now {
+        mono: NOW.mono + std::time::Duration::from_secs(601),
+        ..NOW
+    };
+    owner.senders.forget_idle(later.mono);
+    assert_eq!(deposits(owner, later, &[(4, 1, 1)]), [true]);
+}
+
+#[test]
+fn a_full_store_is_told_as_that() {
+    let mut script = Script::new();
+    script.attach(1);
+    let edge = addr("edge");
+    let deposit = Deposit {
+        shard: SHARD,
+        attempt: 1,
+        envelope: envelope(1),
+        body: Bytes::from_static(b"x"),
+    };
+    let owner = &mut script.owner;
+    owner.handle_edge(&edge, 1, ToOwner::Deposit(vec![deposit]), NOW);
+    let mut codes = Vec::new();
+    while let Some(output) = owner.poll_output() {
+        match output {
+            OwnerOutput::Commit(StoreOp::Append { .. }, tag) => {
+                owner.handle_outcome(tag, Err(StoreError::Full("no room".to_owned())), NOW);
+            }
+            OwnerOutput::ToEdge {
+                body: ToEdge::Answers(answers),
+                ..
+            } => codes.extend(answers.into_iter().map(|answer| answer.verdict)),
+            _ => {}
+        }
+    }
+    assert!(
+        matches!(
+            &codes[..],
+            [Verdict::Refused {
+                code: Code::StoreFull,
+                ..
+            }]
+        ),
+        "{codes:?}"
     );
 }

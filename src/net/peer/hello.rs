@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Version of the protocol between nodes.
-pub const PEER_PROTOCOL: u16 = 1;
+pub const PEER_PROTOCOL: u16 = 2;
 
 /// Kind of the frame that holds a [`PeerHello`].
 const KIND_HELLO: u8 = 1;
@@ -381,7 +381,7 @@ mod tests {
     fn another_version_is_told_apart_from_nonsense() {
         let mut frame = frame(hello().encode(Lane::Traffic));
         let mut payload = BytesMut::from(&frame.payload[..]);
-        payload[1] = 2;
+        payload[1] = PEER_PROTOCOL as u8 + 1;
         frame.payload = payload.freeze();
         assert!(matches!(
             decode(&frame),
@@ -390,7 +390,7 @@ mod tests {
                 ..
             })
         ));
-        frame.payload = Bytes::from_static(&[0, 1, 0]);
+        frame.payload = Bytes::from_static(&[0, PEER_PROTOCOL as u8, 0]);
         assert!(matches!(
             decode(&frame),
             Err(Refusal {

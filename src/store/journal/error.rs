@@ -175,4 +175,4 @@ pub enum JournalError {
 }
 
 pub(super) const WAY_OUT: &str = "the ways out: restore the folder from a copy, open with \
-    `cut_at_damage` to give up this and all later commits, or begin a new store that fetches from the other regions";
+    `iris serve --cut-journal-at-damage` to give up this and all later commits, or begin a new store that fetches from the other regions";

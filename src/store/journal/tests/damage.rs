@@ -150,7 +150,7 @@ fn damage_before_a_good_record_names_the_place() {
         what.contains("good record of commit 3 follows at offset 1536"),
         "{what}"
     );
-    assert!(error.to_string().contains("cut_at_damage"), "{error}");
+    assert!(error.to_string().contains("--cut-journal-at-damage"), "{error}");
     reopen(&disk).expect_err("refusing changes nothing");
 }
 
