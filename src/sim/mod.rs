@@ -35,6 +35,7 @@ pub mod draw;
 mod expect;
 pub mod fault;
 mod faults;
+pub mod html;
 mod network;
 mod nodes;
 mod report;
@@ -148,7 +149,10 @@ pub fn run_case(mut case: Case, options: Options) -> Report {
         stats: world.check.stats,
         violation: world.violation,
         story: world.trace.into_lines(),
-        timeline: world.timeline,
+        timeline: Timeline {
+            regions: world.plan.places.iter().map(|place| place.id.to_string()).collect(),
+            ..world.timeline
+        },
         case: world.plan,
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::case::{MILLI, SECOND};
 use super::trace::Micros;
-use super::world::{Event, World};
+use super::world::{Event, Stage, World};
 use crate::core::node::Input;
 
 /// The least time after which a lost packet is sent again.
@@ -102,8 +102,10 @@ impl World {
         while loss > 0 && self.rng.chance(loss.into()) {
             late += timeout;
             timeout *= 2;
+            // Once everything healed, connections stand.
+            let stands = self.stage > Stage::Work;
             if late > self.plan.network.idle {
-                return None;
+                return stands.then_some(base + jitter + self.plan.network.idle);
             }
         }
         Some(base + jitter + late)

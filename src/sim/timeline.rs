@@ -18,12 +18,10 @@ pub struct Timeline {
     pub regions: Vec<String>,
     /// Samples in the order of their times.
     pub samples: Vec<Sample>,
-    /// Messages that applications gave to clients, accepted, handled, until each sample: for all regions.
-    pub healed_at: Option<Micros>,
     #[serde(skip)]
-    every: Micros,
+    pub(super) every: Micros,
     #[serde(skip)]
-    wanted: bool,
+    pub(super) wanted: bool,
 }
 
 /// How things stood at a moment.

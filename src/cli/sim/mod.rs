@@ -1,10 +1,19 @@
 //! `iris sim`: whole regions in one process, under a seed.
 
+mod bench;
+mod jobs;
+mod list;
+mod replay;
 mod run;
+mod shrink;
+mod source;
+mod swarm;
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::sim::{Defect, EngineKind, Options, Report};
 
 /// Simulate regions with faults, reproducibly, and check what Iris promises.
 #[derive(Debug, Args)]
@@ -12,8 +21,10 @@ use clap::{Args, Subcommand};
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  iris sim run --seeds 1000
-  iris sim run --seed 42 --trace"
+  iris sim list
+  iris sim run region-cut-off
+  iris sim swarm --minutes 5 --jobs 2
+  iris sim replay --seed 42 --trace"
 )]
 pub struct Sim {
     #[command(subcommand)]
@@ -22,13 +33,92 @@ pub struct Sim {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Bench(bench::Bench),
+    List(list::List),
+    Replay(replay::Replay),
     Run(run::Run),
+    Shrink(shrink::Shrink),
+    Swarm(swarm::Swarm),
 }
 
 impl Sim {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
+            Verb::Bench(verb) => verb.run(),
+            Verb::List(verb) => verb.run(),
+            Verb::Replay(verb) => verb.run(),
             Verb::Run(verb) => verb.run(),
+            Verb::Shrink(verb) => verb.run(),
+            Verb::Swarm(verb) => verb.run(),
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    Memory,
+    Embedded,
+}
+
+/// What changes a run beside its case.
+#[derive(Debug, Clone, Copy, Args)]
+struct Twists {
+    /// Run with a deliberate defect, to see that it is found.
+    #[arg(long, value_name = "NAME")]
+    defect: Option<Defect>,
+    /// The engine below the stores, instead of the one that the case has.
+    #[arg(long, value_enum)]
+    engine: Option<Engine>,
+}
+
+impl Twists {
+    fn options(self) -> Options {
+        Options {
+            defect: self.defect,
+            engine: self.engine.map(|engine| match engine {
+                Engine::Memory => EngineKind::Memory,
+                Engine::Embedded => EngineKind::Embedded,
+            }),
+            trace: false,
+            timeline: false,
+            chapter: None,
+        }
+    }
+
+    /// As they stand on a command line, each with a space before it.
+    fn flags(self) -> String {
+        let mut flags = String::new();
+        if let Some(defect) = self.defect {
+            flags.push_str(&format!(" --defect {}", defect.name()));
+        }
+        match self.engine {
+            Some(Engine::Memory) => flags.push_str(" --engine memory"),
+            Some(Engine::Embedded) => flags.push_str(" --engine embedded"),
+            None => {}
+        }
+        flags
+    }
+}
+
+/// A failure in words: the invariant, the seed, the build, the command that replays it, and the last events that matter.
+fn failure(report: &Report, replay: &str) -> String {
+    format!(
+        "{report}  build:     iris {}{}\n  replay:    {replay}\n",
+        env!("CARGO_PKG_VERSION"),
+        commit()
+            .map(|commit| format!(", commit {commit}"))
+            .unwrap_or_default()
+    )
+}
+
+/// The commit of the checkout that this runs in, if it is one.
+fn commit() -> Option<String> {
+    let output = std::process::Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .stderr(std::process::Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let commit = text.trim();
+    (output.status.success() && !commit.is_empty()).then(|| commit.to_owned())
 }

@@ -1,86 +1,247 @@
 //! `iris sim run`
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use serde::Serialize;
 
-use crate::cli::output;
-use crate::sim::{self, Defect, EngineKind, Options, Report};
+use super::source::{self, Places};
+use super::{Twists, failure, jobs};
+use crate::cli::output::{self, Format};
+use crate::sim::scenario::Scenario;
+use crate::sim::{self, Case, Options, Report, draw, html};
 
-/// Run seeds, and print those that break a promise with the command that replays them.
+/// Run scenarios, or seeds of the swarm, and print what broke with the command that replays it.
 ///
-/// A seed decides everything: places, nodes, users, limits, faults and their times. The exit code is 1 where a promise was
-/// broken.
+/// Without a scenario each seed draws everything: places, nodes, users, limits, faults and their times. The exit code is 1
+/// where a promise was broken.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  iris sim run --seeds 1000            seeds 0 to 999
-  iris sim run --seeds 1000 --seed 5000
-  iris sim run --seed 42               one seed, with the end of its story if it breaks something
-  iris sim run --seed 42 --trace       everything that happens in it")]
-pub struct Run {
-    /// How many seeds, one after the other.
+  iris sim run region-cut-off                   a scenario by name
+  iris sim run simulations --seeds 20 --jobs 2  all scenarios of a folder, 20 seeds each
+  iris sim run my.toml --regions my-regions     a scenario of your own in your regions
+  iris sim run rolling-restart --html run.html  with a picture of the run
+  iris sim run --seeds 1000                     seeds 0 to 999 of the swarm")]
+pub(super) struct Run {
+    /// Scenarios: names, files or folders.
+    #[arg(value_name = "SCENARIO")]
+    scenarios: Vec<String>,
+    /// How many seeds each.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seeds: u64,
     /// The first seed.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
+    /// Threads; as many as there are processors where it is not given.
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
     /// Print everything that happens.
     #[arg(long)]
     trace: bool,
     /// Go on after a seed that breaks a promise.
     #[arg(long)]
     keep_going: bool,
-    /// Print a line for each seed.
+    /// Print a line for each run.
     #[arg(long)]
     each: bool,
-    /// Run with a deliberate defect, to see that it is found.
-    #[arg(long, value_name = "NAME")]
-    defect: Option<Defect>,
-    /// The engine below the stores, instead of the one that each seed draws.
-    #[arg(long, value_enum)]
-    engine: Option<Engine>,
+    /// Run each seed twice, and compare.
+    #[arg(long)]
+    verify_determinism: bool,
+    /// Write a page with a picture of the (last) run.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// The form of the summary.
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    places: Places,
+    #[command(flatten)]
+    twists: Twists,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Engine {
-    Memory,
-    Embedded,
+/// A row of the summary.
+#[derive(Debug, Default, Serialize)]
+struct Row {
+    scenario: String,
+    seeds: u64,
+    broken: u64,
+    sent: u64,
+    accepted: u64,
+    handled: u64,
+    rejected: u64,
+    /// Slowest, seconds of virtual time from the healing on.
+    settled_s: f64,
+    /// Virtual seconds of all runs.
+    simulated_s: f64,
+    /// Hash over the hashes of all runs.
+    hash: String,
+    failures: Vec<Failed>,
+    #[serde(skip)]
+    hashes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Failed {
+    seed: u64,
+    invariant: String,
+    detail: String,
+    replay: String,
 }
 
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let options = Options {
-            defect: self.defect,
-            engine: self.engine.map(|engine| match engine {
-                Engine::Memory => EngineKind::Memory,
-                Engine::Embedded => EngineKind::Embedded,
-            }),
-            trace: self.trace,
-            timeline: false,
-            chapter: None,
+        let mut scenarios: Vec<(Option<Scenario>, String)> = Vec::new();
+        for what in &self.scenarios {
+            let found = source::scenarios(what)?;
+            scenarios.extend(found.into_iter().map(|(scenario, name)| (Some(scenario), name)));
+        }
+        if scenarios.is_empty() {
+            scenarios.push((None, String::new()));
+        }
+        let regions = self.places.regions()?;
+        let last = self.seed.checked_add(self.seeds).filter(|last| *last <= i64::MAX as u64);
+        ensure!(last.is_some(), "--seed {} is too large: seeds lie below 2^63", self.seed);
+        let case = |job: u64| -> anyhow::Result<Case> {
+            let seed = self.seed + job % self.seeds.max(1);
+            match &scenarios[(job / self.seeds.max(1)) as usize].0 {
+                Some(scenario) => Ok(scenario.case(&regions, seed)?),
+                None => Ok(draw::draw(seed)),
+            }
         };
-        let (mut broken, mut ran) = (0, 0);
-        for seed in self.seed..self.seed.saturating_add(self.seeds) {
-            let report = sim::run_with_story(seed, options);
-            ran += 1;
+        let all = self.seeds * scenarios.len() as u64;
+        let alone = all == 1;
+        let options = Options {
+            trace: self.trace,
+            timeline: self.html.is_some(),
+            // A single run of a scenario tells its story as it goes.
+            chapter: (alone && scenarios[0].0.is_some()).then_some(say as fn(&str)),
+            ..self.twists.options()
+        };
+        let mut rows: BTreeMap<usize, Row> = BTreeMap::new();
+        let mut page = None;
+        let work = |job: u64| -> anyhow::Result<(Report, bool)> {
+            let case = case(job)?;
+            let same = !self.verify_determinism || {
+                let once = sim::run_case(case.clone(), Options { chapter: None, ..options });
+                let twice = sim::run_case(case.clone(), Options { chapter: None, ..options });
+                (once.hash, once.events) == (twice.hash, twice.events)
+            };
+            Ok((sim::case_with_story(case, options), same))
+        };
+        let mut different = 0;
+        let see = |job: u64, done: anyhow::Result<(Report, bool)>| -> anyhow::Result<bool> {
+            let (report, same) = done?;
+            let at = (job / self.seeds.max(1)) as usize;
+            let (scenario, name) = &scenarios[at];
+            let replay = self.replay(scenario.is_some().then_some(name), report.seed);
+            let row = rows.entry(at).or_default();
+            row.scenario.clone_from(&report.case.name);
+            row.add(&report, &replay);
             if self.trace {
                 output::print(&(report.story.join("\n") + "\n"))?;
             }
-            if self.each || (self.seeds == 1 && report.violation.is_none()) {
+            let broken = report.violation.is_some();
+            let talks = self.output == Format::Table;
+            if talks && (self.each || (alone && !broken)) {
                 output::print(&line(&report))?;
             }
-            if report.violation.is_some() {
-                broken += 1;
-                output::print(&format!("{report}\n"))?;
-                if !self.keep_going {
-                    break;
-                }
+            if !same {
+                different += 1;
+                eprintln!("seed {} ran differently the second time: {replay}", report.seed);
             }
+            if broken && talks {
+                output::print(&(failure(&report, &replay) + "\n"))?;
+            }
+            if self.html.is_some() {
+                page = Some(report);
+            }
+            Ok(self.keep_going || !broken)
+        };
+        let threads = if alone { 1 } else { jobs::threads(self.jobs) };
+        let ran = jobs::each(threads, jobs::Until::Jobs(all), work, see)?;
+        if let (Some(file), Some(report)) = (&self.html, page) {
+            fs::write(file, html::page(&report))
+                .with_context(|| format!("cannot write {}", file.display()))?;
+            eprintln!("the picture of the run is in {}", file.display());
         }
-        output::print(&format!("{ran} seeds, {broken} broke a promise\n"))?;
-        Ok(ExitCode::from(u8::from(broken > 0)))
+        let rows: Vec<Row> = rows.into_values().map(Row::finished).collect();
+        let broken: u64 = rows.iter().map(|row| row.broken).sum();
+        match self.output {
+            Format::Json => output::print_json(&rows)?,
+            Format::Table if scenarios[0].0.is_some() => table(&rows)?,
+            Format::Table => output::print(&format!("{ran} seeds, {broken} broke a promise\n"))?,
+        }
+        Ok(ExitCode::from(u8::from(broken + different > 0)))
     }
+
+    fn replay(&self, scenario: Option<&String>, seed: u64) -> String {
+        let scenario = scenario.map(|name| format!(" {name}")).unwrap_or_default();
+        let (places, twists) = (self.places.flags(), self.twists.flags());
+        format!("iris sim replay{scenario} --seed {seed}{places}{twists} --trace")
+    }
+}
+
+impl Row {
+    fn add(&mut self, report: &Report, replay: &str) {
+        let stats = &report.stats;
+        self.seeds += 1;
+        self.sent += stats.sent;
+        self.accepted += stats.accepted;
+        self.handled += stats.handled;
+        self.rejected += stats.rejected;
+        self.settled_s = self.settled_s.max(stats.settled as f64 / 1e6);
+        self.simulated_s += report.time as f64 / 1e6;
+        self.hashes = self.hashes.rotate_left(1) ^ report.hash;
+        if let Some(violation) = &report.violation {
+            self.broken += 1;
+            self.failures.push(Failed {
+                seed: report.seed,
+                invariant: violation.invariant.to_owned(),
+                detail: violation.detail.clone(),
+                replay: replay.to_owned(),
+            });
+        }
+    }
+
+    fn finished(mut self) -> Self {
+        self.hash = format!("{:016x}", self.hashes);
+        self
+    }
+}
+
+fn table(rows: &[Row]) -> anyhow::Result<()> {
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            let verdict = if row.broken == 0 { "passed" } else { "BROKEN" };
+            vec![
+                row.scenario.clone(),
+                verdict.to_owned(),
+                format!("{}/{}", row.seeds - row.broken, row.seeds),
+                row.accepted.to_string(),
+                row.handled.to_string(),
+                row.rejected.to_string(),
+                format!("{:.0} s", row.settled_s),
+                format!("{:.0} s", row.simulated_s),
+                row.hash.clone(),
+            ]
+        })
+        .collect();
+    output::print_table(
+        &[
+            "SCENARIO", "VERDICT", "SEEDS", "ACCEPTED", "HANDLED", "REFUSED", "SETTLED", "SIMULATED", "HASH",
+        ],
+        &cells,
+    )
+}
+
+fn say(line: &str) {
+    eprintln!("{line}");
 }
 
 fn line(report: &Report) -> String {

@@ -125,6 +125,7 @@ impl Owner {
                 }
             },
         };
+        let since_ms = attach.since_ms;
         let admitted = shard.presence.admit(admission);
         self.presence_touched(id, now);
         match admitted {
@@ -132,7 +133,7 @@ impl Owner {
             Err(error) => {
                 let code = match error {
                     AdmitError::Devices { .. } => Code::TooManyDevices,
-                    AdmitError::Superseded { .. } => Code::Superseded,
+                    AdmitError::Superseded { by, .. } => self.code_for_beaten(id, by, since_ms),
                 };
                 self.end_session(id, session, code, &error.to_string(), now);
                 None
@@ -407,19 +408,11 @@ impl Owner {
                         continue;
                     };
                     let (lane, since_ms) = (beaten.lane, beaten.attach.since_ms);
-                    // After a restart of the owner an older session may come late, with an epoch that a device that
-                    // forgot its own does not reach. The newer one must try again, not give up for good.
-                    let by_older = self
-                        .attachment(id, by)
-                        .is_some_and(|winner| winner.attach.since_ms < since_ms);
-                    let (code, detail) = if by_older {
-                        let why = format!("session {by} of the same device was attached late: connect again");
-                        (Code::Unavailable, why)
+                    let code = self.code_for_beaten(id, by, since_ms);
+                    let detail = if code == Code::Unavailable {
+                        format!("session {by} of the same device was attached late: connect again")
                     } else {
-                        (
-                            Code::Superseded,
-                            format!("session {by} of the same device took over"),
-                        )
+                        format!("session {by} of the same device took over")
                     };
                     self.drop_attachment(id, at.session);
                     let body = ToEdge::Ended {
@@ -430,6 +423,17 @@ impl Owner {
                     self.tell_edge(lane, body);
                 }
             }
+        }
+    }
+
+    /// What a session that lost to session `by` is told. After a restart of the owner an older session may come late, with
+    /// an epoch that a device that forgot its own does not reach. The newer one must try again, not give up for good.
+    fn code_for_beaten(&mut self, id: ShardId, by: SessionId, since_ms: u64) -> Code {
+        let winner = self.attachment(id, by);
+        if winner.is_some_and(|winner| winner.attach.since_ms < since_ms) {
+            Code::Unavailable
+        } else {
+            Code::Superseded
         }
     }
 
