@@ -395,7 +395,10 @@ impl World {
             let text = String::new();
             return self.device_input(from, Input::SetStatus { status, text });
         }
-        let user = |world: &World, name: &str| world.plan.users_named(name).first().copied();
+        let user = |world: &World, name: &str| {
+            let exact = world.named_users.get(name).copied();
+            exact.or_else(|| world.plan.users_named(name).first().copied())
+        };
         let Some(to) = act.to.as_deref().and_then(|name| user(self, name)) else {
             return;
         };
@@ -441,6 +444,9 @@ impl World {
     }
 
     fn device_called(&self, name: &str) -> Option<usize> {
+        if let Some(device) = self.named.get(name) {
+            return Some(*device);
+        }
         let named = self.plan.devices_named(name).first().copied()?;
         self.device_index(named)
     }

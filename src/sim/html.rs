@@ -231,7 +231,12 @@ fn strips(html: &mut String, report: &Report, axis: Axis) {
             let share = f64::from(of.up.0) / f64::from(of.up.1.max(1));
             let full = STRIP - 12.0;
             let high = full * share;
-            rect(html, (x, top + 8.0 + full - high, width, high), colour(region), 0.55);
+            rect(
+                html,
+                (x, top + 8.0 + full - high, width, high),
+                colour(region),
+                0.55,
+            );
             if !of.cut_from.is_empty() {
                 rect(html, (x, top + 2.0, width, 5.0), "var(--cut)", 1.0);
             }
@@ -243,7 +248,11 @@ fn strips(html: &mut String, report: &Report, axis: Axis) {
         rect(html, (x, top + 2.0, width, BAND - 5.0), tint(fault.kind), 0.75);
         let words = escape(&fault.words());
         let late = x > WIDTH * 0.62;
-        let (x, anchor) = if late { (x - 4.0, "end") } else { (x + width + 4.0, "start") };
+        let (x, anchor) = if late {
+            (x - 4.0, "end")
+        } else {
+            (x + width + 4.0, "start")
+        };
         let _ = write!(
             html,
             "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{words}</text>",
@@ -262,7 +271,9 @@ fn bands(report: &Report) -> Vec<(&Fault, Micros)> {
             let end = match (fault.kind, fault.lasts) {
                 (Kind::Lose, _) => report.time,
                 (_, Some(lasts)) => (fault.at + lasts).min(healed),
-                (Kind::Break | Kind::Disconnect | Kind::Forget | Kind::Move | Kind::StoreStop, None) => fault.at,
+                (Kind::Break | Kind::Disconnect | Kind::Forget | Kind::Move | Kind::StoreStop, None) => {
+                    fault.at
+                }
                 (_, None) => healed,
             };
             (fault, end)
@@ -305,7 +316,11 @@ fn story(html: &mut String, report: &Report) {
     if report.story.is_empty() {
         return;
     }
-    heading(html, "What led to it", "The lines of the story that have to do with it.");
+    heading(
+        html,
+        "What led to it",
+        "The lines of the story that have to do with it.",
+    );
     html.push_str("<pre>");
     let lines = report.relevant();
     for line in &lines[lines.len().saturating_sub(MAX_STORY)..] {

@@ -150,7 +150,12 @@ pub fn run_case(mut case: Case, options: Options) -> Report {
         violation: world.violation,
         story: world.trace.into_lines(),
         timeline: Timeline {
-            regions: world.plan.places.iter().map(|place| place.id.to_string()).collect(),
+            regions: world
+                .plan
+                .places
+                .iter()
+                .map(|place| place.id.to_string())
+                .collect(),
             ..world.timeline
         },
         case: world.plan,

@@ -153,6 +153,11 @@ impl Scenario {
         }
     }
 
+    /// When everything heals, microseconds of virtual time.
+    pub fn work(&self) -> Micros {
+        self.file.work
+    }
+
     /// The case of a seed, in these regions.
     ///
     /// # Errors

@@ -10,7 +10,35 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 0] = shipped![];
+const TEXTS: [(&str, &str); 27] = shipped![
+    "clients-on-the-move",
+    "clock-a-day-wrong",
+    "clock-skew",
+    "clogged-links",
+    "core-crash-in-commits",
+    "disk-full",
+    "edge-and-core-together",
+    "edge-crash-under-load",
+    "flapping-link",
+    "gray-link",
+    "inbox-full",
+    "narrow-link",
+    "one-way-partition",
+    "ownership-churn",
+    "quiet-day",
+    "reconnect-storm",
+    "region-back-after-a-day",
+    "region-cut-off",
+    "region-lost-for-good",
+    "retry-in-two-regions",
+    "rolling-restart",
+    "same-id-to-two-users",
+    "sick-store",
+    "slow-consumer",
+    "three-way-split",
+    "unknown-device",
+    "wrong-failure-detector",
+];
 
 /// All of them, in the order of their names.
 pub fn scenarios() -> Vec<Scenario> {
@@ -22,4 +50,26 @@ pub fn scenarios() -> Vec<Scenario> {
                 .expect("the shipped scenarios are valid: a test reads them")
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_of_the_repository_is_shipped() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/simulations");
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .expect("the repository has scenarios")
+            .map(|entry| entry.expect("a readable folder").path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+            .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
+            .collect();
+        names.sort();
+        let shipped: Vec<String> = scenarios().into_iter().map(|scenario| scenario.name).collect();
+        assert_eq!(
+            shipped, names,
+            "src/sim/shipped.rs lists other scenarios than simulations/ has"
+        );
+    }
 }

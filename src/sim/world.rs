@@ -190,6 +190,9 @@ pub(super) struct World {
     pub(super) clients: BTreeMap<u64, Client>,
     pub(super) next_conn: u64,
     pub(super) devices: Vec<Device>,
+    /// Devices and users by name, which acts use.
+    pub(super) named: BTreeMap<String, usize>,
+    pub(super) named_users: BTreeMap<String, usize>,
     pub(super) wrong: Wrong,
     pub(super) apart: Apart,
     pub(super) timeline: Timeline,
@@ -233,10 +236,21 @@ impl World {
             pairs,
             clients: BTreeMap::new(),
             next_conn: 1,
-            devices,
+            named: devices
+                .iter()
+                .enumerate()
+                .map(|(index, device)| (device.name(), index))
+                .collect(),
+            named_users: plan
+                .users
+                .iter()
+                .enumerate()
+                .map(|(index, user)| (user.name.clone(), index))
+                .collect(),
             wrong: Wrong::default(),
             apart: Apart::default(),
             timeline: Timeline::new(options.timeline),
+            devices,
             check,
             stage: Stage::Work,
             healed_at: 0,

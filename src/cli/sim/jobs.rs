@@ -78,10 +78,15 @@ mod tests {
     #[test]
     fn results_come_in_order_and_it_stops_when_told() {
         let mut seen = Vec::new();
-        let count = each(3, Until::Jobs(20), |job| job * job, |job, done| {
-            seen.push((job, done));
-            Ok(job < 9)
-        });
+        let count = each(
+            3,
+            Until::Jobs(20),
+            |job| job * job,
+            |job, done| {
+                seen.push((job, done));
+                Ok(job < 9)
+            },
+        );
         assert_eq!(count.expect("nothing fails"), 10);
         assert_eq!(seen, (0..10).map(|job| (job, job * job)).collect::<Vec<_>>());
         let count = each(2, Until::Time(Duration::ZERO), |job| job, |_, _| Ok(true));

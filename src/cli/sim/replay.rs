@@ -61,7 +61,11 @@ impl Replay {
         }
         let broken = report.violation.is_some();
         if broken {
-            let replay = format!("iris sim replay{}{} --trace", self.one.flags(), self.twists.flags());
+            let replay = format!(
+                "iris sim replay{}{} --trace",
+                self.one.flags(),
+                self.twists.flags()
+            );
             output::print(&failure(&report, &replay))?;
         } else {
             output::print(&format!(

@@ -12,12 +12,17 @@ use serde::Serialize;
 use super::source::{self, Places};
 use super::{Twists, failure, jobs};
 use crate::cli::output::{self, Format};
+use crate::sim::case::SECOND;
 use crate::sim::scenario::Scenario;
+use crate::sim::trace::Micros;
 use crate::sim::{self, Case, Options, Report, draw, html};
+
+/// A scenario longer than this runs with one seed where it is one of several.
+const LONG: Micros = 3600 * SECOND;
 
 /// Run scenarios, or seeds of the swarm, and print what broke with the command that replays it.
 ///
-/// Without a scenario each seed draws everything: places, nodes, users, limits, faults and their times. The exit code is 1
+/// Of several scenarios those longer than an hour run with the first seed only. Without a scenario each seed draws everything: places, nodes, users, limits, faults and their times. The exit code is 1
 /// where a promise was broken.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -104,16 +109,24 @@ impl Run {
             scenarios.push((None, String::new()));
         }
         let regions = self.places.regions()?;
-        let last = self.seed.checked_add(self.seeds).filter(|last| *last <= i64::MAX as u64);
-        ensure!(last.is_some(), "--seed {} is too large: seeds lie below 2^63", self.seed);
+        let last = self
+            .seed
+            .checked_add(self.seeds)
+            .filter(|last| *last <= i64::MAX as u64);
+        ensure!(
+            last.is_some(),
+            "--seed {} is too large: seeds lie below 2^63",
+            self.seed
+        );
+        let runs = self.runs(&scenarios);
         let case = |job: u64| -> anyhow::Result<Case> {
-            let seed = self.seed + job % self.seeds.max(1);
-            match &scenarios[(job / self.seeds.max(1)) as usize].0 {
+            let (at, seed) = runs[job as usize];
+            match &scenarios[at].0 {
                 Some(scenario) => Ok(scenario.case(&regions, seed)?),
                 None => Ok(draw::draw(seed)),
             }
         };
-        let all = self.seeds * scenarios.len() as u64;
+        let all = runs.len() as u64;
         let alone = all == 1;
         let options = Options {
             trace: self.trace,
@@ -127,8 +140,20 @@ impl Run {
         let work = |job: u64| -> anyhow::Result<(Report, bool)> {
             let case = case(job)?;
             let same = !self.verify_determinism || {
-                let once = sim::run_case(case.clone(), Options { chapter: None, ..options });
-                let twice = sim::run_case(case.clone(), Options { chapter: None, ..options });
+                let once = sim::run_case(
+                    case.clone(),
+                    Options {
+                        chapter: None,
+                        ..options
+                    },
+                );
+                let twice = sim::run_case(
+                    case.clone(),
+                    Options {
+                        chapter: None,
+                        ..options
+                    },
+                );
                 (once.hash, once.events) == (twice.hash, twice.events)
             };
             Ok((sim::case_with_story(case, options), same))
@@ -136,7 +161,7 @@ impl Run {
         let mut different = 0;
         let see = |job: u64, done: anyhow::Result<(Report, bool)>| -> anyhow::Result<bool> {
             let (report, same) = done?;
-            let at = (job / self.seeds.max(1)) as usize;
+            let at = runs[job as usize].0;
             let (scenario, name) = &scenarios[at];
             let replay = self.replay(scenario.is_some().then_some(name), report.seed);
             let row = rows.entry(at).or_default();
@@ -177,6 +202,24 @@ impl Run {
             Format::Table => output::print(&format!("{ran} seeds, {broken} broke a promise\n"))?,
         }
         Ok(ExitCode::from(u8::from(broken + different > 0)))
+    }
+
+    /// Which scenario runs with which seed, the long ones first: they would be what the others wait for.
+    fn runs(&self, scenarios: &[(Option<Scenario>, String)]) -> Vec<(usize, u64)> {
+        let long = |at: &usize| {
+            let scenario = scenarios[*at].0.as_ref();
+            scenarios.len() > 1 && scenario.is_some_and(|scenario| scenario.work() > LONG)
+        };
+        let (first, then): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(long);
+        let first = first
+            .into_iter()
+            .map(|at| (at, self.seed))
+            .take_while(|_| self.seeds > 0);
+        let seeds = self.seed..self.seed + self.seeds;
+        let then = then
+            .into_iter()
+            .flat_map(|at| seeds.clone().map(move |seed| (at, seed)));
+        first.chain(then).collect()
     }
 
     fn replay(&self, scenario: Option<&String>, seed: u64) -> String {
@@ -234,7 +277,15 @@ fn table(rows: &[Row]) -> anyhow::Result<()> {
         .collect();
     output::print_table(
         &[
-            "SCENARIO", "VERDICT", "SEEDS", "ACCEPTED", "HANDLED", "REFUSED", "SETTLED", "SIMULATED", "HASH",
+            "SCENARIO",
+            "VERDICT",
+            "SEEDS",
+            "ACCEPTED",
+            "HANDLED",
+            "REFUSED",
+            "SETTLED",
+            "SIMULATED",
+            "HASH",
         ],
         &cells,
     )

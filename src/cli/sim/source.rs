@@ -60,7 +60,10 @@ pub(super) fn scenarios(what: &str) -> anyhow::Result<Vec<(Scenario, String)>> {
     if own.is_file() {
         return Ok(vec![(Scenario::read(&own)?, what.to_owned())]);
     }
-    if let Some(scenario) = shipped::scenarios().into_iter().find(|scenario| scenario.name == what) {
+    if let Some(scenario) = shipped::scenarios()
+        .into_iter()
+        .find(|scenario| scenario.name == what)
+    {
         return Ok(vec![(scenario, what.to_owned())]);
     }
     let names: Vec<String> = shipped::scenarios()
