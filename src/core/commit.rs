@@ -381,11 +381,12 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 for (origin, log) in &shard.row.logs {
                     let stable = shard.row.stable(*origin, &state.identity.holders);
                     let to = if moves { Seq::MAX } else { stable };
+                    let mut users = BTreeSet::new();
                     for (_, _, op) in trimmable(shard, *origin, log.floor, to) {
-                        if let Ok(envelope) = op.envelope() {
-                            out.push(Need::User(id, envelope.to));
-                        }
+                        users.extend(op.recipient());
                     }
+                    let users = users.into_iter().filter_map(|user| UserId::new(user).ok());
+                    out.extend(users.map(|user| Need::User(id, user)));
                 }
             }
             _ => {}
@@ -499,6 +500,12 @@ impl Work<'_> {
     fn record(&mut self, decision: Decision) {
         self.state.apply(&decision);
         self.decisions.push(decision);
+    }
+
+    /// Records an operation of which `op` is the meaning.
+    fn record_logged(&mut self, logged: Logged, op: &Op) {
+        self.state.apply_logged(&logged, op);
+        self.decisions.push(Decision::Logged(logged));
     }
 
     fn append(&mut self, envelope: &Envelope, body: &Bytes, seen_ms: u64, known_only: bool) -> Outcome {
@@ -683,7 +690,7 @@ impl Work<'_> {
             hash: op.running_hash(before),
             op: op.clone(),
         };
-        self.record(Decision::Logged(Logged {
+        let logged = Logged {
             shard: self.shard,
             origin,
             region: region.clone(),
@@ -691,7 +698,8 @@ impl Work<'_> {
             entry,
             hlc,
             siblings,
-        }));
+        };
+        self.record_logged(logged, &decoded);
         let user = match decoded {
             // A cursor can run ahead of the entries it covers, so an entry may be consumed as it arrives; and with a
             // sibling, what a cursor covers here may be an earlier one.
@@ -734,11 +742,13 @@ impl Work<'_> {
                 stable = stable.max(self.aged(origin, floor));
             }
             let mut last = None;
-            let mut users = Vec::new();
+            let mut users: BTreeSet<UserId> = BTreeSet::new();
             for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
                 last = Some((seq, hash));
-                if let Ok(envelope) = op.envelope() {
-                    users.push(envelope.to);
+                if let Some(user) = op.recipient()
+                    && !users.contains(user)
+                {
+                    users.extend(UserId::new(user));
                 }
             }
             let Some((to, hash)) = last else {
@@ -753,8 +763,6 @@ impl Work<'_> {
                 to,
                 hash,
             });
-            users.sort_unstable();
-            users.dedup();
             for user in users {
                 self.remove(&user);
             }
@@ -906,18 +914,18 @@ impl Work<'_> {
         let row = &self.row().row;
         let (last, before) = row.logs.get(&origin).map_or((0, 0), |log| (log.seq, log.hash));
         let hlc = row.hlc.tick(self.now_ms);
-        let op = LoggedOp::encode(op, hlc);
+        let encoded = LoggedOp::encode(op, hlc);
         let entry = LogEntry {
             seq: last + 1,
-            hash: op.running_hash(before),
-            op,
+            hash: encoded.running_hash(before),
+            op: encoded,
         };
         let coord = Coord {
             origin,
             seq: entry.seq,
         };
         let region = self.state.identity.region.clone();
-        self.record(Decision::Logged(Logged {
+        let logged = Logged {
             shard: self.shard,
             origin,
             region,
@@ -925,7 +933,8 @@ impl Work<'_> {
             entry,
             hlc,
             siblings: Vec::new(),
-        }));
+        };
+        self.record_logged(logged, op);
         coord
     }
 }

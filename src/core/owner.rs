@@ -5,6 +5,7 @@
 //! | this | taking shards over, lanes of edges, the periodic work of a shard |
 //! | [`deposits`] | judging deposits in order (R21), and answering them |
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
+//! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
 //!
 //! A shard is taken over in three steps: a `Bump` of its epoch is committed, its head is read, and it is active. Deposits
@@ -13,6 +14,7 @@
 
 mod delivery;
 mod deposits;
+mod parts;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,8 @@ use super::time::{Mono, Now};
 use super::vector::Vector;
 use super::wire::{Code, PresenceEvent};
 use crate::core::commit;
+
+use parts::{PARTS, Parts};
 
 pub use delivery::DeliveryStats;
 pub use deposits::DepositStats;
@@ -206,8 +210,8 @@ pub struct Owner {
     finishing: bool,
     /// The latest clock of another region.
     seen_ms: u64,
-    upkeep_at: Mono,
-    flush_at: Mono,
+    upkeep: Parts,
+    flush: Parts,
     presence_at: Mono,
     retry_at: Option<Mono>,
     out: VecDeque<OwnerOutput>,
@@ -236,7 +240,8 @@ struct Shard {
     epoch: Option<Epoch>,
     applied: Vector,
     stable: BTreeMap<RegionId, Vector>,
-    sessions: BTreeMap<SessionId, delivery::Attachment>,
+    /// Boxed, because a map takes room for eleven at once and a shard has few.
+    sessions: BTreeMap<SessionId, Box<delivery::Attachment>>,
     users: BTreeMap<UserId, BTreeSet<SessionId>>,
     watchers: BTreeMap<UserId, BTreeSet<LaneId>>,
     /// Something was logged since the last upkeep.
@@ -296,8 +301,8 @@ impl Owner {
             probes: BTreeMap::new(),
             finishing: false,
             seen_ms: 0,
-            upkeep_at: now.mono + ms(config.limits.confirm_ms),
-            flush_at: now.mono + ms(config.limits.cursor_ms),
+            upkeep: Parts::new(now.mono, config.limits.confirm_ms),
+            flush: Parts::new(now.mono, config.limits.cursor_ms),
             presence_at: now.mono + ms(config.limits.presence_ms),
             retry_at: None,
             out: VecDeque::new(),
@@ -581,13 +586,17 @@ impl Owner {
                 .collect();
             missing.into_iter().for_each(|shard| self.take_over(shard));
         }
-        if self.flush_at <= now.mono {
-            self.flush_at = now.mono + ms(self.config.limits.cursor_ms);
-            self.flush_cursors();
-        }
-        if self.upkeep_at <= now.mono {
-            self.upkeep_at = now.mono + ms(self.config.limits.confirm_ms);
-            self.upkeep(now);
+        for _ in 0..PARTS {
+            let (flush, upkeep) = (self.flush.due(now.mono), self.upkeep.due(now.mono));
+            if let Some(part) = flush {
+                self.flush_cursors(part);
+            }
+            if let Some(part) = upkeep {
+                self.upkeep(part, now);
+            }
+            if flush.is_none() && upkeep.is_none() {
+                break;
+            }
         }
         if self.presence_at <= now.mono {
             self.presence_at = now.mono + ms(self.config.limits.presence_ms);
@@ -597,7 +606,7 @@ impl Owner {
 
     /// When [`Owner::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Mono> {
-        let periodic = self.flush_at.min(self.upkeep_at).min(self.presence_at);
+        let periodic = self.flush.at.min(self.upkeep.at).min(self.presence_at);
         Some(self.retry_at.map_or(periodic, |at| at.min(periodic)))
     }
 
@@ -730,8 +739,9 @@ impl Owner {
         Some(lane)
     }
 
-    fn upkeep(&mut self, now: Now) {
-        for (id, shard) in &mut self.shards {
+    fn upkeep(&mut self, part: u32, now: Now) {
+        let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
+        for (id, shard) in due {
             let (Some(epoch), true) = (shard.epoch, std::mem::take(&mut shard.dirty)) else {
                 continue;
             };
@@ -745,9 +755,11 @@ impl Owner {
                 Tag::Upkeep(shard),
             ));
         }
-        self.senders.forget_idle(now.mono);
+        if part == 0 {
+            self.senders.forget_idle(now.mono);
+        }
         #[cfg(any(test, feature = "defects"))]
-        if defect::on(Defect::LeaseIsAWrite) {
+        if part == 0 && defect::on(Defect::LeaseIsAWrite) {
             for (id, shard) in &mut self.shards {
                 shard.presence.refresh();
                 self.touched.insert(*id);

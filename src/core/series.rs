@@ -122,9 +122,87 @@ impl<T: Weigh> Series<T> {
     }
 }
 
+/// A list that grows without moving what it holds: to make room in a `Vec` of half a million records once more takes tens
+/// of milliseconds, in which no commit goes on.
+#[derive(Debug, Clone)]
+pub struct Pieces<T> {
+    pieces: VecDeque<Vec<T>>,
+    /// Items in all pieces but the last.
+    before: usize,
+}
+
+/// Items in a piece: small enough to be made and taken at once.
+const PIECE: usize = 1024;
+
+impl<T> Default for Pieces<T> {
+    fn default() -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            before: 0,
+        }
+    }
+}
+
+impl<T> Pieces<T> {
+    /// Adds an item at the end.
+    pub fn push(&mut self, item: T) {
+        match self.pieces.back_mut() {
+            Some(last) if last.len() < PIECE => last.push(item),
+            last => {
+                self.before += last.map_or(0, |full| full.len());
+                let mut piece = Vec::with_capacity(PIECE);
+                piece.push(item);
+                self.pieces.push_back(piece);
+            }
+        }
+    }
+
+    /// How many items there are.
+    pub fn len(&self) -> usize {
+        self.before + self.pieces.back().map_or(0, Vec::len)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// The items from a position on; only of a list of which no piece was taken.
+    pub fn since(&self, from: usize) -> impl Iterator<Item = &T> {
+        let pieces = self.pieces.iter().skip(from / PIECE);
+        pieces.flatten().skip(from % PIECE)
+    }
+
+    /// Takes the oldest items, some at a time.
+    pub fn take_piece(&mut self) -> Option<Vec<T>> {
+        let piece = self.pieces.pop_front()?;
+        // With the last piece nothing is before it.
+        self.before = self.before.saturating_sub(piece.len());
+        Some(piece)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_keep_items_in_order() {
+        let mut pieces = Pieces::default();
+        assert!(pieces.is_empty());
+        let count = 2 * PIECE + 3;
+        (0..count).for_each(|item| pieces.push(item));
+        assert_eq!(pieces.len(), count);
+        for from in [0, 1, PIECE - 1, PIECE, PIECE + 7, count - 1, count] {
+            assert!(pieces.since(from).copied().eq(from..count), "from {from}");
+        }
+        let mut taken = Vec::new();
+        while let Some(piece) = pieces.take_piece() {
+            taken.extend(piece);
+            assert_eq!(pieces.len(), count - taken.len());
+        }
+        assert!(taken.into_iter().eq(0..count));
+    }
 
     impl Weigh for &str {
         fn weight(&self) -> usize {

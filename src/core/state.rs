@@ -15,7 +15,7 @@ use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
 use super::time::Hlc;
 use super::vector::Vector;
 
-pub use super::series::{Next, Page, Series, Weigh};
+pub use super::series::{Next, Page, Pieces, Series, Weigh};
 
 /// Limits that a commit judges. Counts are per user unless they say otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -350,7 +350,7 @@ pub struct Ledger {
     /// Users whose row or messages changed.
     pub users: Vec<(ShardId, UserId)>,
     /// Dedup records that were added or changed, maybe several times.
-    pub dedup: Vec<(ShardId, DedupKey)>,
+    pub dedup: Pieces<(ShardId, DedupKey)>,
 }
 
 impl Default for Ledger {
@@ -361,7 +361,7 @@ impl Default for Ledger {
             round: 1,
             shards: Vec::new(),
             users: Vec::new(),
-            dedup: Vec::new(),
+            dedup: Pieces::default(),
         }
     }
 }
@@ -514,16 +514,19 @@ impl State {
         self.apply_parts(decision, Parts::ALL);
     }
 
+    /// Applies [`Decision::Logged`] for an operation that is decoded already.
+    pub fn apply_logged(&mut self, logged: &Logged, op: &Op) {
+        let shard = shard_noted(&mut self.shards, &mut self.ledger, logged.shard);
+        shard.row.apply_logged(logged, Some(op), &self.identity.region);
+        shard.apply_logged(logged, Some(op), true, &mut self.ledger);
+    }
+
     /// Applies a decision where some rows hold its effect already.
     pub fn apply_parts(&mut self, decision: &Decision, parts: Parts) {
         let me = &self.identity.region;
         let ledger = &mut self.ledger;
         let id = decision.shard();
-        let shard = self.shards.entry(id).or_default();
-        if shard.noted != ledger.round {
-            shard.noted = ledger.round;
-            ledger.shards.push(id);
-        }
+        let shard = shard_noted(&mut self.shards, ledger, id);
         match decision {
             Decision::Epoch { epoch, .. } => {
                 if parts.shard {
@@ -531,10 +534,12 @@ impl State {
                 }
             }
             Decision::Logged(logged) => {
+                // Decisions were judged before they were recorded, so what they hold decodes.
+                let op = logged.entry.op.decode().ok();
                 if parts.shard {
-                    shard.row.apply_logged(logged, me);
+                    shard.row.apply_logged(logged, op.as_ref(), me);
                 }
-                shard.apply_logged(logged, parts.user, ledger);
+                shard.apply_logged(logged, op.as_ref(), parts.user, ledger);
             }
             Decision::Consumed {
                 user,
@@ -589,8 +594,22 @@ impl State {
     }
 }
 
+/// A shard, listed as changed.
+fn shard_noted<'a>(
+    shards: &'a mut BTreeMap<ShardId, ShardState>,
+    ledger: &mut Ledger,
+    id: ShardId,
+) -> &'a mut ShardState {
+    let shard = shards.entry(id).or_default();
+    if shard.noted != ledger.round {
+        shard.noted = ledger.round;
+        ledger.shards.push(id);
+    }
+    shard
+}
+
 impl ShardRow {
-    fn apply_logged(&mut self, logged: &Logged, me: &RegionId) {
+    fn apply_logged(&mut self, logged: &Logged, op: Option<&Op>, me: &RegionId) {
         let Logged {
             origin,
             region,
@@ -619,21 +638,22 @@ impl ShardRow {
         if region != me {
             self.confirms = self.confirms.saturating_add(1);
         }
-        // Decisions were judged before they were recorded, so what they hold decodes.
-        if let Ok(Op::Confirm {
+        if let Some(Op::Confirm {
             holder,
             applied,
             needed,
-        }) = entry.op.decode()
+        }) = op
         {
             let at = (entry.op.hlc(), *origin, entry.seq);
-            if holder == *me {
+            if holder == me {
                 self.news = 0;
                 self.confirms = 0;
             }
-            let known = self.confirmed.get(&holder);
+            let known = self.confirmed.get(holder);
             if known.is_none_or(|known| known.at < at) {
-                self.confirmed.insert(holder, ConfirmRow { applied, needed, at });
+                let (applied, needed) = (applied.clone(), needed.clone());
+                self.confirmed
+                    .insert(holder.clone(), ConfirmRow { applied, needed, at });
             }
         }
     }
@@ -657,7 +677,7 @@ impl ShardState {
     }
 
     /// All but the shard's row.
-    fn apply_logged(&mut self, logged: &Logged, row: bool, ledger: &mut Ledger) {
+    fn apply_logged(&mut self, logged: &Logged, op: Option<&Op>, row: bool, ledger: &mut Ledger) {
         let Logged {
             shard: id,
             origin,
@@ -671,9 +691,9 @@ impl ShardState {
             let log = self.logs.entry(*origin).or_default();
             ledger.resident += log.push(at.seq, (entry.hash, entry.op.clone()));
         }
-        match entry.op.decode() {
-            Ok(Op::Start { .. } | Op::Confirm { .. }) | Err(_) => {}
-            Ok(Op::Append(envelope, body)) => {
+        match op {
+            Some(Op::Start { .. } | Op::Confirm { .. }) | None => {}
+            Some(Op::Append(envelope, body)) => {
                 let user = self.user(*id, &envelope.to, ledger);
                 let dropped = !siblings.is_empty() && defect::on(Defect::FirstCopyOnly);
                 if row && !dropped {
@@ -683,8 +703,8 @@ impl ShardState {
                     let inbox = user.inbox.entry(*origin).or_default();
                     ledger.resident += inbox.push(at.seq, entry.op.clone());
                 }
-                let digest = op::digest(envelope.kind, &body);
-                let key = DedupKey::of(&envelope);
+                let digest = op::digest(envelope.kind, body);
+                let key = DedupKey::of(envelope);
                 ledger.dedup.push((*id, key.clone()));
                 let record = match self.dedup.entry(key) {
                     Entry::Occupied(known) => known.into_mut(),
@@ -695,14 +715,14 @@ impl ShardState {
                 };
                 record.insert(digest, at);
             }
-            Ok(Op::Cursor { user, device, cursor }) => {
-                let user = self.user(*id, &user, ledger);
+            Some(Op::Cursor { user, device, cursor }) => {
+                let user = self.user(*id, user, ledger);
                 if row {
-                    user.row.device(device).cursor.merge(&cursor);
+                    user.row.device(device).cursor.merge(cursor);
                 }
             }
-            Ok(Op::Device { user, device, change }) => {
-                let user = self.user(*id, &user, ledger);
+            Some(Op::Device { user, device, change }) => {
+                let user = self.user(*id, user, ledger);
                 if row {
                     user.row.apply_change(device, change);
                 }
@@ -729,24 +749,24 @@ impl UserRow {
             .extend(siblings.iter().copied());
     }
 
-    fn apply_change(&mut self, device: DeviceId, change: DeviceChange) {
+    fn apply_change(&mut self, device: &DeviceId, change: &DeviceChange) {
         let row = self.device(device);
         let returns = match change {
             DeviceChange::Register { epoch, cursor } => {
-                let returns = row.expired && epoch > row.epoch;
-                if epoch > row.epoch {
-                    row.epoch = epoch;
+                let returns = row.expired && *epoch > row.epoch;
+                if *epoch > row.epoch {
+                    row.epoch = *epoch;
                     row.expired = false;
                 }
-                row.cursor.merge(&cursor);
+                row.cursor.merge(cursor);
                 returns
             }
             DeviceChange::Expire { epoch } => {
-                row.expired |= epoch == row.epoch;
+                row.expired |= *epoch == row.epoch;
                 false
             }
             DeviceChange::Veto { epoch } => {
-                let returns = row.expired && epoch == row.epoch;
+                let returns = row.expired && *epoch == row.epoch;
                 row.expired &= !returns;
                 returns
             }
@@ -757,8 +777,8 @@ impl UserRow {
     }
 
     /// The row of a device; one that was not known starts here, and what it has not seen is unread again.
-    fn device(&mut self, device: DeviceId) -> &mut DeviceRow {
-        self.devices.entry(device).or_insert_with(|| {
+    fn device(&mut self, device: &DeviceId) -> &mut DeviceRow {
+        self.devices.entry(device.clone()).or_insert_with(|| {
             self.consumed = self.trimmed.clone();
             DeviceRow::default()
         })

@@ -50,6 +50,9 @@ const MAX_WAITING: usize = 16 * SIBLING_QUEUE;
 /// Server frames are packed into buffers of about this size.
 const CLIENT_BUFFER: usize = 16 * 1024;
 
+/// Room made for each frame ahead: a delivery of a short message fits, so that buffers do not grow by copying.
+const USUAL_FRAME: usize = 256;
+
 /// What a partition's task is told.
 pub(super) enum Event {
     /// A client's connection is there.
@@ -395,7 +398,7 @@ impl PartitionTask {
             return;
         };
         let mut chunks = Vec::new();
-        let mut buffer = BytesMut::new();
+        let mut buffer = BytesMut::with_capacity((frames.len() * USUAL_FRAME).min(CLIENT_BUFFER));
         for frame in frames {
             frame.encode(&mut buffer);
             if buffer.len() >= CLIENT_BUFFER {

@@ -209,7 +209,7 @@ impl Worker {
         let started = Instant::now();
         let count = group.ops.len();
         let shards: Vec<ShardId> = group.ops.iter().map(StoreOp::shard).collect();
-        let result = self.engine.commit(group.ops, group.now_ms);
+        let result = self.engine.commit_now(group.ops, group.now_ms);
         self.metrics.commits.inc();
         self.metrics.commit_seconds.observe(started.elapsed());
         self.metrics.commit_operations.observe(count);
@@ -244,6 +244,7 @@ impl Worker {
                 }
             }
         }
+        self.engine.after_commit();
     }
 
     fn idle(&mut self) -> bool {

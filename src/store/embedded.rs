@@ -144,6 +144,8 @@ pub struct EmbeddedEngine<D: Disk, T: Tables> {
     record: Vec<u8>,
     /// Bytes of records since the last checkpoint began.
     since: u64,
+    /// Bytes of records that no slice of a checkpoint was matched to yet.
+    unmatched: usize,
     /// What had been loaded when memory was last given back.
     loads_seen: u64,
     stats: Stats,
@@ -297,6 +299,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
             store,
             record: Vec::new(),
             since: 0,
+            unmatched: 0,
             loads_seen: 0,
             stats: Stats::default(),
             stopped: None,
@@ -346,6 +349,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
         self.view.last = appended.commit;
         self.view.absorb(&decisions);
         self.since += self.record.len() as u64;
+        self.unmatched += self.record.len();
         self.stats.commits += 1;
         self.stats.decisions += decisions.len() as u64;
         self.stats.record_bytes += self.record.len() as u64;
@@ -471,13 +475,12 @@ impl<D: Disk, T: Tables> Engine for EmbeddedEngine<D, T> {
         &self.view.state.identity
     }
 
-    fn commit(&mut self, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError> {
+    fn commit_now(&mut self, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError> {
         self.sound()?;
         let mut out = Committed {
             outcomes: Vec::with_capacity(ops.len()),
             logged: Vec::with_capacity(ops.len()),
         };
-        let before = self.stats.record_bytes;
         let mut rest = &ops[..];
         let mut first = true;
         while first || !rest.is_empty() {
@@ -496,9 +499,16 @@ impl<D: Disk, T: Tables> Engine for EmbeddedEngine<D, T> {
         }
         self.stats.ops += ops.len() as u64;
         self.stats.largest = self.stats.largest.max(ops.len() as u64);
-        // The commit is durable: what fails from here on stops the engine at the next call.
-        let _ = self.write_behind((self.stats.record_bytes - before) as usize);
         Ok(out)
+    }
+
+    fn after_commit(&mut self) {
+        let committed = std::mem::take(&mut self.unmatched);
+        if self.stopped.is_some() {
+            return;
+        }
+        // The commit is durable: what fails here stops the engine at the next call.
+        let _ = self.write_behind(committed);
     }
 
     fn read(&mut self, read: &Read) -> Result<ReadReply, StoreError> {

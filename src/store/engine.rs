@@ -17,11 +17,24 @@ pub trait Engine: Send {
 
     /// Decides the operations in order, makes the decisions durable, and tells what became of each.
     ///
-    /// `now_ms` is the wall clock, unix milliseconds.
+    /// `now_ms` is the wall clock, unix milliseconds. [`Engine::after_commit`] must follow.
     ///
     /// # Errors
     /// [`StoreError`]: nothing of the batch is then acknowledged. After `Fatal` or `Corrupt` every call fails.
-    fn commit(&mut self, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError>;
+    fn commit_now(&mut self, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError>;
+
+    /// What a commit leaves to be done: bounded work that those who wait for its outcomes need not wait for.
+    fn after_commit(&mut self) {}
+
+    /// [`Engine::commit_now`] and what follows it.
+    ///
+    /// # Errors
+    /// As there.
+    fn commit(&mut self, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError> {
+        let committed = self.commit_now(ops, now_ms)?;
+        self.after_commit();
+        Ok(committed)
+    }
 
     /// Reads what is committed.
     ///

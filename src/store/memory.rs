@@ -194,7 +194,7 @@ impl Engine for MemoryEngine {
         &self.state.identity
     }
 
-    fn commit(&mut self, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError> {
+    fn commit_now(&mut self, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError> {
         let disk = self.disk.clone();
         let mut shared = disk.lock();
         self.check(shared.boot)?;

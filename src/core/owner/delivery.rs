@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{AttachId, LaneId, Owner, OwnerOutput, Question, Tag, refusal_code};
+use super::{AttachId, LaneId, Owner, OwnerOutput, Question, Tag, parts, refusal_code};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::defect::{self, Defect};
 use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, SessionId, ShardId, UserId};
@@ -195,7 +195,7 @@ impl Owner {
         };
         self.drop_attachment(id, session);
         if let Some(shard) = self.shards.get_mut(&id) {
-            shard.sessions.insert(session, attachment);
+            shard.sessions.insert(session, Box::new(attachment));
             shard.users.entry(user).or_default().insert(session);
         }
         if let Some(lane) = self.lanes.get_mut(&lane) {
@@ -396,8 +396,13 @@ impl Owner {
         }
     }
 
-    pub(super) fn flush_cursors(&mut self) {
-        for ((shard, user, device), cursor) in std::mem::take(&mut self.unwritten) {
+    /// Writes the cursors of one part of the shards.
+    pub(super) fn flush_cursors(&mut self, part: u32) {
+        let unwritten = match part {
+            0 => std::mem::take(&mut self.unwritten),
+            _ => BTreeMap::new(),
+        };
+        for ((shard, user, device), cursor) in unwritten {
             // Without the shard its next owner learns the cursor from the device.
             if let Some(epoch) = self.epoch(shard) {
                 let unwritten = Unwritten {
@@ -409,7 +414,7 @@ impl Owner {
                 self.out.push_back(unwritten.op(epoch));
             }
         }
-        for (id, shard) in &mut self.shards {
+        for (id, shard) in self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part) {
             let Some(epoch) = shard.epoch else { continue };
             for session in std::mem::take(&mut shard.moved) {
                 let Some(attachment) = shard.sessions.get_mut(&session) else {
@@ -504,12 +509,12 @@ impl Owner {
 
     /// The attachment that something was asked for, if it is still the one.
     pub(super) fn attached(&self, at: AttachId) -> Option<&Attachment> {
-        let attachment = self.shards.get(&at.shard)?.sessions.get(&at.session)?;
+        let attachment = &**self.shards.get(&at.shard)?.sessions.get(&at.session)?;
         (attachment.id == at).then_some(attachment)
     }
 
     pub(super) fn attachment(&mut self, id: ShardId, session: SessionId) -> Option<&mut Attachment> {
-        self.shards.get_mut(&id)?.sessions.get_mut(&session)
+        Some(&mut **self.shards.get_mut(&id)?.sessions.get_mut(&session)?)
     }
 
     fn read_inbox(&mut self, id: ShardId, session: SessionId, user: UserId) {

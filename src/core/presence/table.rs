@@ -118,7 +118,8 @@ pub(super) struct Context<'a> {
 #[derive(Debug, Clone)]
 pub struct Presence {
     region: RegionId,
-    users: BTreeMap<UserId, BTreeMap<DeviceId, Slot>>,
+    /// Boxed, because a map takes room for eleven at once and nearly every user has one device.
+    users: BTreeMap<UserId, BTreeMap<DeviceId, Box<Slot>>>,
     /// This region's live records and attached sessions by their edge.
     edges: BTreeMap<Edge, BTreeSet<Key>>,
     /// Tombstones in the order in which they came.
@@ -313,11 +314,12 @@ impl Presence {
     }
 
     pub(super) fn slot(&self, user: &UserId, device: &DeviceId) -> Option<&Slot> {
-        self.users.get(user)?.get(device)
+        self.users.get(user)?.get(device).map(|slot| &**slot)
     }
 
     pub(super) fn slots_of(&self, user: &UserId) -> impl Iterator<Item = (&DeviceId, &Slot)> {
-        self.users.get(user).into_iter().flatten()
+        let slots = self.users.get(user).into_iter().flatten();
+        slots.map(|(device, slot)| (device, &**slot))
     }
 
     pub(super) fn counters_mut(&mut self) -> &mut Counters {
@@ -335,7 +337,8 @@ impl Presence {
             .entry(key.0.clone())
             .or_default()
             .entry(key.1.clone())
-            .or_default();
+            .or_default()
+            .as_mut();
         let mut context = Context {
             region: &self.region,
             counters: &mut self.counters,
@@ -396,7 +399,7 @@ impl Presence {
 
     /// Drops tombstones beyond the limits, those that came first.
     fn evict(&mut self, user: &UserId) {
-        let ticks = |slot: &Slot| slot.tick;
+        let ticks = |slot: &Box<Slot>| slot.tick;
         let devices = self.users.get(user).into_iter().flat_map(BTreeMap::values);
         let (count, first) = devices
             .filter_map(ticks)

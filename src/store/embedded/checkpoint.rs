@@ -22,7 +22,7 @@ use super::tables::{Change, Table, Tables};
 use super::view::{Marks, Recent, View};
 use crate::core::ids::{Origin, Seq, ShardId, UserId};
 use crate::core::op::kind;
-use crate::core::state::{DEDUP_WEIGHT, Decision, DedupKey, Series, ShardState, USER_WEIGHT};
+use crate::core::state::{DEDUP_WEIGHT, Decision, DedupKey, Pieces, Series, ShardState, USER_WEIGHT};
 use crate::store::engine::StoreError;
 use crate::store::keys::{self, LogValue};
 
@@ -31,6 +31,8 @@ use crate::store::keys::{self, LogValue};
 const DROPPED_DAYS: usize = 60;
 /// What a change costs of a slice's budget beside its bytes.
 const CHANGE_COST: usize = 64;
+/// Pieces of a thousand dedup records that are sorted in one step: a millisecond.
+const SORT_PIECES: usize = 8;
 /// Part of the memory limit that dedup records may keep after a checkpoint: the rest is for messages.
 const DEDUP_SHARE: usize = 4;
 
@@ -38,6 +40,18 @@ const DEDUP_SHARE: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     shards: BTreeMap<ShardId, DirtyShard>,
+    /// Records that are not with their shards yet: far too many to be sorted between two commits.
+    dedup: Pieces<(ShardId, DedupKey)>,
+}
+
+impl Dirty {
+    /// Gives some records to their shards; says whether more are left.
+    fn sort(&mut self) -> bool {
+        for (id, key) in (0..SORT_PIECES).map_while(|_| self.dedup.take_piece()).flatten() {
+            self.shards.entry(id).or_default().dedup.push(key);
+        }
+        !self.dedup.is_empty()
+    }
 }
 
 /// What changed in a shard. Its row always did.
@@ -116,9 +130,8 @@ impl<T: Tables> View<T> {
                 }
             }
         }
-        let new = &self.state.ledger.dedup[self.dedup.counted..];
-        self.dedup.counted += new.len();
-        for (_, key) in new {
+        let noted = &self.state.ledger.dedup;
+        for (_, key) in noted.since(std::mem::replace(&mut self.dedup.counted, noted.len())) {
             let bucket = key.id.unix_ms().unwrap_or(0) / Recent::BUCKET_MS;
             *self.dedup.counts.entry(bucket).or_default() += 1;
         }
@@ -149,9 +162,7 @@ impl<T: Tables> View<T> {
         for (id, user) in ledger.users.drain(..) {
             dirty.shards.entry(id).or_default().users.push(user);
         }
-        for (id, key) in ledger.dedup.drain(..) {
-            dirty.shards.entry(id).or_default().dedup.push(key);
-        }
+        dirty.dedup = std::mem::take(&mut ledger.dedup);
         for (id, shard) in &mut dirty.shards {
             if let Some(state) = self.state.shards.get(id) {
                 let logs = state.row.logs.iter();
@@ -175,6 +186,13 @@ impl<T: Tables> View<T> {
         };
         let (phase, step) = match phase {
             Phase::Writing(mut dirty) => {
+                if dirty.sort() {
+                    self.checkpoint = Some(Checkpoint {
+                        covered,
+                        phase: Phase::Writing(dirty),
+                    });
+                    return Ok(Step::More);
+                }
                 self.unflushed += self.write_slice(&mut dirty, budget.slice)?;
                 let rest = (!dirty.shards.is_empty()).then_some(dirty);
                 match rest {
@@ -399,7 +417,7 @@ impl<T: Tables> View<T> {
         let from_ms = self.dedup.from_ms;
         let old = |key: &DedupKey| key.id.unix_ms().unwrap_or(0) < from_ms;
         let Evicting { next, fresh, looked } = evicting;
-        let new = ledger.dedup[*looked..].iter();
+        let new = ledger.dedup.since(*looked);
         fresh.extend(new.filter(|(_, key)| old(key)).cloned());
         *looked = ledger.dedup.len();
         for (id, shard) in self.state.shards.range_mut(*next..) {
