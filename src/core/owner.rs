@@ -746,12 +746,14 @@ impl Owner {
                 continue;
             };
             let shard = *id;
+            // Trimmed is what earlier confirmations made stable: nothing is logged and trimmed in one commit, and no entry is
+            // looked at before it can go.
             self.out.push_back(OwnerOutput::Commit(
-                StoreOp::Confirm { shard, epoch },
+                StoreOp::Trim { shard, epoch },
                 Tag::Upkeep(shard),
             ));
             self.out.push_back(OwnerOutput::Commit(
-                StoreOp::Trim { shard, epoch },
+                StoreOp::Confirm { shard, epoch },
                 Tag::Upkeep(shard),
             ));
         }
