@@ -51,6 +51,7 @@ defects! {
     ];
     keeping_the_first_copy_is_found: FirstCopyOnly within 400 by [
         "accepted is delivered",
+        "once in effect",
         "equal inboxes",
         "equal siblings",
     ];
