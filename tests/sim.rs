@@ -69,7 +69,7 @@ fn found(defect: Defect, seeds: u64, by: &[&str]) {
 
 #[test]
 fn an_acknowledgement_before_the_commit_is_found() {
-    found(Defect::AckBeforeCommit, 20, &["durability"]);
+    found(Defect::AckBeforeCommit, 20, &["durability", "ship after commit"]);
 }
 
 #[test]
