@@ -38,6 +38,7 @@ fn run(name: &str, limit: Duration, online: bool) {
         holders: [region].into(),
         sharding,
         limits: StoreLimits::default(),
+        joining: false,
     };
     let mut engine = folder::create(folder.path(), identity, Options::default()).expect("a store");
     let users: Vec<UserId> = (0..USERS)

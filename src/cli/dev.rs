@@ -12,7 +12,7 @@ use clap::Args;
 use super::{args, output, serve};
 use crate::server::config::LogConfig;
 use crate::server::dev::{DevCluster, DevNode, Ports, single_region};
-use crate::server::node::{Create, Node};
+use crate::server::node::Node;
 use crate::server::regions::{Regions, Role};
 
 /// A node that is not ready by then says what it waits for.
@@ -97,7 +97,7 @@ async fn in_process(
     for node in &cluster.nodes {
         eprint!("starting {} ... ", node.name);
         let config = cluster.config(node)?;
-        let node = Node::start(config, cluster.regions.clone(), Create::IfMissing)
+        let node = Node::start(config, cluster.regions.clone(), node.create())
             .await
             .with_context(|| format!("node {} cannot start", node.name))?;
         eprintln!("listens");

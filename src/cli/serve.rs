@@ -16,7 +16,8 @@ use crate::server::node::{Create, Damage, Node};
 Examples:
   iris serve --config node.toml                  a node that has run before
   iris serve --config node.toml --create         a new node of a cluster that runs
-  iris serve --config node.toml --new-cluster    the first core node of a new cluster")]
+  iris serve --config node.toml --new-cluster    the first core node of a new cluster
+  iris serve --config node.toml --end-recovery   open what recovers, without the other regions")]
 pub struct Serve {
     #[command(flatten)]
     config: args::ConfigArgs,
@@ -32,6 +33,9 @@ pub struct Serve {
     /// starting. What only this region had of it is lost.
     #[arg(long, conflicts_with_all = ["create", "new_cluster"])]
     cut_journal_at_damage: bool,
+    /// Open a store that recovers with what it has, although other regions may have more: when they are lost for good.
+    #[arg(long)]
+    end_recovery: bool,
     /// Stop when stdin ends: for a parent that must not leave a node behind.
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
@@ -62,6 +66,9 @@ impl Serve {
             let node = Node::start_with(loaded.config, loaded.regions, create, damage)
                 .await
                 .with_context(|| format!("node {name} cannot start"))?;
+            if self.end_recovery {
+                node.end_recovery().await;
+            }
             #[cfg(debug_assertions)]
             if let Some(task) = &self.panic_in {
                 node.ready().await;

@@ -9,6 +9,7 @@
 //! (R1). Entries are removed only when stable and consumed by every device (R10), logs only when stable (R9).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
-use super::state::{Decision, DedupKey, Logged, Next, ShardState, State, UserState};
+use super::snapshot::{self, Cut, SnapshotPage};
+use super::state::{Decision, DedupKey, Logged, Next, Recovery, ShardState, State, UserState};
+use super::trim::trimmable;
 use super::vector::Vector;
 
 /// An id whose time is older than this is refused: its dedup record may be gone (R16).
@@ -29,7 +32,7 @@ pub const TIME_MARGIN_MS: u64 = DAY_MS;
 pub const TRIM_STEP: usize = 1024;
 /// Inbox entries that one operation marks as consumed at most.
 pub const CONSUME_STEP: usize = 1024;
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+pub(super) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// An operation that a shard's owner hands to the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +133,26 @@ pub enum StoreOp {
         /// The day, counted from 1970.
         day: u32,
     },
+    /// Recover (R4), or be open.
+    Recover {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Whether it lacks something; `false` opens it.
+        recovering: bool,
+    },
+    /// Merge a page of a snapshot; the last one lets `applied` jump (R11). Only while the shard recovers.
+    Merge {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// What the snapshot goes to.
+        cut: Arc<Cut>,
+        /// The page.
+        page: Arc<SnapshotPage>,
+    },
 }
 
 impl StoreOp {
@@ -144,7 +167,9 @@ impl StoreOp {
             | StoreOp::ApplyRemote { shard, .. }
             | StoreOp::Trim { shard, .. }
             | StoreOp::Remove { shard, .. }
-            | StoreOp::DropDedup { shard, .. } => *shard,
+            | StoreOp::DropDedup { shard, .. }
+            | StoreOp::Recover { shard, .. }
+            | StoreOp::Merge { shard, .. } => *shard,
         }
     }
 
@@ -158,8 +183,21 @@ impl StoreOp {
             | StoreOp::ApplyRemote { epoch, .. }
             | StoreOp::Trim { epoch, .. }
             | StoreOp::Remove { epoch, .. }
-            | StoreOp::DropDedup { epoch, .. } => Some(*epoch),
+            | StoreOp::DropDedup { epoch, .. }
+            | StoreOp::Recover { epoch, .. }
+            | StoreOp::Merge { epoch, .. } => Some(*epoch),
         }
+    }
+
+    /// Whether it logs something of our own, which a shard that recovers must not (R4).
+    fn is_own(&self) -> bool {
+        matches!(
+            self,
+            StoreOp::Append { .. }
+                | StoreOp::Cursor { .. }
+                | StoreOp::Register { .. }
+                | StoreOp::Confirm { .. }
+        )
     }
 }
 
@@ -229,6 +267,12 @@ pub enum Refusal {
     /// It was judged before and refused: it stays so (R21).
     #[error("this message was refused before; send it again under a new session sequence")]
     AlreadyJudged,
+    /// The shard lacks what other regions have (R4).
+    #[error("the shard is recovering: it takes nothing before it has what the other regions have")]
+    Recovering,
+    /// A snapshot merges only into a shard that recovers.
+    #[error("the shard is not recovering")]
+    NotRecovering,
     /// The user has as many devices as allowed.
     #[error("the user has {limit} devices already")]
     TooManyDevices {
@@ -327,7 +371,23 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     out.extend(logs.map(|origin| Need::Log(shard, *origin, stable.of(*origin))));
                 }
             }
-            StoreOp::Bump { .. } | StoreOp::Confirm { .. } => {}
+            StoreOp::Merge { cut, page, .. } => {
+                if let Some(known) = state.shards.get(&shard) {
+                    let logs = snapshot::covered(&known.row, cut);
+                    out.extend(logs.map(|(origin, floor, _)| Need::Log(shard, origin, floor)));
+                }
+                for (key, _) in &page.dedup {
+                    out.push(Need::Dedup(shard, key.clone()));
+                }
+                for user in &page.users {
+                    out.push(Need::User(shard, user.user.clone()));
+                    let ops = user.entries.iter();
+                    let ops = ops.filter_map(|entry| LoggedOp::from_bytes(entry.op.clone()).ok());
+                    let keys = ops.filter_map(|op| Some(DedupKey::of(&op.envelope().ok()?)));
+                    out.extend(keys.map(|key| Need::Dedup(shard, key)));
+                }
+            }
+            StoreOp::Bump { .. } | StoreOp::Confirm { .. } | StoreOp::Recover { .. } => {}
         }
     }
     out
@@ -389,6 +449,18 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     out.extend(users.map(|user| Need::User(id, user)));
                 }
             }
+            StoreOp::Merge { cut, page, .. } => {
+                for (origin, floor, to) in snapshot::covered(&shard.row, cut) {
+                    for (_, _, op) in trimmable(shard, origin, floor, to) {
+                        if let Ok(envelope) = op.envelope() {
+                            out.push(Need::User(id, envelope.to));
+                        }
+                    }
+                }
+                for user in &page.users {
+                    inbox_needs(id, shard, &user.user, From::Device(None), &mut out);
+                }
+            }
             _ => {}
         }
     }
@@ -447,10 +519,16 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             return Outcome::Refused(Refusal::Fenced { current });
         }
     }
+    if op.is_own() && work.row().row.recovery == Recovery::Recovering {
+        return Outcome::Refused(Refusal::Recovering);
+    }
     match op {
         StoreOp::Bump { shard } => {
             let epoch = Epoch(work.row().row.epoch.0 + 1);
             work.record(Decision::Epoch { shard: *shard, epoch });
+            if work.row().row.recovery == Recovery::Unset && work.state.identity.joining {
+                work.recover(true);
+            }
             Outcome::Bumped { epoch }
         }
         StoreOp::Append {
@@ -482,22 +560,37 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             Outcome::Done { more }
         }
         StoreOp::DropDedup { day, .. } => work.drop_dedup(*day),
+        StoreOp::Recover { recovering, .. } => {
+            work.recover(*recovering);
+            Outcome::Done { more: false }
+        }
+        StoreOp::Merge { cut, page, .. } => work.merge(cut, page),
     }
 }
 
-struct Work<'a> {
-    state: &'a mut State,
-    shard: ShardId,
-    now_ms: u64,
+/// Decides operations of one shard.
+pub(super) struct Work<'a> {
+    pub(super) state: &'a mut State,
+    pub(super) shard: ShardId,
+    pub(super) now_ms: u64,
     decisions: &'a mut Vec<Decision>,
 }
 
 impl Work<'_> {
-    fn row(&self) -> &ShardState {
+    pub(super) fn row(&self) -> &ShardState {
         &self.state.shards[&self.shard]
     }
 
-    fn record(&mut self, decision: Decision) {
+    fn recover(&mut self, recovering: bool) {
+        if (self.row().row.recovery == Recovery::Recovering) == recovering {
+            return;
+        }
+        let began = recovering.then_some(self.state.identity.origin);
+        let shard = self.shard;
+        self.record(Decision::Recovery { shard, began });
+    }
+
+    pub(super) fn record(&mut self, decision: Decision) {
         self.state.apply(&decision);
         self.decisions.push(decision);
     }
@@ -677,14 +770,20 @@ impl Work<'_> {
             _ if seq == 1 => return Err(Stop::OutOfPlace(seq)),
             _ => {}
         }
-        let siblings = match &decoded {
-            Op::Append(envelope, body) => self.siblings(envelope, body),
-            _ => Vec::new(),
+        let at = Coord { origin, seq };
+        let (siblings, merged) = match &decoded {
+            Op::Append(envelope, body) => (self.siblings(envelope, body, at), self.known(&envelope.to, at)),
+            _ => (Vec::new(), false),
         };
         let sibling = !siblings.is_empty();
         let row = &self.row().row;
         let before = row.logs.get(&origin).map_or(0, |log| log.hash);
-        let hlc = row.hlc.observe(op.hlc(), self.now_ms);
+        let hlc = if *region == self.state.identity.region {
+            // An earlier life of this region: its time never goes back (R7).
+            row.hlc.max(op.hlc())
+        } else {
+            row.hlc.observe(op.hlc(), self.now_ms)
+        };
         let entry = LogEntry {
             seq,
             hash: op.running_hash(before),
@@ -698,6 +797,7 @@ impl Work<'_> {
             entry,
             hlc,
             siblings,
+            merged,
         };
         self.record_logged(logged, &decoded);
         let user = match decoded {
@@ -720,93 +820,17 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn siblings(&self, envelope: &Envelope, body: &Bytes) -> Vec<Coord> {
+    /// The other coordinates of a message; a snapshot may have told of its own.
+    fn siblings(&self, envelope: &Envelope, body: &Bytes, at: Coord) -> Vec<Coord> {
         let known = self.row().dedup.get(&DedupKey::of(envelope));
         known.map_or_else(Vec::new, |row| {
-            row.coords(op::digest(envelope.kind, body)).collect()
+            let coords = row.coords(op::digest(envelope.kind, body));
+            coords.filter(|coord| *coord != at).collect()
         })
     }
 
-    fn trim(&mut self) -> Outcome {
-        let mut more = false;
-        let origins: Vec<_> = self
-            .row()
-            .row
-            .logs
-            .iter()
-            .map(|(origin, log)| (*origin, log.floor))
-            .collect();
-        for (origin, floor) in origins {
-            let mut stable = self.row().row.stable(origin, &self.state.identity.holders);
-            if defect::on(Defect::TrimByTime) {
-                stable = stable.max(self.aged(origin, floor));
-            }
-            let mut last = None;
-            let mut users: BTreeSet<UserId> = BTreeSet::new();
-            for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
-                last = Some((seq, hash));
-                if let Some(user) = op.recipient()
-                    && !users.contains(user)
-                {
-                    users.extend(UserId::new(user));
-                }
-            }
-            let Some((to, hash)) = last else {
-                let series = self.row().logs.get(&origin);
-                more |= floor < stable && series.is_some_and(|log| log.next(floor) == Next::NotLoaded);
-                continue;
-            };
-            more |= to < stable;
-            self.record(Decision::Trimmed {
-                shard: self.shard,
-                origin,
-                to,
-                hash,
-            });
-            for user in users {
-                self.remove(&user);
-            }
-        }
-        Outcome::Done { more }
-    }
-
-    /// For a defect: the end of what is some seconds old.
-    fn aged(&self, origin: Origin, floor: Seq) -> Seq {
-        let old = |op: &LoggedOp| op.hlc().ms + 3_000 < self.now_ms;
-        let entries = trimmable(self.row(), origin, floor, Seq::MAX);
-        entries
-            .take_while(|(_, _, op)| old(op))
-            .last()
-            .map_or(floor, |(seq, ..)| seq)
-    }
-
-    /// What is dropped was accepted before its ids left the window, so all of it is stable if nothing unstable was
-    /// logged before then (the last confirmations are never stable, and need not be).
-    fn drop_dedup(&mut self, day: u32) -> Outcome {
-        let left_window = ((u64::from(day) + 1) * DAY_MS).saturating_add(ID_WINDOW_MS);
-        let old = self.now_ms > left_window.saturating_add(TIME_MARGIN_MS);
-        let shard = self.row();
-        let unstable = shard.row.logs.keys().any(|origin| {
-            let stable = shard.row.stable(*origin, &self.state.identity.holders);
-            match shard.logs.get(origin).map(|log| log.next(stable)) {
-                Some(Next::Item(_, (_, op))) => op.hlc().ms <= left_window,
-                Some(Next::NotLoaded) => true,
-                Some(Next::End) | None => false,
-            }
-        });
-        if old && !unstable {
-            self.record(Decision::DedupDropped {
-                shard: self.shard,
-                day,
-            });
-        }
-        Outcome::Done {
-            more: old && unstable,
-        }
-    }
-
     /// Moves the mark of what every device consumed, at most [`CONSUME_STEP`] entries; says whether work is left.
-    fn consume(&mut self, user: &UserId) -> bool {
+    pub(super) fn consume(&mut self, user: &UserId) -> bool {
         let mut steps = CONSUME_STEP;
         let mut more = false;
         let origins: Vec<Origin> = match self.row().users.get(user) {
@@ -860,7 +884,12 @@ impl Work<'_> {
 
     /// Removes what is consumed and stable (R10), once it was trimmed from the log: an entry of the log always finds
     /// its message in the inbox, so a body is stored once. What is trimmed was stable (R9).
-    fn remove(&mut self, user: &UserId) {
+    pub(super) fn remove(&mut self, user: &UserId) {
+        self.remove_below(user, None);
+    }
+
+    /// As [`Work::remove`]; while a snapshot is merged also what lies below its cut, of logs of which nothing is kept here.
+    pub(super) fn remove_below(&mut self, user: &UserId, cut: Option<&Cut>) {
         let shard = self.row();
         let Some(known) = shard.users.get(user) else {
             return;
@@ -874,8 +903,13 @@ impl Work<'_> {
             .consumed
             .iter()
             .map(|(origin, seq)| {
-                let floor = shard.row.logs.get(&origin).map_or(0, |log| log.floor);
-                (origin, seq.min(floor))
+                let (floor, end) = shard
+                    .row
+                    .logs
+                    .get(&origin)
+                    .map_or((0, 0), |log| (log.floor, log.seq));
+                let below = cut.filter(|_| floor == end).map_or(0, |cut| cut.seq(origin));
+                (origin, seq.min(floor.max(below)))
             })
             .filter(|(origin, to)| *to > known.row.trimmed.of(*origin))
             .collect();
@@ -901,11 +935,8 @@ impl Work<'_> {
         if row.origin == self.state.identity.origin {
             return;
         }
-        let previous = row.logs.get(&row.origin).map(|log| Coord {
-            origin: row.origin,
-            seq: log.seq,
-        });
         let region = self.state.identity.region.clone();
+        let previous = row.last_origin(&region);
         self.log_here(&Op::Start { region, previous });
     }
 
@@ -933,27 +964,9 @@ impl Work<'_> {
             entry,
             hlc,
             siblings: Vec::new(),
+            merged: false,
         };
         self.record_logged(logged, op);
         coord
     }
-}
-
-/// The loaded log entries above `floor` and at or below `stable`, at most [`TRIM_STEP`].
-fn trimmable(
-    shard: &ShardState,
-    origin: Origin,
-    floor: Seq,
-    stable: Seq,
-) -> impl Iterator<Item = (Seq, u64, &LoggedOp)> {
-    let series = shard.logs.get(&origin);
-    let mut after = floor;
-    std::iter::from_fn(move || match series?.next(after) {
-        Next::Item(seq, (hash, op)) if seq <= stable => {
-            after = seq;
-            Some((seq, *hash, op))
-        }
-        _ => None,
-    })
-    .take(TRIM_STEP)
 }

@@ -229,6 +229,7 @@ impl Edge {
             acked: Vector::new(),
             connect_epoch: hello.connect_epoch,
             welcomed: false,
+            store: crate::core::ids::Origin(0),
             since_ms: now.wall_ms,
             status: hello.status,
             text: hello.text,

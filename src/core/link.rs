@@ -18,6 +18,8 @@
 //! | `serve` | lanes of subscribers, what they take |
 //! | `position` | where a subscriber stands in each log, its credit |
 //! | `ship` | shipping from memory and from the log |
+//! | `recover` | what others have, whether a shard has caught up, proofs of a lost store |
+//! | `snapshot` | snapshots of shards, both sides |
 //! | `exchange` | presence to subscribers: changes in batches, full exchange in pages |
 //! | `report` | alarms, states, counters |
 //!
@@ -36,27 +38,33 @@ mod apply;
 mod exchange;
 mod position;
 mod pull;
+mod recover;
 mod relay;
 mod report;
 mod serve;
 mod ship;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub use report::{LinkAlarm, LinkState, LinkStats, LinkStatus, PullStatus, ServeStatus, StopReason};
 
 use self::apply::{Applying, Held, Queued};
 use self::position::Serve;
 use self::pull::{Pull, Reach};
+use self::recover::Has;
 use self::ship::Reading;
+use self::snapshot::{PageReading, Taking};
 use super::commit::Outcome;
 use super::ids::{Addr, DeviceId, Generation, NodeKey, Origin, RegionId, Seq, ShardId, UserId};
 use super::limits::{CoreLimits, ms};
 use super::members::Owner;
 use super::msg::{Message, RecordEntry, ToProvider, ToSubscriber};
 use super::op::LoggedOp;
+use super::snapshot::{Cut, SnapshotAt, SnapshotPage};
 use super::state::Logged;
 use super::storage::{LogPage, StoreError};
 use super::time::{Mono, Now};
@@ -141,6 +149,56 @@ pub enum LinkOutput {
         /// At most so many bytes, but at least one operation.
         max_bytes: usize,
     },
+    /// Merge a page of a snapshot; answered with [`Links::handle_merged`]. One is in flight for each shard.
+    Merge {
+        /// To be given with the answer.
+        token: ApplyToken,
+        /// The shard.
+        shard: ShardId,
+        /// What the snapshot goes to.
+        cut: Arc<Cut>,
+        /// The page.
+        page: Arc<SnapshotPage>,
+    },
+    /// Read a page of a snapshot; answered with [`Links::handle_snapshot`].
+    ReadSnapshot {
+        /// To be given with the answer.
+        token: ReadToken,
+        /// The shard.
+        shard: ShardId,
+        /// As the first page told.
+        cut: Option<Arc<Cut>>,
+        /// Behind this.
+        after: SnapshotAt,
+        /// At most so many items.
+        max_items: usize,
+        /// At most so many bytes, but at least one item.
+        max_bytes: usize,
+    },
+    /// A shard lacks what it once had: it is to recover (R4), and [`Links::handle_recovering`] to be told.
+    Lost {
+        /// The shard.
+        shard: ShardId,
+        /// For people.
+        why: String,
+    },
+    /// A shard that recovers has what the others have: it is to be open, and [`Links::handle_recovering`] to be told.
+    CaughtUp {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// Another region says that it has more of our current origin than we have. If the durable head, read now, is below
+    /// that, the store was rolled back while it is open: the node must stop (R3).
+    VerifyHead {
+        /// Who says so.
+        link: Addr,
+        /// The shard.
+        shard: ShardId,
+        /// Our current origin.
+        origin: Origin,
+        /// What it has.
+        theirs: Seq,
+    },
     /// Merge these presence records; what was new comes back by [`Links::handle_presence_changed`] with this `from`.
     PresenceMerge {
         /// The link that they came from.
@@ -182,6 +240,7 @@ pub struct Links {
     tokens: u64,
     nonces: u64,
     reads: BTreeMap<ReadToken, Reading>,
+    page_reads: BTreeMap<ReadToken, PageReading>,
     /// Shards with something to do at a time.
     retries: BTreeSet<(Mono, ShardId)>,
     next_tick: Option<Mono>,
@@ -225,6 +284,16 @@ struct Owned {
     retry_at: Option<Mono>,
     /// Origins that wait for the one before them.
     held: BTreeMap<Origin, Held>,
+    /// It lacks something (R4).
+    recovering: bool,
+    /// That it does not any more was said.
+    caught_up: bool,
+    /// What the other regions said that they have.
+    has: BTreeMap<RegionId, Has>,
+    /// The snapshot that is being taken.
+    taking: Option<Taking>,
+    /// The provider of one that waits for its turn.
+    awaits: Option<PeerId>,
 }
 
 /// One origin's log of an owned shard.
@@ -266,6 +335,7 @@ impl Links {
             tokens: 0,
             nonces: 0,
             reads: BTreeMap::new(),
+            page_reads: BTreeMap::new(),
             retries: BTreeSet::new(),
             next_tick: None,
             choose: false,
@@ -305,6 +375,11 @@ impl Links {
             applying: None,
             retry_at: None,
             held: BTreeMap::new(),
+            recovering: false,
+            caught_up: false,
+            has: BTreeMap::new(),
+            taking: None,
+            awaits: None,
         };
         self.owned.insert(shard, owned);
         let providers: Vec<(RegionId, PeerId)> = self
@@ -419,6 +494,29 @@ impl Links {
         self.page_read(token, page);
     }
 
+    /// The answer to [`LinkOutput::Merge`].
+    pub fn handle_merged(
+        &mut self,
+        token: ApplyToken,
+        shard: ShardId,
+        outcome: Result<Outcome, StoreError>,
+        now: Now,
+    ) {
+        self.begin(now);
+        self.merged(token, shard, outcome);
+    }
+
+    /// The answer to [`LinkOutput::ReadSnapshot`].
+    pub fn handle_snapshot(
+        &mut self,
+        token: ReadToken,
+        page: Result<(Arc<Cut>, Box<SnapshotPage>), StoreError>,
+        now: Now,
+    ) {
+        self.begin(now);
+        self.snapshot_read(token, page);
+    }
+
     /// A presence record changed here: by a session of ours, or merged from the link `from`, which is not told.
     pub fn handle_presence_changed(
         &mut self,
@@ -453,6 +551,7 @@ impl Links {
             self.next_tick = Some(now.mono + ms(self.config.limits.ping_ms));
             self.tick_pulls();
             self.tick_serves();
+            self.tick_recovery();
         }
     }
 

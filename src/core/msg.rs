@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{Coord, DeviceId, Generation, MessageId, Origin, RegionId, Seq, SessionId, ShardId, UserId};
 use super::op::Envelope;
+use super::snapshot::{Cut, SnapshotPage};
 use super::vector::Vector;
 use super::wire::{Code, Durability, Hole, PresenceEvent, Status};
 
@@ -123,6 +124,8 @@ pub struct Attach {
     pub text: String,
     /// How often the status changed in this session.
     pub counter: u64,
+    /// As the owner told with [`ToEdge::Attached`], 0 before: a session does not outlive its region's store (R4).
+    pub store: Origin,
 }
 
 /// A message on its way to the owner.
@@ -187,6 +190,8 @@ pub enum ToEdge {
         connect_epoch: u64,
         /// To here every region applied the user's log.
         stable: Vector,
+        /// Names the life of the shard in its region's store: the origin under which it last began to recover.
+        store: Origin,
     },
     /// The session may not stand, or no longer.
     Ended {
@@ -306,6 +311,14 @@ pub enum ToProvider {
     Want(Vec<RegionId>),
     /// One message of presence records was merged: another may be in flight.
     PresenceCredit,
+    /// What the log no longer has is to come as a snapshot (R11). It ends with its last page, with the lane, or when the
+    /// shard is subscribed again.
+    Snapshot {
+        /// The shard.
+        shard: ShardId,
+        /// Told again with each page: those of an earlier request may still come.
+        number: u64,
+    },
     /// Round trip: the other side answers with [`ToSubscriber::Pong`].
     Ping {
         /// As sent back.
@@ -336,6 +349,10 @@ pub enum ToSubscriber {
         /// The log begins above this.
         floor: Seq,
     },
+    /// What the provider has of shards: when they are subscribed first, and when it has recovered (R4).
+    Have(Vec<Have>),
+    /// A page of a snapshot, in order.
+    Snapshot(Box<SnapshotPiece>),
     /// Presence records that changed, or of a full exchange.
     Presence(Vec<(ShardId, RecordEntry)>),
     /// A full exchange of presence has sent everything.
@@ -347,6 +364,39 @@ pub enum ToSubscriber {
         /// The answerer's wall clock, unix milliseconds.
         wall_ms: u64,
     },
+}
+
+/// What a provider has of a shard, at the time when it says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Have {
+    /// The shard.
+    pub shard: ShardId,
+    /// Whether it recovers itself: then others have more.
+    pub recovering: bool,
+    /// Applied there.
+    pub applied: Vector,
+    /// Of that the origins of the subscriber's own region: where it lacks some of it, its store lost it.
+    pub yours: Vector,
+}
+
+/// A page of a snapshot on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotPiece {
+    /// The shard.
+    pub shard: ShardId,
+    /// As asked.
+    pub number: u64,
+    /// With the first page: what the snapshot goes to.
+    pub cut: Option<Cut>,
+    /// The page.
+    pub page: SnapshotPage,
+}
+
+impl SnapshotPiece {
+    /// What it counts against the credit of a link, in bytes.
+    pub fn weight(&self) -> u64 {
+        self.page.weight() + self.cut.as_ref().map_or(0, Cut::weight)
+    }
 }
 
 /// A run of one origin's log of a shard.
@@ -483,6 +533,17 @@ impl Message {
                 ..
             } => {
                 runs.iter_mut().flat_map(|run| run.ops.iter_mut()).for_each(visit);
+            }
+            Message::ToSubscriber {
+                body: ToSubscriber::Snapshot(piece),
+                ..
+            } => {
+                let entries = piece
+                    .page
+                    .users
+                    .iter_mut()
+                    .flat_map(|user| user.entries.iter_mut());
+                entries.for_each(|entry| visit(&mut entry.op));
             }
             _ => {}
         }

@@ -12,12 +12,15 @@ use rand_core::{Rng, SeedableRng};
 use super::commit::StoreOp;
 use super::defect::{self, Defect};
 use super::edge::{Edge, EdgeConfig, EdgeOutput};
-use super::ids::{Addr, ConnId, Generation, NodeKey, Origin, RegionId, SessionId, ShardId, Sharding, UserId};
+use super::ids::{
+    Addr, ConnId, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
+};
 use super::limits::CoreLimits;
 use super::link::{ApplyToken, LinkAlarm, LinkConfig, LinkOutput, Links, ReadToken};
 use super::members::Members;
 use super::msg::Message;
 use super::owner::{Owner, OwnerConfig, OwnerOutput, Question, Tag};
+use super::state::{Recovery, ShardRow};
 use super::storage::{Committed, Read, ReadReply, StoreError};
 use super::time::{Mono, Now};
 use super::wire::{ClientFrame, Code, Hello, RegionEndpoints, ServerFrame};
@@ -97,6 +100,8 @@ pub enum Input {
         /// The reply.
         result: Result<ReadReply, StoreError>,
     },
+    /// An operator's word: what recovers now, or is found to when it is taken over, is open with what it has (R4).
+    EndRecovery,
     /// Let the sessions go, at a limited rate, and take no more.
     Drain,
     /// Take no more deposits; those that are being committed are answered: see [`Partition::settled`].
@@ -148,6 +153,18 @@ pub enum Output {
     },
     /// Something that an operator must see.
     Alarm(LinkAlarm),
+    /// A shard begins to recover, or is open (R4).
+    Recovery {
+        /// The shard.
+        shard: ShardId,
+        /// Whether it recovers.
+        recovering: bool,
+        /// For people: why.
+        detail: String,
+    },
+    /// The node must stop at once, with an error, and be started again: its store was rolled back while it was open (R3).
+    /// Nothing is said after it.
+    Stop(LinkAlarm),
 }
 
 /// What an operation in a commit was for.
@@ -158,12 +175,21 @@ enum CommitTag {
         shard: ShardId,
         origin: Origin,
     },
+    Merge(ApplyToken, ShardId),
 }
 
 /// What a question was for.
 enum ReadTag {
     Owner(Question),
     Link(ReadToken),
+    Snapshot(ReadToken),
+    /// Whether a report of another region proves a rollback.
+    Head {
+        link: Addr,
+        shard: ShardId,
+        origin: Origin,
+        theirs: Seq,
+    },
 }
 
 /// A partition of a node.
@@ -180,6 +206,8 @@ pub struct Partition {
     in_flight: Option<(u64, Vec<CommitTag>)>,
     reads: BTreeMap<u64, ReadTag>,
     next_token: u64,
+    /// It said [`Output::Stop`].
+    stopped: bool,
     out: VecDeque<Output>,
 }
 
@@ -220,6 +248,7 @@ impl Partition {
             in_flight: None,
             reads: BTreeMap::new(),
             next_token: 1,
+            stopped: false,
             out: VecDeque::new(),
             config,
         }
@@ -256,6 +285,9 @@ impl Partition {
     /// Takes an input. Outputs are made when they are polled, so that a batch of inputs is answered together.
     pub fn handle(&mut self, input: Input, now: Now) {
         self.now = now;
+        if self.stopped {
+            return;
+        }
         match input {
             Input::Hello { conn, user, hello } => {
                 // 0 stands for "none" where sessions are shown.
@@ -274,6 +306,7 @@ impl Partition {
             Input::Peer { from, message } => self.deliver(&from, message, now),
             Input::Committed { token, result } => self.committed(token, result, now),
             Input::Answered { token, result } => self.answered(token, result, now),
+            Input::EndRecovery => self.owner.handle_end_recovery(),
             Input::Drain => self.edge.handle_drain(now),
             Input::Finish => self.owner.handle_finish(),
         }
@@ -282,6 +315,9 @@ impl Partition {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
         self.now = now;
+        if self.stopped {
+            return;
+        }
         self.edge.handle_timeout(now);
         self.owner.handle_timeout(now);
         self.links.handle_timeout(now);
@@ -299,7 +335,7 @@ impl Partition {
 
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<Output> {
-        if self.out.is_empty() {
+        if self.out.is_empty() && !self.stopped {
             self.pump();
         }
         self.out.pop_front()
@@ -382,7 +418,23 @@ impl Partition {
                 let read = question.read();
                 self.read(read, ReadTag::Owner(question));
             }
-            OwnerOutput::Owned(shard, logs) => self.links.handle_owned(shard, logs, now),
+            OwnerOutput::Owned(shard, None) => self.links.handle_owned(shard, None, now),
+            OwnerOutput::Owned(shard, Some(row)) => {
+                let logs = row.logs.iter();
+                let logs = logs.map(|(origin, log)| (*origin, log.region.clone(), log.seq));
+                self.links.handle_owned(shard, Some(logs.collect()), now);
+                if row.recovery == Recovery::Recovering {
+                    self.links.handle_recovering(shard, true, now);
+                    let detail = "it begins with less than the other regions may have".to_owned();
+                    self.tell_recovery(shard, true, detail);
+                }
+            }
+            OwnerOutput::Recovering(shard, recovering) => {
+                self.links.handle_recovering(shard, recovering, now);
+                if !recovering {
+                    self.tell_recovery(shard, false, "it has what the other regions have".to_owned());
+                }
+            }
             OwnerOutput::PresenceChanged {
                 shard,
                 user,
@@ -441,6 +493,64 @@ impl Partition {
                 };
                 self.read(read, ReadTag::Link(token));
             }
+            LinkOutput::Merge {
+                token,
+                shard,
+                cut,
+                page,
+            } => match self.owner.epoch(shard) {
+                Some(epoch) => {
+                    let op = StoreOp::Merge {
+                        shard,
+                        epoch,
+                        cut,
+                        page,
+                    };
+                    self.queued.push((op, CommitTag::Merge(token, shard)));
+                }
+                None => {
+                    let why = StoreError::Retryable(format!("shard {shard} is not active here"));
+                    self.links.handle_merged(token, shard, Err(why), now);
+                }
+            },
+            LinkOutput::ReadSnapshot {
+                token,
+                shard,
+                cut,
+                after,
+                max_items,
+                max_bytes,
+            } => {
+                let read = Read::Snapshot {
+                    shard,
+                    cut,
+                    after,
+                    max_items,
+                    max_bytes,
+                };
+                self.read(read, ReadTag::Snapshot(token));
+            }
+            LinkOutput::Lost { shard, why } => {
+                if !self.owner.recovers(shard) {
+                    self.owner.handle_lost(shard, now);
+                    self.tell_recovery(shard, true, why);
+                }
+            }
+            LinkOutput::CaughtUp { shard } => self.owner.handle_caught_up(shard),
+            LinkOutput::VerifyHead {
+                link,
+                shard,
+                origin,
+                theirs,
+            } => {
+                let tag = ReadTag::Head {
+                    link,
+                    shard,
+                    origin,
+                    theirs,
+                };
+                self.read(Read::Shard(shard), tag);
+            }
             LinkOutput::PresenceMerge { from, records } => {
                 for (shard, entry) in records {
                     self.owner.merge_presence(shard, entry, &from, now);
@@ -463,6 +573,30 @@ impl Partition {
             self.deliver(&to, message, now);
         } else {
             self.out.push_back(Output::Peer { to, message });
+        }
+    }
+
+    fn tell_recovery(&mut self, shard: ShardId, recovering: bool, detail: String) {
+        self.out.push_back(Output::Recovery {
+            shard,
+            recovering,
+            detail,
+        });
+    }
+
+    /// The head was read after the report: below it, the store lost what had left it.
+    fn head_verified(&mut self, link: Addr, shard: ShardId, origin: Origin, theirs: Seq, row: &ShardRow) {
+        let ours = row.logs.get(&origin).map_or(0, |log| log.seq);
+        if ours < theirs {
+            self.stopped = true;
+            self.out.clear();
+            self.out.push_back(Output::Stop(LinkAlarm::AheadOfUs {
+                link,
+                shard,
+                origin,
+                ours,
+                theirs,
+            }));
         }
     }
 
@@ -508,6 +642,9 @@ impl Partition {
                         CommitTag::Link { token, shard, origin } => {
                             self.links.handle_applied(token, shard, origin, Ok(outcome), now);
                         }
+                        CommitTag::Merge(token, shard) => {
+                            self.links.handle_merged(token, shard, Ok(outcome), now);
+                        }
                     }
                 }
             }
@@ -522,6 +659,9 @@ impl Partition {
                         CommitTag::Link { token, shard, origin } => {
                             self.links
                                 .handle_applied(token, shard, origin, Err(error.clone()), now);
+                        }
+                        CommitTag::Merge(token, shard) => {
+                            self.links.handle_merged(token, shard, Err(error.clone()), now);
                         }
                     }
                 }
@@ -541,6 +681,27 @@ impl Partition {
                     Err(error) => Err(error),
                 };
                 self.links.handle_log(token, page, now);
+            }
+            Some(ReadTag::Snapshot(token)) => {
+                let page = match result {
+                    Ok(ReadReply::Snapshot(cut, page)) => Ok((cut, page)),
+                    Ok(_) => Err(StoreError::Fatal(
+                        "the store answered another question".to_owned(),
+                    )),
+                    Err(error) => Err(error),
+                };
+                self.links.handle_snapshot(token, page, now);
+            }
+            Some(ReadTag::Head {
+                link,
+                shard,
+                origin,
+                theirs,
+            }) => {
+                // Where it cannot be read the store has stopped by itself, or the link says it again.
+                if let Ok(ReadReply::Shard(row)) = result {
+                    self.head_verified(link, shard, origin, theirs, &row);
+                }
             }
             None => {}
         }

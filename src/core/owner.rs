@@ -7,6 +7,7 @@
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
+//! | [`recovery`] | shards that lack what other regions have (R4) |
 //!
 //! A shard is taken over in three steps: a `Bump` of its epoch is committed, its head is read, and it is active. Deposits
 //! and attaches before that are refused retryably. Whatever is committed comes back through
@@ -15,6 +16,7 @@
 mod delivery;
 mod deposits;
 mod parts;
+mod recovery;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -24,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::commit::{Outcome, Refusal, StoreOp};
 use super::defect::{self, Defect};
 use super::ids::{
-    Addr, DeviceId, Epoch, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
+    Addr, DeviceId, Epoch, Generation, NodeKey, RegionId, SessionId, ShardId, Sharding, UserId,
 };
 use super::limits::{CoreLimits, ms};
 use super::members::{Member, Members};
@@ -79,8 +81,10 @@ pub enum OwnerOutput {
     Commit(StoreOp, Tag),
     /// A question to the store.
     Read(Question),
-    /// The shard is active here, with these logs applied; `None`: it is no longer.
-    Owned(ShardId, Option<Vec<(Origin, RegionId, Seq)>>),
+    /// The shard is active here, as its head says; `None`: it is no longer.
+    Owned(ShardId, Option<Box<ShardRow>>),
+    /// The shard begins to recover, or is open (R4).
+    Recovering(ShardId, bool),
     /// A presence record changed here.
     PresenceChanged {
         /// The shard.
@@ -109,6 +113,8 @@ pub enum Tag {
     Remove(ShardId, UserId),
     /// Periodic work of a shard.
     Upkeep(ShardId),
+    /// Beginning to recover, or opening.
+    Recover(ShardId, bool),
 }
 
 /// One attachment of a session. A session that is attached again is another one: what was asked for the one before must
@@ -127,6 +133,8 @@ pub struct AttachId {
 pub enum Question {
     /// The head of a shard, to become active under this epoch.
     Head(ShardId, Epoch),
+    /// The head of a shard that began to recover or has recovered.
+    Recovered(ShardId),
     /// The row of a user, for a session.
     User(AttachId, UserId),
     /// Messages for a session.
@@ -148,7 +156,7 @@ impl Question {
     /// What to ask the store.
     pub fn read(&self) -> Read {
         match self {
-            Question::Head(shard, _) => Read::Shard(*shard),
+            Question::Head(shard, _) | Question::Recovered(shard) => Read::Shard(*shard),
             Question::User(at, user) => Read::User(at.shard, user.clone()),
             Question::Inbox {
                 at,
@@ -208,6 +216,8 @@ pub struct Owner {
     probes: BTreeMap<SessionId, sessions::Probe>,
     /// Deposits are refused: the node stops.
     finishing: bool,
+    /// An operator's word that what recovers when it is taken over is enough.
+    end_recovery: bool,
     /// The latest clock of another region.
     seen_ms: u64,
     upkeep: Parts,
@@ -238,6 +248,7 @@ struct Lane {
 struct Shard {
     /// `None` until the head was read.
     epoch: Option<Epoch>,
+    recovery: recovery::Recovery,
     applied: Vector,
     stable: BTreeMap<RegionId, Vector>,
     /// Boxed, because a map takes room for eleven at once and a shard has few.
@@ -257,6 +268,7 @@ impl Shard {
     fn new(region: &RegionId) -> Self {
         Self {
             epoch: None,
+            recovery: recovery::Recovery::default(),
             applied: Vector::new(),
             stable: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -267,6 +279,10 @@ impl Shard {
             presence: Presence::new(region.clone()),
             check_missing: None,
         }
+    }
+
+    fn is_open(&self) -> bool {
+        self.epoch.is_some() && !self.recovery.on
     }
 
     fn stable(&self, holders: &BTreeSet<RegionId>) -> Vector {
@@ -300,6 +316,7 @@ impl Owner {
             members: BTreeMap::new(),
             probes: BTreeMap::new(),
             finishing: false,
+            end_recovery: false,
             seen_ms: 0,
             upkeep: Parts::new(now.mono, config.limits.confirm_ms),
             flush: Parts::new(now.mono, config.limits.cursor_ms),
@@ -325,7 +342,7 @@ impl Owner {
     pub fn active_shards(&self) -> impl Iterator<Item = ShardId> + '_ {
         self.shards
             .iter()
-            .filter(|(_, shard)| shard.epoch.is_some())
+            .filter(|(_, shard)| shard.is_open())
             .map(|(id, _)| *id)
     }
 
@@ -521,6 +538,7 @@ impl Owner {
                     shard.dirty = true;
                 }
             }
+            (Tag::Recover(shard, on), outcome) => self.recovery_written(shard, on, outcome, now),
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
         }
     }
@@ -529,6 +547,8 @@ impl Owner {
     pub fn handle_answer(&mut self, question: Question, answer: Result<ReadReply, StoreError>, now: Now) {
         match (question, answer) {
             (Question::Head(shard, epoch), Ok(ReadReply::Shard(row))) => self.activate(shard, epoch, &row),
+            (Question::Recovered(shard), Ok(ReadReply::Shard(row))) => self.recovery_read(shard, &row),
+            (Question::Recovered(shard), _) => self.recovery_failed(shard),
             (Question::Head(..), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
             (Question::User(at, user), Ok(ReadReply::User(row))) => {
                 self.user_read(at, &user, &row, now);
@@ -647,23 +667,22 @@ impl Owner {
         let Some(shard) = self.shards.get_mut(&id) else {
             return;
         };
-        if shard.epoch.replace(epoch).is_none() {
+        if shard.is_open() {
+            self.active -= 1;
+        }
+        shard.epoch = Some(epoch);
+        shard.recovery = recovery::Recovery::of(row);
+        if shard.is_open() {
             self.active += 1;
         }
-        shard.applied = row.applied();
-        shard.stable = row
-            .confirmed
-            .iter()
-            .map(|(holder, row)| (holder.clone(), row.applied.clone()))
-            .collect();
+        shard.learn(row);
         // What was pending when the owner before went away is taken up by the first upkeep.
         shard.dirty = true;
-        let logs = row
-            .logs
-            .iter()
-            .map(|(origin, log)| (*origin, log.region.clone(), log.seq))
-            .collect();
-        self.out.push_back(OwnerOutput::Owned(id, Some(logs)));
+        let row = Some(Box::new(row.clone()));
+        self.out.push_back(OwnerOutput::Owned(id, row));
+        if self.end_recovery {
+            self.handle_caught_up(id);
+        }
     }
 
     fn give_up(&mut self, id: ShardId) {
@@ -679,8 +698,8 @@ impl Owner {
                 body: ToEdge::NotOwner(vec![id]),
             });
         }
+        self.active -= usize::from(shard.is_open());
         if shard.epoch.is_some() {
-            self.active -= 1;
             self.out.push_back(OwnerOutput::Owned(id, None));
         }
     }
@@ -742,6 +761,13 @@ impl Owner {
     fn upkeep(&mut self, part: u32, now: Now) {
         let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
         for (id, shard) in due {
+            if let Some(output) = shard.recovery.overdue(*id, shard.epoch) {
+                self.out.push_back(output);
+            }
+            // What recovers says nothing of its own (R4).
+            if shard.recovery.on {
+                continue;
+            }
             let (Some(epoch), true) = (shard.epoch, std::mem::take(&mut shard.dirty)) else {
                 continue;
             };
@@ -803,7 +829,7 @@ fn take_deliveries(items: &mut Vec<Delivery>) -> Vec<Delivery> {
 /// How a refusal of a commit is told to a sender.
 fn refusal_code(refusal: &commit::Refusal) -> (Code, u64) {
     match refusal {
-        Refusal::Fenced { .. } => (Code::Unavailable, 0),
+        Refusal::Fenced { .. } | Refusal::Recovering | Refusal::NotRecovering => (Code::Unavailable, 0),
         Refusal::IdReused => (Code::IdReused, 0),
         Refusal::IdTooOld { server_ms } => (Code::IdTooOld, *server_ms),
         Refusal::IdInFuture { server_ms } => (Code::IdInFuture, *server_ms),

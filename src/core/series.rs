@@ -95,6 +95,11 @@ impl<T: Weigh> Series<T> {
         }
     }
 
+    /// No item has a higher sequence.
+    pub fn last(&self) -> Seq {
+        self.tail.back().map_or(self.behind, |(seq, _)| *seq)
+    }
+
     /// Adds an item above all others; gives its weight.
     pub fn push(&mut self, seq: Seq, item: T) -> usize {
         debug_assert!(self.tail.back().is_none_or(|(last, _)| *last < seq));

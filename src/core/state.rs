@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
+use super::snapshot::{Cut, MergedUser};
 use super::time::Hlc;
 use super::vector::Vector;
 
@@ -53,6 +54,8 @@ pub struct StoreIdentity {
     pub sharding: Sharding,
     /// Limits.
     pub limits: StoreLimits,
+    /// It was begun in a cluster that runs: its shards recover first (R4). As stored when it was created.
+    pub joining: bool,
 }
 
 /// One origin's log of a shard as far as it is applied here.
@@ -68,6 +71,22 @@ pub struct LogRow {
     pub floor: Seq,
     /// Running hash at the floor.
     pub floor_hash: u64,
+    /// What its `Start` named (R1).
+    pub previous: Option<Coord>,
+    /// Hybrid time of the last operation, or a later one.
+    pub hlc: Hlc,
+}
+
+/// Whether a shard has what the other regions have (R4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Recovery {
+    /// Nobody owned it yet: see [`StoreIdentity::joining`].
+    #[default]
+    Unset,
+    /// It neither accepts nor attaches.
+    Recovering,
+    /// It is open.
+    Open,
 }
 
 /// What a holder last logged about what it has (R8).
@@ -98,6 +117,10 @@ pub struct ShardRow {
     pub news: u64,
     /// Confirmations of others that were applied since our last one.
     pub confirms: u32,
+    /// Whether it has what the others have.
+    pub recovery: Recovery,
+    /// The origin under which it last began to recover, 0 where it never did: sessions of before have ended (R4).
+    pub recovered_in: Origin,
 }
 
 impl ShardRow {
@@ -166,6 +189,8 @@ pub struct UserRow {
     pub siblings: BTreeMap<Coord, BTreeSet<Coord>>,
     /// Tokens issued before this unix second are refused; reserved.
     pub not_before: u64,
+    /// Entries that are gone behind some that wait: by origin and first sequence, to the last (R11, R18).
+    pub gaps: BTreeMap<(Origin, Seq), Seq>,
 }
 
 impl UserRow {
@@ -255,7 +280,8 @@ impl DedupRow {
         }
     }
 
-    fn bodies(&self) -> impl Iterator<Item = (u128, Coord)> + '_ {
+    /// All digests and coordinates, the original first.
+    pub fn bodies(&self) -> impl Iterator<Item = (u128, Coord)> + '_ {
         let more = self.more.iter().flat_map(|more| more.iter().copied());
         self.first.into_iter().chain(more)
     }
@@ -447,6 +473,53 @@ pub enum Decision {
         /// The day, counted from 1970.
         day: u32,
     },
+    /// The shard begins to recover, or is open (R4).
+    Recovery {
+        /// The shard.
+        shard: ShardId,
+        /// The origin under which it begins to recover; `None` where it is open.
+        began: Option<Origin>,
+    },
+    /// A snapshot knew of an id (R11).
+    DedupMerged {
+        /// The shard.
+        shard: ShardId,
+        /// The message.
+        key: DedupKey,
+        /// Digests and coordinates that are new.
+        bodies: Vec<(u128, Coord)>,
+    },
+    /// A snapshot knew of a user.
+    UserMerged {
+        /// The shard.
+        shard: ShardId,
+        /// The user.
+        user: UserId,
+        /// What.
+        merged: Box<MergedUser>,
+    },
+    /// A snapshot brought a message.
+    Merged {
+        /// The shard.
+        shard: ShardId,
+        /// The recipient.
+        user: UserId,
+        /// Its coordinates.
+        at: Coord,
+        /// The operation.
+        op: LoggedOp,
+        /// Other coordinates of the same message (R15).
+        siblings: Vec<Coord>,
+    },
+    /// A snapshot is complete: everything to its cut is applied.
+    Jumped {
+        /// The shard.
+        shard: ShardId,
+        /// The logs that go further than ours did, and what the holders confirmed.
+        cut: Box<Cut>,
+        /// Our hybrid time after it.
+        hlc: Hlc,
+    },
 }
 
 /// An operation that was logged.
@@ -466,6 +539,8 @@ pub struct Logged {
     pub hlc: Hlc,
     /// For a message: other coordinates of the same one (R15).
     pub siblings: Vec<Coord>,
+    /// For a message: a snapshot brought it before, so that it waits here already, or is gone already (R11).
+    pub merged: bool,
 }
 
 impl Logged {
@@ -487,7 +562,12 @@ impl Decision {
             | Decision::Consumed { shard, .. }
             | Decision::Removed { shard, .. }
             | Decision::Trimmed { shard, .. }
-            | Decision::DedupDropped { shard, .. } => *shard,
+            | Decision::DedupDropped { shard, .. }
+            | Decision::Recovery { shard, .. }
+            | Decision::DedupMerged { shard, .. }
+            | Decision::UserMerged { shard, .. }
+            | Decision::Merged { shard, .. }
+            | Decision::Jumped { shard, .. } => *shard,
         }
     }
 }
@@ -569,6 +649,8 @@ impl State {
                     }
                     let siblings = &mut known.row.siblings;
                     siblings.retain(|at, _| at.origin != *origin || at.seq > *to);
+                    let gaps = &mut known.row.gaps;
+                    gaps.retain(|(of, _), end| of != origin || *end > *to);
                 }
                 if let Some(series) = known.inbox.get_mut(origin) {
                     ledger.drop(series.drop_to(*to));
@@ -589,6 +671,49 @@ impl State {
                 let before = shard.dedup.len();
                 shard.dedup.retain(|key, _| key.day() != *day);
                 ledger.drop((before - shard.dedup.len()) * DEDUP_WEIGHT);
+            }
+            Decision::Recovery { began, .. } => {
+                if parts.shard {
+                    shard.row.apply_recovery(*began);
+                }
+            }
+            Decision::DedupMerged { key, bodies, .. } => {
+                for (digest, at) in bodies {
+                    shard.dedup(id, key.clone(), ledger).insert(*digest, *at);
+                }
+            }
+            Decision::UserMerged { user, merged, .. } => {
+                let known = shard.user(id, user, ledger);
+                if parts.user {
+                    known.row.apply_merge(merged);
+                }
+            }
+            Decision::Merged {
+                user,
+                at,
+                op,
+                siblings,
+                ..
+            } => {
+                let known = shard.user(id, user, ledger);
+                if parts.user {
+                    known.row.apply_append(*at, op.len(), siblings, false);
+                }
+                if !known.row.trimmed.covers(*at) {
+                    let inbox = known.inbox.entry(at.origin).or_default();
+                    ledger.resident += inbox.push(at.seq, op.clone());
+                }
+                if let Ok(Op::Append(envelope, body)) = op.decode() {
+                    let digest = op::digest(envelope.kind, &body);
+                    shard
+                        .dedup(id, DedupKey::of(&envelope), ledger)
+                        .insert(digest, *at);
+                }
+            }
+            Decision::Jumped { cut, hlc, .. } => {
+                if parts.shard {
+                    shard.row.apply_jump(cut, *hlc);
+                }
             }
         }
     }
@@ -627,9 +752,17 @@ impl ShardRow {
             hash: 0,
             floor: 0,
             floor_hash: 0,
+            previous: None,
+            hlc: Hlc::default(),
         });
         log.seq = entry.seq;
         log.hash = entry.hash;
+        log.hlc = log.hlc.max(entry.op.hlc());
+        if entry.op.kind() == op::kind::START
+            && let Ok(Op::Start { previous, .. }) = entry.op.decode()
+        {
+            log.previous = previous;
+        }
         self.hlc = *hlc;
         if entry.op.kind() != op::kind::CONFIRM {
             self.news += 1;
@@ -645,7 +778,8 @@ impl ShardRow {
         }) = op
         {
             let at = (entry.op.hlc(), *origin, entry.seq);
-            if holder == me {
+            // One of before, that comes back from the others, does not tell of what was applied since.
+            if holder == me && *own {
                 self.news = 0;
                 self.confirms = 0;
             }
@@ -660,6 +794,18 @@ impl ShardRow {
 }
 
 impl ShardState {
+    /// A dedup record, made where it is not known yet.
+    fn dedup(&mut self, id: ShardId, key: DedupKey, ledger: &mut Ledger) -> &mut DedupRow {
+        ledger.dedup.push((id, key.clone()));
+        match self.dedup.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(vacant) => {
+                ledger.resident += DEDUP_WEIGHT;
+                vacant.insert(DedupRow::default())
+            }
+        }
+    }
+
     /// A user, made where it is not known yet.
     fn user(&mut self, id: ShardId, user: &UserId, ledger: &mut Ledger) -> &mut UserState {
         let known = match self.users.entry(user.clone()) {
@@ -697,23 +843,14 @@ impl ShardState {
                 let user = self.user(*id, &envelope.to, ledger);
                 let dropped = !siblings.is_empty() && defect::on(Defect::FirstCopyOnly);
                 if row && !dropped {
-                    user.row.apply_append(at, entry.op.len(), siblings);
+                    user.row.apply_append(at, entry.op.len(), siblings, logged.merged);
                 }
-                if !user.row.trimmed.covers(at) && !dropped {
+                if !logged.merged && !user.row.trimmed.covers(at) && !dropped {
                     let inbox = user.inbox.entry(*origin).or_default();
                     ledger.resident += inbox.push(at.seq, entry.op.clone());
                 }
                 let digest = op::digest(envelope.kind, body);
-                let key = DedupKey::of(envelope);
-                ledger.dedup.push((*id, key.clone()));
-                let record = match self.dedup.entry(key) {
-                    Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(vacant) => {
-                        ledger.resident += DEDUP_WEIGHT;
-                        vacant.insert(DedupRow::default())
-                    }
-                };
-                record.insert(digest, at);
+                self.dedup(*id, DedupKey::of(envelope), ledger).insert(digest, at);
             }
             Some(Op::Cursor { user, device, cursor }) => {
                 let user = self.user(*id, user, ledger);
@@ -732,9 +869,12 @@ impl ShardState {
 }
 
 impl UserRow {
-    fn apply_append(&mut self, at: Coord, bytes: usize, siblings: &[Coord]) {
-        self.unread += 1;
-        self.unread_bytes += bytes as u64;
+    fn apply_append(&mut self, at: Coord, bytes: usize, siblings: &[Coord], known: bool) {
+        if !known {
+            self.fill_gap(at);
+            self.unread += 1;
+            self.unread_bytes += bytes as u64;
+        }
         if siblings.is_empty() {
             return;
         }
@@ -743,10 +883,10 @@ impl UserRow {
                 self.siblings.entry(*sibling).or_default().insert(at);
             }
         }
-        self.siblings
-            .entry(at)
-            .or_default()
-            .extend(siblings.iter().copied());
+        if !self.trimmed.covers(at) {
+            let known = self.siblings.entry(at).or_default();
+            known.extend(siblings.iter().copied());
+        }
     }
 
     fn apply_change(&mut self, device: &DeviceId, change: &DeviceChange) {
@@ -777,7 +917,7 @@ impl UserRow {
     }
 
     /// The row of a device; one that was not known starts here, and what it has not seen is unread again.
-    fn device(&mut self, device: &DeviceId) -> &mut DeviceRow {
+    pub(super) fn device(&mut self, device: &DeviceId) -> &mut DeviceRow {
         self.devices.entry(device.clone()).or_insert_with(|| {
             self.consumed = self.trimmed.clone();
             DeviceRow::default()

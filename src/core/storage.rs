@@ -1,8 +1,11 @@
 //! What the machines ask of a store, and its answers: storage is an effect, these are its inputs and outputs.
 
+use std::sync::Arc;
+
 use super::commit::Outcome;
 use super::ids::{Coord, Origin, Seq, ShardId, UserId};
 use super::op::{LogEntry, LoggedOp};
+use super::snapshot::{Cut, SnapshotAt, SnapshotPage};
 use super::state::{Logged, ShardRow, UserRow};
 use super::vector::Vector;
 
@@ -52,6 +55,20 @@ pub enum Read {
         /// At most so many bytes, but at least one operation.
         max_bytes: usize,
     },
+    /// A page of a snapshot of a shard (R11). A page may be empty and yet not be the last: each read looks at a bounded
+    /// part of the store.
+    Snapshot {
+        /// The shard.
+        shard: ShardId,
+        /// As the first page told; `None` asks for that one.
+        cut: Option<Arc<Cut>>,
+        /// Behind this.
+        after: SnapshotAt,
+        /// At most so many items, at most [`SNAPSHOT_PAGE_ITEMS`](super::snapshot::SNAPSHOT_PAGE_ITEMS).
+        max_items: usize,
+        /// At most so many bytes, but at least one item.
+        max_bytes: usize,
+    },
 }
 
 /// The answer to a [`Read`].
@@ -65,6 +82,8 @@ pub enum ReadReply {
     Inbox(InboxPage),
     /// A run of a log.
     Log(LogPage),
+    /// A page of a snapshot, and the cut that it belongs to.
+    Snapshot(Arc<Cut>, Box<SnapshotPage>),
 }
 
 /// A page of an inbox.

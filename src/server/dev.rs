@@ -23,6 +23,7 @@ use super::config::{
     ClientTls, ClusterId, ConfigError, JwtKey, LoadOptions, NodeConfig, PeerTls, RegionsConfig, Seed,
     TlsConfig, TomlText,
 };
+use super::node::Create;
 use super::regions::{RegionFile, Regions, Role};
 use super::token::{KeyError, KeyFiles};
 use crate::net::certs::{CertError, ClusterCa, server_dns_name};
@@ -118,9 +119,20 @@ pub struct DevNode {
     pub data: PathBuf,
     /// Whether it must be told to make its data folder.
     pub fresh: bool,
+    /// Whether the cluster begins with its store: nothing was there when it was prepared, and it is the first region's.
+    pub begins: bool,
 }
 
 impl DevNode {
+    /// How to start it in this process.
+    pub fn create(&self) -> Create {
+        if self.begins {
+            Create::ClusterIfMissing
+        } else {
+            Create::IfMissing
+        }
+    }
+
     /// Whether it must be told to make its data folder, as of now.
     pub fn is_fresh(&self) -> bool {
         is_fresh(&self.data, self.roles.contains(&Role::Core))
@@ -172,6 +184,10 @@ impl DevCluster {
             }
         }
         nodes.sort_by_key(|node| !node.roles.contains(&Role::Core));
+        let new = nodes.iter().all(|node| node.fresh);
+        if let Some(first) = nodes.first_mut() {
+            first.begins = new && first.roles.contains(&Role::Core);
+        }
         Ok(DevCluster {
             data: data.clone(),
             regions,
@@ -387,6 +403,7 @@ fn prepare_node(
         config: path,
         data: store,
         fresh,
+        begins: false,
     })
 }
 

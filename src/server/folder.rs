@@ -76,6 +76,7 @@ impl NodeFolder {
             Create::Store => Some("create"),
             Create::Cluster => Some("new-cluster"),
             Create::IfMissing => Some("dev").filter(|_| !used),
+            Create::ClusterIfMissing => Some("new-cluster").filter(|_| !used),
         };
         if let Some(word) = begun {
             write_synced(path, BEGUN, word)?;

@@ -57,8 +57,17 @@ pub enum Create {
     Store,
     /// The folder may be empty: the cluster begins here.
     Cluster,
-    /// Whatever is there or not, as `iris dev` does it.
+    /// Whatever is there or not, as `iris dev` does it; what is made is one of [`Create::Store`].
     IfMissing,
+    /// The same, and what is made is one of [`Create::Cluster`].
+    ClusterIfMissing,
+}
+
+impl Create {
+    /// Whether a store that is made begins with less than other regions have, and recovers first (R4).
+    pub(super) fn joins(self) -> bool {
+        !matches!(self, Create::Cluster | Create::ClusterIfMissing)
+    }
 }
 
 /// What becomes of a journal that is damaged before its last record.
@@ -300,6 +309,7 @@ impl Node {
                 status: status_sender,
                 peer_addrs: peer_addrs_seen.clone(),
                 meters: Meters::new(metrics.clone()),
+                supervisor: supervisor.clone(),
             };
             let name = format!("partition {index}");
             // What it knew went with it, and others count on it.
@@ -453,6 +463,17 @@ impl Node {
     /// store, gossip. The node is not ready then; end the process after [`Node::abandon`], so that it is started again.
     pub fn failed(&self) -> impl Future<Output = TaskEnded> + Send + use<> {
         self.supervisor.failed()
+    }
+
+    /// An operator's word that what this region's store has is enough (R4): its shards are open, although no region that
+    /// does not recover itself can be asked, or not everything that the others have was caught up with.
+    pub async fn end_recovery(&self) {
+        tracing::error!(
+            "recovery is ended by an operator's word: what only other regions have is missing here until they can be reached"
+        );
+        for events in &self.events {
+            let _ = events.send(Event::Core(Input::EndRecovery)).await;
+        }
     }
 
     /// Ends a node that failed, without a drain: clients and peers are told at once, and go elsewhere. Nothing accepted is
@@ -765,7 +786,13 @@ async fn watch_shards(
             let status = status.borrow_and_update();
             !status.active || status.shards == 0
         });
-        let ready = if waiting {
+        let recovering: usize = status.iter().map(|status| status.borrow().recovering).sum();
+        let ready = if waiting && recovering > 0 {
+            Err(format!(
+                "{recovering} shards recover: they wait until they have what the other regions have, at least one of which \
+                 must be within reach and complete (--end-recovery opens them without)"
+            ))
+        } else if waiting {
             Err("not all shards placed here are active".to_owned())
         } else {
             Ok(())

@@ -35,6 +35,7 @@ pub(super) async fn open(
         holders: wanted.holders,
         sharding: wanted.sharding,
         limits: config.store_limits(),
+        joining: create.joins(),
     };
     let options = Options {
         segment_bytes: config.store.segment_bytes,

@@ -23,6 +23,7 @@ use crate::core::wire::{ClientFrame, Code, Hello, ServerFrame};
 use crate::net::client::ConnHandle;
 use crate::net::frame::Frame;
 use crate::net::peer::{PeerPool, PeerSendError};
+use crate::net::supervise::Supervisor;
 use crate::net::{CloseCode, CloseReason};
 
 /// Inputs that are handed to the core before its outputs are carried out.
@@ -100,6 +101,8 @@ pub struct PartitionStatus {
     pub shards: usize,
     /// Whether deposits are refused since the node stops, and all that were taken are answered.
     pub settled: bool,
+    /// Shards that recover (R4).
+    pub recovering: usize,
 }
 
 /// What a partition's task works with.
@@ -116,6 +119,8 @@ pub(super) struct PartitionTask {
     pub(super) status: watch::Sender<PartitionStatus>,
     pub(super) peer_addrs: watch::Receiver<BTreeMap<NodeKey, std::net::SocketAddr>>,
     pub(super) meters: Meters,
+    /// Told where the node must end.
+    pub(super) supervisor: Supervisor,
 }
 
 /// The two clocks of a process.
@@ -376,6 +381,21 @@ impl PartitionTask {
                     });
                 }
                 Output::Alarm(alarm) => self.alarm(&alarm),
+                Output::Recovery {
+                    shard,
+                    recovering: true,
+                    detail,
+                } => {
+                    tracing::warn!(%shard, why = %detail, "a shard recovers: it takes nothing before it has caught up")
+                }
+                Output::Recovery { shard, detail, .. } => {
+                    tracing::info!(%shard, why = %detail, "a shard is open again");
+                }
+                Output::Stop(alarm) => {
+                    self.alarm(&alarm);
+                    let name = format!("partition {}", self.me.partition);
+                    self.supervisor.ended("partition", &name, &alarm.to_string());
+                }
             }
         }
         for ((node, class), batch) in std::mem::take(&mut connections.outgoing) {
@@ -480,7 +500,6 @@ impl PartitionTask {
                     StopReason::Diverged { .. } => "diverged",
                     StopReason::Unreadable { .. } => "unreadable",
                     StopReason::OutOfPlace { .. } => "out_of_place",
-                    StopReason::AheadOfUs { .. } => "ahead_of_us",
                 };
                 (link, reason)
             }
@@ -501,6 +520,7 @@ impl PartitionTask {
             active: owner.all_active(),
             shards: owner.active_count(),
             settled: self.core.settled(),
+            recovering: owner.recovering_count(),
         };
         self.status.send_if_modified(|old| {
             let changed = *old != status;

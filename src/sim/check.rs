@@ -25,6 +25,7 @@ use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, SessionId, ShardId, UserId};
 use crate::core::msg::{Message, ToEdge, ToProvider, ToSubscriber, Verdict};
 use crate::core::op::{LoggedOp, Op};
+use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{Committed, LogPage, Read, ReadReply};
 use crate::core::time::Hlc;
@@ -56,7 +57,7 @@ pub(super) enum Fate {
 }
 
 /// What is durable in a region, as learned from its commits and its starts.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Durable {
     pub(super) applied: BTreeMap<(ShardId, Origin), Seq>,
     pub(super) floors: BTreeMap<(ShardId, Origin), Seq>,
@@ -96,7 +97,14 @@ pub(super) struct Checker {
     pub(super) stores: Vec<Durable>,
     pub(super) ledger: BTreeMap<(ShardId, Origin, Seq), Entry>,
     pub(super) inboxes: BTreeMap<(UserId, Origin), BTreeMap<Seq, u64>>,
-    clocks: BTreeMap<(ShardId, RegionId), Hlc>,
+    clocks: BTreeMap<(ShardId, Origin), Hlc>,
+    /// What each region ever had: disks are lost, what was confirmed stays so.
+    ever: Vec<BTreeMap<(ShardId, Origin), Seq>>,
+    /// What was lost with disks: above the first sequence, to the second, unless some region turns out to have it.
+    pub(super) lost: BTreeMap<(ShardId, Origin), Seq>,
+    pub(super) lost_to: BTreeMap<(ShardId, Origin), Seq>,
+    /// Where backups ended that were restored, of the origins of their own regions.
+    pub(super) forgotten: BTreeMap<(ShardId, Origin), Seq>,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
     pub(super) users: BTreeMap<ShardId, Vec<UserId>>,
@@ -122,6 +130,10 @@ impl Checker {
             ledger: BTreeMap::new(),
             inboxes: BTreeMap::new(),
             clocks: BTreeMap::new(),
+            ever: plan.places.iter().map(|_| BTreeMap::new()).collect(),
+            lost: BTreeMap::new(),
+            lost_to: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
             users,
@@ -189,13 +201,28 @@ impl Checker {
         words
     }
 
-    fn shard_of(&self, number: u64) -> ShardId {
+    pub(super) fn shard_of(&self, number: u64) -> ShardId {
         self.plan.sharding().of_user(&self.sent[number as usize].to)
     }
 
     pub(super) fn is_durable(&self, region: usize, shard: ShardId, at: Coord) -> bool {
         let applied = self.stores[region].applied.get(&(shard, at.origin));
         applied.is_some_and(|seq| *seq >= at.seq)
+    }
+
+    /// Whether a region has it or had it before it lost its disk.
+    pub(super) fn was_durable(&self, region: usize, shard: ShardId, at: Coord) -> bool {
+        let ever = self.ever[region].get(&(shard, at.origin));
+        ever.is_some_and(|seq| *seq >= at.seq)
+    }
+
+    fn now_durable(&mut self, region: usize, shard: ShardId, at: Coord) -> Seq {
+        let ever = self.ever[region].entry((shard, at.origin)).or_default();
+        *ever = (*ever).max(at.seq);
+        self.stores[region]
+            .applied
+            .insert((shard, at.origin), at.seq)
+            .unwrap_or(0)
     }
 }
 
@@ -266,7 +293,13 @@ impl World {
     pub(super) fn check_frame(&mut self, node: usize, device: usize, frame: &ServerFrame) {
         if let ServerFrame::Accepted(accepted) = frame {
             let region = self.nodes[node].region;
-            self.check_durable(region, accepted.id, accepted.at);
+            // It may have been under way when the disk was lost.
+            let numbers = self.check.ids.get(&accepted.id);
+            let shard = numbers.and_then(|numbers| numbers.first());
+            let shard = shard.map(|number| self.check.shard_of(*number));
+            if !shard.is_some_and(|shard| self.check.was_durable(region, shard, accepted.at)) {
+                self.check_durable(region, accepted.id, accepted.at);
+            }
         }
         let quiet = matches!(frame, ServerFrame::Pong { .. });
         if self.stage == Stage::Silence && !quiet {
@@ -439,6 +472,13 @@ impl World {
             return self.fail("once in effect", detail, words);
         }
         let key = (incoming.from.clone(), incoming.session, region.clone());
+        // What a restored store had forgotten comes back behind what it accepted since: it did not know of it.
+        let shard = self.check.plan.sharding().of_user(&sent.to);
+        let forgotten = self.check.forgotten.get(&(shard, at.origin));
+        if forgotten.is_some_and(|kept| at.seq > *kept) {
+            return;
+        }
+        let seen = &mut self.check.seen[device];
         let last = seen.order.insert(key, incoming.session_seq);
         if let Some(last) = last.filter(|last| *last >= incoming.session_seq) {
             let detail = format!(
@@ -489,6 +529,13 @@ impl World {
             self.check_logged(region, logged);
         }
         for (op, outcome) in ops.iter().zip(&committed.outcomes) {
+            if let (StoreOp::Merge { shard, cut, page, .. }, Outcome::Done { more: false }) = (op, outcome)
+                && page.next.is_none()
+            {
+                self.check_jumped(region, *shard, cut);
+            }
+        }
+        for (op, outcome) in ops.iter().zip(&committed.outcomes) {
             self.check_epoch(region, op, outcome);
         }
         // What is stored goes by these operations; reading every row after every commit would be most of a run.
@@ -533,11 +580,7 @@ impl World {
         let number = number_of(&logged.entry.op);
         let mut words = vec![at.to_string()];
         words.extend(number.into_iter().flat_map(|number| self.check.words(number)));
-        let applied = self.check.stores[region]
-            .applied
-            .entry((shard, at.origin))
-            .or_default();
-        let before = std::mem::replace(applied, at.seq);
+        let before = self.check.now_durable(region, shard, at);
         if before + 1 != at.seq {
             let detail = format!("{name} logs {at} of shard {shard} after {before}");
             return self.fail("contiguous logs", detail, words);
@@ -561,8 +604,19 @@ impl World {
             Some(_) => return,
             None => {}
         }
-        let clock = self.check.clocks.entry((shard, name.clone())).or_default();
-        let last = std::mem::replace(clock, logged.entry.op.hlc());
+        let mut last = self
+            .check
+            .clocks
+            .get(&(shard, at.origin))
+            .copied()
+            .unwrap_or_default();
+        if let Ok(Op::Start { previous, .. }) = logged.entry.op.decode() {
+            let previous = previous.and_then(|previous| self.check.clocks.get(&(shard, previous.origin)));
+            last = last.max(previous.copied().unwrap_or_default());
+        }
+        self.check
+            .clocks
+            .insert((shard, at.origin), logged.entry.op.hlc());
         if last >= logged.entry.op.hlc() {
             let detail = format!("{name} logs {at} at {:?} after {last:?}", logged.entry.op.hlc());
             return self.fail("HLC rises", detail, words);
@@ -579,6 +633,30 @@ impl World {
             .or_insert_with(|| name.clone());
         if let Some(number) = number {
             self.check_appended(region, shard, at, number, words);
+        }
+    }
+
+    /// A snapshot was merged: what it covers is as good as applied, and was so at its origin.
+    fn check_jumped(&mut self, region: usize, shard: ShardId, cut: &Cut) {
+        for (origin, log) in &cut.logs {
+            let at = Coord {
+                origin: *origin,
+                seq: log.seq,
+            };
+            if !self.check.ledger.contains_key(&(shard, *origin, log.seq)) {
+                let name = self.region_name(region);
+                let detail =
+                    format!("{name} takes a snapshot of shard {shard} to {at}, which was never durable");
+                return self.fail("ship after commit", detail, vec![at.to_string()]);
+            }
+            if !self.check.is_durable(region, shard, at) {
+                self.check.now_durable(region, shard, at);
+            }
+            let floor = self.check.stores[region]
+                .floors
+                .entry((shard, *origin))
+                .or_default();
+            *floor = (*floor).max(log.seq);
         }
     }
 
@@ -648,7 +726,9 @@ fn epoch_of(op: &StoreOp) -> Option<Epoch> {
         | StoreOp::ApplyRemote { epoch, .. }
         | StoreOp::Trim { epoch, .. }
         | StoreOp::Remove { epoch, .. }
-        | StoreOp::DropDedup { epoch, .. } => Some(*epoch),
+        | StoreOp::DropDedup { epoch, .. }
+        | StoreOp::Recover { epoch, .. }
+        | StoreOp::Merge { epoch, .. } => Some(*epoch),
     }
 }
 

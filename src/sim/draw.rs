@@ -206,7 +206,7 @@ fn draw_limits(rng: &mut SimRng) -> CoreLimits {
 }
 
 /// How often the swarm chooses each kind, where a seed has it at all.
-const WEIGHTS: [(Kind, u32); 19] = [
+const WEIGHTS: [(Kind, u32); 22] = [
     (Kind::Crash, 12),
     (Kind::Rolling, 2),
     (Kind::Pause, 5),
@@ -223,6 +223,9 @@ const WEIGHTS: [(Kind, u32); 19] = [
     (Kind::Leave, 8),
     (Kind::FalseDeath, 4),
     (Kind::StoreStop, 3),
+    (Kind::Backup, 5),
+    (Kind::Restore, 4),
+    (Kind::DiskReplaced, 3),
     (Kind::StoreErrors, 2),
     (Kind::StoreSlow, 2),
     (Kind::Clock, 2),
@@ -331,7 +334,8 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
             let (from, to) = two_nodes(rng, case)?;
             fault.between(from, to).lasting(rng.between(300, 4000) * MILLI)
         }
-        Kind::StoreStop => fault.on(a_region(rng, case)),
+        Kind::StoreStop | Kind::Backup => fault.on(a_region(rng, case)),
+        Kind::Restore | Kind::DiskReplaced => fault.on(a_region(rng, case)).lasting(lasts.min(4 * SECOND)),
         Kind::StoreErrors => {
             let mut fault = fault.on(a_region(rng, case)).lasting(lasts);
             fault.loss = Some([100, 500, 1000][rng.index(3)]);

@@ -54,13 +54,19 @@ pub enum Kind {
     StoreSlow,
     /// Disks are full.
     StoreFull,
+    /// The stores of regions are copied.
+    Backup,
+    /// The last copy is put back in place of the store; the region's core node is away for `lasts`.
+    Restore,
+    /// Disks are replaced by empty ones; the regions' core nodes are away for `lasts`.
+    DiskReplaced,
     /// Wall clocks are off by `step_ms` more.
     Clock,
 }
 
 impl Kind {
     /// All kinds, in the order of their names in the documentation.
-    pub const ALL: [Kind; 21] = [
+    pub const ALL: [Kind; 24] = [
         Kind::Crash,
         Kind::Rolling,
         Kind::Pause,
@@ -81,6 +87,9 @@ impl Kind {
         Kind::StoreErrors,
         Kind::StoreSlow,
         Kind::StoreFull,
+        Kind::Backup,
+        Kind::Restore,
+        Kind::DiskReplaced,
         Kind::Clock,
     ];
 
@@ -107,6 +116,9 @@ impl Kind {
             Kind::StoreErrors => "store-errors",
             Kind::StoreSlow => "store-slow",
             Kind::StoreFull => "store-full",
+            Kind::Backup => "backup",
+            Kind::Restore => "restore",
+            Kind::DiskReplaced => "disk-replaced",
             Kind::Clock => "clock",
         }
     }
@@ -114,9 +126,11 @@ impl Kind {
     /// The keys that it takes beside `at` and `kind`; the first group is needed.
     pub fn keys(self) -> (&'static [&'static str], &'static [&'static str]) {
         match self {
-            Kind::Crash | Kind::Pause | Kind::StoreFull => (&["on"], &["lasts"]),
+            Kind::Crash | Kind::Pause | Kind::StoreFull | Kind::Restore | Kind::DiskReplaced => {
+                (&["on"], &["lasts"])
+            }
             Kind::Rolling => (&["on"], &["lasts", "every"]),
-            Kind::Lose | Kind::StoreStop => (&["on"], &[]),
+            Kind::Lose | Kind::StoreStop | Kind::Backup => (&["on"], &[]),
             Kind::Cut => (&["from", "to"], &["lasts", "one_way", "clients"]),
             Kind::Flap => (&["from", "to", "every"], &["lasts", "one_way"]),
             Kind::Clog => (&["from", "to"], &["lasts", "one_way"]),

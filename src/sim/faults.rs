@@ -278,6 +278,21 @@ impl World {
                 }
                 active.full = regions;
             }
+            Kind::Backup => {
+                for region in regions {
+                    self.take_backup(region);
+                }
+            }
+            Kind::Restore => {
+                for region in regions {
+                    self.backup_restored(region, fault.lasts);
+                }
+            }
+            Kind::DiskReplaced => {
+                for region in regions {
+                    self.disk_replaced(region, fault.lasts);
+                }
+            }
             Kind::Clock => {
                 let step = fault.step_ms.unwrap_or(0);
                 for node in nodes {

@@ -17,7 +17,7 @@
 //! | `network`, `clients` | connections between nodes, and of clients, over delay, jitter and cuts |
 //! | `storage` | engines below an effect with latency, crashes |
 //! | `device` | the client machine and an application above it; the workload |
-//! | `faults`, `spoil` | how faults strike and end; deliberate defects |
+//! | `faults`, `loss`, `spoil` | how faults strike and end; lost disks and restored backups; deliberate defects |
 //! | `check`, `stored`, `settle`, `expect` | what must hold all along, and in the end |
 //! | [`scenario`], [`validate`] | scenario files; whether a case makes sense |
 //! | [`trace`], [`timeline`], `report` | the hash of a run, its story, its picture |
@@ -36,6 +36,7 @@ mod expect;
 pub mod fault;
 mod faults;
 pub mod html;
+mod loss;
 mod network;
 mod nodes;
 mod report;

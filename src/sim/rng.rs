@@ -4,7 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
 /// A seeded ChaCha8 generator with the few draws that a simulation needs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SimRng(ChaCha8Rng);
 
 impl SimRng {

@@ -166,9 +166,8 @@ impl World {
                 }
                 let told = seen.holes.iter().any(|hole| {
                     let range = hole.from..=hole.to;
-                    sent.coords
-                        .iter()
-                        .any(|at| at.origin == hole.origin && range.contains(&at.seq))
+                    let mut coords = sent.coords.iter();
+                    coords.any(|at| at.origin == hole.origin && range.contains(&at.seq))
                 });
                 if !told {
                     let detail = format!("#{number} at {:?} did not reach {}", sent.coords, device.name());
@@ -295,8 +294,9 @@ impl World {
         };
         let stored: BTreeSet<Coord> = page.entries.iter().map(|entry| entry.at).collect();
         let expected: BTreeSet<Coord> = if row.devices.is_empty() {
-            let sent = self.check.sent.iter().filter(|sent| sent.to == *user);
-            sent.flat_map(|sent| sent.coords.iter().copied()).collect()
+            let numbers = 0..self.check.next_number();
+            let sent = numbers.filter(|number| self.check.sent[*number as usize].to == *user);
+            sent.flat_map(|number| self.check.coords(number)).collect()
         } else {
             BTreeSet::new()
         };
@@ -399,10 +399,11 @@ impl World {
         }
         for number in 0..self.check.sent.len() {
             let sent = &self.check.sent[number];
-            let Some(at) = sent.coords.first().copied() else {
+            let coords = self.check.coords(number as u64);
+            let Some(at) = coords.first().copied() else {
                 continue;
             };
-            let (coords, shard) = (sent.coords.clone(), self.plan.sharding().of_user(&sent.to));
+            let shard = self.plan.sharding().of_user(&sent.to);
             let Some(entry) = self.check.ledger.get(&(shard, at.origin, at.seq)) else {
                 continue;
             };

@@ -30,14 +30,15 @@ pub(super) struct RegionStore {
     medium: Medium,
     created: bool,
     identity: StoreIdentity,
+    pub(super) backup: Option<super::loss::Backup>,
 }
 
-enum Medium {
+pub(super) enum Medium {
     Memory(MemoryDisk),
     Embedded(Box<Embedded>),
 }
 
-struct Embedded {
+pub(super) struct Embedded {
     disk: SimDisk,
     tables: MemTables,
     options: Options,
@@ -100,6 +101,7 @@ impl RegionStore {
         Self {
             medium,
             created: false,
+            backup: None,
             identity: StoreIdentity {
                 cluster: 7,
                 region: name,
@@ -107,6 +109,7 @@ impl RegionStore {
                 holders,
                 sharding: plan.sharding(),
                 limits: plan.store_limits(),
+                joining: region > 0,
             },
         }
     }
@@ -144,6 +147,56 @@ impl RegionStore {
             }
         }
         .map_err(|error| error.to_string())
+    }
+
+    /// An empty disk takes the place of the one before, and what is made on it joins.
+    pub(super) fn replace_disk(&mut self) -> Medium {
+        let empty = match &self.medium {
+            Medium::Memory(_) => {
+                let disk = MemoryDisk::new();
+                disk.hold(true);
+                Medium::Memory(disk)
+            }
+            Medium::Embedded(store) => Medium::Embedded(Box::new(Embedded {
+                disk: SimDisk::new(7),
+                tables: MemTables::new(),
+                options: store.options.clone(),
+                rot: store.rot.clone(),
+            })),
+        };
+        self.created = false;
+        self.identity.joining = true;
+        std::mem::replace(&mut self.medium, empty)
+    }
+
+    /// A copy of what is durable.
+    pub(super) fn copy(&self) -> Option<Medium> {
+        if !self.created {
+            return None;
+        }
+        Some(match &self.medium {
+            Medium::Memory(disk) => {
+                let copy = disk.fork();
+                copy.crash();
+                Medium::Memory(copy)
+            }
+            Medium::Embedded(store) => {
+                let (disk, tables) = (store.disk.fork(), store.tables.fork());
+                disk.crash(CrashMode::LoseAll);
+                tables.crash(|| false);
+                Medium::Embedded(Box::new(Embedded {
+                    disk,
+                    tables,
+                    options: store.options.clone(),
+                    rot: store.rot.clone(),
+                }))
+            }
+        })
+    }
+
+    pub(super) fn restore(&mut self, medium: Medium) {
+        self.medium = medium;
+        self.created = true;
     }
 
     /// Whether a commit is durable when the engine returns from it.

@@ -36,7 +36,7 @@ impl World {
                 seq: log.floor,
             };
             if let Some(missing) =
-                (0..self.stores.len()).find(|other| !self.check.is_durable(*other, shard, at))
+                (0..self.stores.len()).find(|other| !self.check.was_durable(*other, shard, at))
             {
                 let detail = format!(
                     "{name} trims the log of shard {shard} to {at}, which {} has not",
@@ -85,7 +85,7 @@ impl World {
             let at = Coord { origin, seq };
             let words = self.check.words(number);
             if let Some(other) =
-                (0..self.stores.len()).find(|other| !self.check.is_durable(*other, shard, at))
+                (0..self.stores.len()).find(|other| !self.check.was_durable(*other, shard, at))
             {
                 let detail = format!(
                     "{name} removes #{number} at {at}, which {} has not",
@@ -194,6 +194,7 @@ impl World {
                         entry,
                         hlc,
                         siblings: Vec::new(),
+                        merged: false,
                     },
                 );
             }

@@ -16,7 +16,7 @@ use super::rng::SimRng;
 use super::storage::{RegionStore, Store};
 use super::timeline::Timeline;
 use super::trace::{Micros, Trace};
-use crate::core::ids::{Addr, NodeKey, RegionId};
+use crate::core::ids::{Addr, NodeKey, RegionId, ShardId};
 use crate::core::msg::Message;
 use crate::core::node::{Input, Output, Partition};
 use crate::core::time::{Mono, Now};
@@ -579,7 +579,20 @@ impl World {
             Output::Commit { token, ops, now_ms } => self.commit(node, partition, token, ops, now_ms),
             Output::Read { token, read } => self.read(node, partition, token, read),
             Output::Alarm(alarm) => self.alarm(node, &format!("{alarm:?}")),
+            Output::Recovery {
+                shard,
+                recovering,
+                detail,
+            } => self.recovery(node, shard, recovering, &detail),
+            Output::Stop(alarm) => self.alarm(node, &format!("{alarm:?}")),
         }
+    }
+
+    fn recovery(&mut self, node: usize, shard: ShardId, recovering: bool, why: &str) {
+        let (now, key) = (self.now, self.nodes[node].key.clone());
+        let what = if recovering { "recovers" } else { "is open" };
+        self.trace
+            .tell(now, || format!("{key}: shard {shard} {what}: {why}"));
     }
 
     fn alarm(&mut self, node: usize, what: &str) {

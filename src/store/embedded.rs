@@ -29,6 +29,7 @@ mod checkpoint;
 pub mod folder;
 pub mod record;
 mod replay;
+mod snapshot;
 pub mod tables;
 #[cfg(test)]
 mod tests;
@@ -217,6 +218,10 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
         };
         meta.identity.check(&identity, &location)?;
         let origin = identity.origin;
+        let identity = StoreIdentity {
+            joining: meta.identity.joining,
+            ..identity
+        };
         let mut view = View::new(identity, tables);
         view.dedup.from_ms = meta.newest_id_ms.saturating_add(1);
         view.dedup.newest_ms = meta.newest_id_ms;
@@ -599,7 +604,11 @@ fn size_of_op(op: &StoreOp) -> usize {
             StoreOp::Trim { .. } | StoreOp::Confirm { .. } => TRIM_OVERHEAD,
             StoreOp::Cursor { cursor, .. } => 64 * cursor.len(),
             StoreOp::Register { claim, .. } => 64 * claim.len(),
-            StoreOp::Bump { .. } | StoreOp::Remove { .. } | StoreOp::DropDedup { .. } => 0,
+            StoreOp::Merge { cut, page, .. } => TRIM_OVERHEAD + 4 * (page.weight() + cut.weight()) as usize,
+            StoreOp::Bump { .. }
+            | StoreOp::Remove { .. }
+            | StoreOp::DropDedup { .. }
+            | StoreOp::Recover { .. } => 0,
         }
 }
 

@@ -141,21 +141,54 @@ pub fn shard_of(key: &[u8]) -> Result<ShardId, RowError> {
 pub fn dedup_of(key: &[u8]) -> Result<(ShardId, DedupKey), RowError> {
     let bad = || RowError::Key("dedup");
     let id = key.get(9..25).and_then(|id| id.try_into().ok()).ok_or_else(bad)?;
-    let mut rest = &key[25..];
-    let mut text = || {
-        let (len, after) = rest.split_first()?;
-        let (text, after) = after.split_at_checked(usize::from(*len))?;
-        rest = after;
-        UserId::new(std::str::from_utf8(text).ok()?).ok()
-    };
-    let recipient = text().ok_or_else(bad)?;
-    let sender = text().ok_or_else(bad)?;
+    let (recipient, rest) = text_of(&key[25..]).ok_or_else(bad)?;
+    let (sender, _) = text_of(rest).ok_or_else(bad)?;
     let key_of = DedupKey {
         id: MessageId(id),
         recipient,
         sender,
     };
     Ok((shard_of(key)?, key_of))
+}
+
+/// What a key of [`dedup_in_day`] names.
+///
+/// # Errors
+/// [`RowError::Key`].
+pub fn dedup_in_day_of(key: &[u8]) -> Result<(ShardId, DedupKey), RowError> {
+    let bad = || RowError::Key("dedup");
+    let id = key.get(1..17).and_then(|id| id.try_into().ok()).ok_or_else(bad)?;
+    let (recipient, rest) = text_of(&key[17..]).ok_or_else(bad)?;
+    let (sender, rest) = text_of(rest).ok_or_else(bad)?;
+    let shard = rest.try_into().map_err(|_| bad())?;
+    let key = DedupKey {
+        id: MessageId(id),
+        recipient,
+        sender,
+    };
+    Ok((ShardId(u32::from_be_bytes(shard)), key))
+}
+
+/// The user of a key of [`user`].
+///
+/// # Errors
+/// [`RowError::Key`].
+pub fn user_of(key: &[u8]) -> Result<UserId, RowError> {
+    let text = key.get(5..).and_then(text_of);
+    text.map(|(user, _)| user).ok_or(RowError::Key("user"))
+}
+
+/// The keys of a shard's users, from the first to behind the last.
+pub fn users(shard: ShardId) -> (Vec<u8>, Vec<u8>) {
+    let from = Writer::new(b'u', 4).shard(shard).0;
+    let to = successor(from.clone());
+    (from, to)
+}
+
+fn text_of(bytes: &[u8]) -> Option<(UserId, &[u8])> {
+    let (len, after) = bytes.split_first()?;
+    let (text, after) = after.split_at_checked(usize::from(*len))?;
+    Some((UserId::new(std::str::from_utf8(text).ok()?).ok()?, after))
 }
 
 /// The first key after all that begin with `prefix`.

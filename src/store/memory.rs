@@ -20,6 +20,7 @@ use super::engine::{Committed, Engine, Read, ReadReply, StoreError};
 use super::keys::{self, LogValue};
 use super::opening::{OpenError, StoredIdentity};
 use super::paging::{Room, inbox_page, log_page};
+use super::snapshot;
 use crate::core::commit::{Outcome, StoreOp, decide, needs, needs_more};
 use crate::core::ids::{Origin, Seq, ShardId, UserId};
 use crate::core::op::Op;
@@ -84,6 +85,10 @@ impl MemoryEngine {
             reason: e.to_string(),
         })?;
         stored.check(&identity, LOCATION)?;
+        let identity = StoreIdentity {
+            joining: stored.joining,
+            ..identity
+        };
         let boot = shared.boot;
         drop(shared);
         Ok(Self {
@@ -167,7 +172,7 @@ impl MemoryEngine {
     fn touched(&self, decisions: &[Decision]) -> Vec<Write> {
         let mut touched = Touched::default();
         for decision in decisions {
-            touched.add(decision);
+            touched.add(decision, &self.state);
         }
         let mut writes = touched.writes;
         let shards = &self.state.shards;
@@ -262,6 +267,17 @@ impl Engine for MemoryEngine {
                 });
                 ReadReply::Log(page?)
             }
+            Read::Snapshot {
+                shard,
+                cut,
+                after,
+                max_items,
+                max_bytes,
+            } => {
+                let source = load::Source { rows, shard: *shard };
+                let (cut, page) = snapshot::page(&source, cut.as_ref(), after, *max_items, *max_bytes)?;
+                ReadReply::Snapshot(cut, Box::new(page))
+            }
         })
     }
 
@@ -287,7 +303,7 @@ struct Touched {
 }
 
 impl Touched {
-    fn add(&mut self, decision: &Decision) {
+    fn add(&mut self, decision: &Decision, state: &State) {
         let shard = decision.shard();
         self.shards.insert(shard);
         let to_key = |key: fn(ShardId, Origin, Seq) -> Vec<u8>, origin, to: Seq| {
@@ -295,7 +311,22 @@ impl Touched {
         };
         match decision {
             Decision::Epoch { .. } => {}
-            Decision::Logged(logged) => self.add_logged(logged),
+            Decision::Logged(logged) => self.add_logged(logged, state),
+            Decision::Recovery { .. } | Decision::Jumped { .. } => {}
+            Decision::DedupMerged { key, .. } => {
+                self.dedup.insert((shard, key.clone()));
+            }
+            Decision::UserMerged { user, .. } => {
+                self.users.insert((shard, user.clone()));
+            }
+            Decision::Merged { user, at, op, .. } => {
+                let key = keys::inbox(shard, user, at.origin, at.seq);
+                self.writes.push(Write::Put(key, keys::encode_inbox(op).into()));
+                self.users.insert((shard, user.clone()));
+                if let Ok(envelope) = op.envelope() {
+                    self.dedup.insert((shard, DedupKey::of(&envelope)));
+                }
+            }
             Decision::Consumed { user, .. } => {
                 self.users.insert((shard, user.clone()));
             }
@@ -313,7 +344,7 @@ impl Touched {
         }
     }
 
-    fn add_logged(&mut self, logged: &Logged) {
+    fn add_logged(&mut self, logged: &Logged, state: &State) {
         let Logged {
             shard, origin, entry, ..
         } = logged;
@@ -321,9 +352,16 @@ impl Touched {
         let value = match op.decode() {
             Ok(Op::Append(envelope, _)) => {
                 let key = keys::inbox(shard, &envelope.to, *origin, seq);
-                self.writes.push(Write::Put(key, keys::encode_inbox(op).into()));
+                let known = state.shards.get(&shard);
+                let known = known.and_then(|known| known.users.get(&envelope.to));
+                let gone = logged.merged && !known.is_some_and(|known| known.keeps(logged.coord()));
+                let value = if gone {
+                    LogValue::Inline(op.clone())
+                } else {
+                    self.writes.push(Write::Put(key, keys::encode_inbox(op).into()));
+                    LogValue::Inbox(envelope.to.clone())
+                };
                 self.users.insert((shard, envelope.to.clone()));
-                let value = LogValue::Inbox(envelope.to.clone());
                 self.dedup.insert((shard, DedupKey::of(&envelope)));
                 value
             }

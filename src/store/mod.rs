@@ -6,7 +6,7 @@
 //! | [`opening`] | what a store keeps about itself, and why it refuses to open |
 //! | [`embedded`] | the engine of a region with one core node: a journal, and tables behind it |
 //! | [`memory`] | the engine over an ordered map in memory: tests, simulator |
-//! | [`keys`], [`paging`] | rows as bytes; pages of inboxes and logs, for every engine |
+//! | [`keys`], [`paging`], [`snapshot`] | rows as bytes; pages of inboxes, logs and snapshots, for every engine |
 //! | [`journal`] | one durable record per group commit, in segments of our own |
 //! | [`disk`] | the files under the journal, real and simulated |
 
@@ -18,6 +18,7 @@ pub mod keys;
 pub mod memory;
 pub mod opening;
 pub mod paging;
+pub mod snapshot;
 
 #[cfg(test)]
 mod conformance;

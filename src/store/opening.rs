@@ -23,6 +23,8 @@ pub struct StoredIdentity {
     pub holders: BTreeSet<RegionId>,
     /// How users are spread.
     pub sharding: Sharding,
+    /// Begun in a cluster that runs: its shards recover first (R4).
+    pub joining: bool,
 }
 
 /// Why a store did not open. Nothing was changed.
@@ -110,6 +112,7 @@ impl StoredIdentity {
             region: identity.region.clone(),
             holders: identity.holders.clone(),
             sharding: identity.sharding,
+            joining: identity.joining,
         }
     }
 

@@ -32,10 +32,29 @@ impl Room {
         if self.items == 0 || (!self.empty && bytes > self.bytes) {
             return false;
         }
-        self.items -= 1;
+        self.spend(bytes);
+        true
+    }
+
+    /// Takes room for an item that is there already, however large.
+    pub fn spend(&mut self, bytes: usize) {
+        self.items = self.items.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
         self.empty = false;
-        true
+    }
+
+    /// Whether not even a byte is left.
+    pub fn is_full(&self) -> bool {
+        !self.empty && self.bytes == 0
+    }
+
+    /// A page of what is left, for one item at least.
+    pub fn rest(&self) -> Room {
+        Room {
+            items: self.items.max(1),
+            bytes: self.bytes,
+            empty: true,
+        }
     }
 
     /// How many items still fit.

@@ -11,7 +11,7 @@ use iris::net::certs::Roots;
 use iris::net::connect::Connector;
 use iris::server::config::TomlText;
 use iris::server::dev::{DevCluster, Ports, SERVER_NAME};
-use iris::server::node::{Create, Node};
+use iris::server::node::Node;
 use iris::server::regions::Regions;
 use iris::server::token::{KeyFiles, Signer};
 
@@ -72,6 +72,7 @@ impl TestCluster {
 
     pub async fn start_node(&mut self, name: &str) {
         let node = self.dev.nodes.iter().find(|node| node.name == name).unwrap();
+        let create = node.create();
         let mut options = iris::server::config::LoadOptions::from_process(Some(node.config.clone()));
         for (key, value) in &self.set {
             options = options.flag("--set", key, value);
@@ -80,7 +81,7 @@ impl TestCluster {
         // The socket or the store of the run before may be let go a moment after it stopped.
         let started = std::time::Instant::now();
         let node = loop {
-            match Node::start(config.clone(), self.dev.regions.clone(), Create::IfMissing).await {
+            match Node::start(config.clone(), self.dev.regions.clone(), create).await {
                 Ok(node) => break node,
                 Err(error) if started.elapsed() > PATIENCE => panic!("{name} does not start: {error}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

@@ -148,7 +148,12 @@ struct Running(Child);
 
 impl Running {
     async fn start(node: &DevNode, create: bool) -> Self {
-        let args: &[&str] = if create { &["--create"] } else { &[] };
+        let core = node.roles.contains(&Role::Core);
+        let args: &[&str] = match (create, core) {
+            (true, true) => &["--new-cluster"],
+            (true, false) => &["--create"],
+            (false, _) => &[],
+        };
         let child = serve(node, args)
             .arg("--stop-with-stdin")
             .stdin(Stdio::piped())

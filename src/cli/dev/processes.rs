@@ -139,7 +139,7 @@ fn start(node: &DevNode, fresh: bool) -> anyhow::Result<Child> {
         .arg(&node.config)
         .arg("--stop-with-stdin");
     if fresh {
-        command.arg("--create");
+        command.arg(if node.begins { "--new-cluster" } else { "--create" });
     }
     if std::env::var_os("IRIS_LOG").is_none() {
         command.env("IRIS_LOG", "warn");

@@ -267,7 +267,13 @@ impl Edge {
                 session,
                 connect_epoch,
                 stable,
-            } => self.on_attached(lane, session, connect_epoch, stable, now),
+                store,
+            } => {
+                if let Some(session) = self.served(lane, session) {
+                    session.store = store;
+                }
+                self.on_attached(lane, session, connect_epoch, stable, now);
+            }
             ToEdge::Reasserted {
                 session,
                 connect_epoch,

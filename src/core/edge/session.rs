@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use super::bucket::Slot;
-use crate::core::ids::{ConnId, Coord, DeviceId, MessageId, SessionId, ShardId, UserId};
+use crate::core::ids::{ConnId, Coord, DeviceId, MessageId, Origin, SessionId, ShardId, UserId};
 use crate::core::msg::{Attach, Deposit};
 use crate::core::op::Envelope;
 use crate::core::time::Mono;
@@ -26,6 +26,8 @@ pub(super) struct Session {
     pub(super) acked: Vector,
     pub(super) connect_epoch: u64,
     pub(super) welcomed: bool,
+    /// The life of the shard in its store, as the owner told; see [`Attach::store`].
+    pub(super) store: Origin,
     pub(super) since_ms: u64,
     pub(super) status: Status,
     pub(super) text: String,
@@ -80,6 +82,7 @@ impl Session {
             status: self.status,
             text: self.text.clone(),
             counter: self.counter,
+            store: self.store,
         }
     }
 

@@ -257,6 +257,7 @@ impl Rig {
     fn attached(&mut self, session: SessionId, connect_epoch: u64) {
         let stable = Vector::new();
         self.owner(ToEdge::Attached {
+            store: Origin(0),
             session,
             connect_epoch,
             stable,

@@ -13,6 +13,7 @@ use crate::core::msg::Run;
 use crate::core::op::{LoggedOp, MAX_BODY, MAX_CONTROL};
 use crate::core::storage::StoreError;
 use crate::core::time::Mono;
+use crate::core::vector::Vector;
 
 /// Runs that continue each other go to the store as one, up to about so many bytes: many small commits cost more.
 const APPLY_BYTES: u64 = 1024 * 1024;
@@ -90,7 +91,7 @@ impl Links {
             // It came from elsewhere in the meantime.
             self.ask_again(peer, shard);
         } else {
-            self.stop_shard(peer, shard, origin, StopReason::NeedsSnapshot { have, floor });
+            self.need_snapshot(peer, shard, have, floor);
         }
     }
 
@@ -124,6 +125,7 @@ impl Links {
                     Some(stop) => self.not_applied(peer, shard, origin, stop),
                 }
                 self.wake_held(shard);
+                self.look_whether_caught_up(shard);
             }
             // Fenced, busy or full: the operation left no trace.
             Ok(_) | Err(_) => {
@@ -148,6 +150,7 @@ impl Links {
         }
         self.wake_held(shard);
         self.start_apply(shard);
+        self.merge_next(shard);
     }
 
     /// Asks again for origins whose turn has come.
@@ -228,6 +231,9 @@ impl Links {
         let Some(owned) = self.owned.remove(&shard) else {
             return;
         };
+        if let Some(taking) = owned.taking {
+            self.release_taking(taking);
+        }
         let in_flight = owned.applying.map(|applying| applying.item);
         for item in owned.queue.into_iter().chain(in_flight) {
             self.release(item.peer, item.bytes);
@@ -253,6 +259,10 @@ impl Links {
         let Some(owned) = self.owned.get_mut(&shard) else {
             return false;
         };
+        // A snapshot comes first: what does not come with it is asked for again after it.
+        if owned.taking.is_some() {
+            return false;
+        }
         if let Some(held) = owned.held.get_mut(&origin) {
             held.peers.insert(peer);
             return false;
@@ -270,8 +280,8 @@ impl Links {
             return false;
         }
         if self.own_origin == Some(origin) {
-            let (ours, theirs) = (applied, end);
-            self.stop_shard(peer, shard, origin, StopReason::AheadOfUs { ours, theirs });
+            let more = Vector::from_iter([(origin, end)]);
+            self.look_for_loss(peer, shard, &more);
             return false;
         }
         if first > queued + 1 {
@@ -329,7 +339,7 @@ impl Links {
         let Some(owned) = self.owned.get_mut(&shard) else {
             return;
         };
-        if owned.applying.is_some() || owned.retry_at.is_some() {
+        if owned.applying.is_some() || owned.retry_at.is_some() || owned.taking.is_some() {
             return;
         }
         let Some(mut item) = owned.queue.pop_front() else {

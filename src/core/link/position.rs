@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::exchange::Exchange;
+use super::snapshot::Sending;
 use super::{LinkStats, Owned, ReadToken};
 use crate::core::ids::{Coord, Origin, RegionId, Seq, ShardId};
 use crate::core::msg::{MAX_ITEMS, Run};
@@ -36,6 +37,14 @@ pub(super) struct Serve {
     pub batch: Batch,
     pub heard: Mono,
     pub exchange: Exchange,
+    /// Shards of which it is to be told what we have.
+    pub have_due: BTreeSet<ShardId>,
+    /// Snapshots that it asked for.
+    pub sending: BTreeMap<ShardId, Sending>,
+    /// Those whose next page is to be read, in turn.
+    pub turns: VecDeque<ShardId>,
+    /// Pages of snapshots on their way from the store.
+    pub page_reads: usize,
 }
 
 /// A subscribed shard.
@@ -119,6 +128,10 @@ impl Serve {
             batch: Batch::default(),
             heard: now,
             exchange: Exchange::default(),
+            have_due: BTreeSet::new(),
+            sending: BTreeMap::new(),
+            turns: VecDeque::new(),
+            page_reads: 0,
         }
     }
 

@@ -199,6 +199,12 @@ impl Links {
             return;
         }
         if let Some(old) = old {
+            let taken =
+                owned.awaits == Some(old) || owned.taking.as_ref().is_some_and(|taking| taking.peer == old);
+            owned.has.remove(region);
+            if taken {
+                self.give_up_snapshot(shard);
+            }
             let pull = &mut self.peers[old].pull;
             pull.shards.remove(&shard);
             pull.add.remove(&shard);
@@ -270,6 +276,7 @@ impl Links {
         self.stats.lanes_lost += 1;
         self.choose = true;
         self.touched.insert(peer);
+        self.give_up_snapshots(peer);
     }
 
     pub(super) fn pull_message(&mut self, peer: PeerId, body: ToSubscriber) {
@@ -299,6 +306,8 @@ impl Links {
                     .push_back(LinkOutput::PresenceMerge { from, records });
                 self.tell_provider(peer, ToProvider::PresenceCredit);
             }
+            ToSubscriber::Have(list) => self.have(peer, list),
+            ToSubscriber::Snapshot(piece) => self.receive_piece(peer, *piece),
             ToSubscriber::PresenceSynced => {}
             ToSubscriber::Pong { nonce, wall_ms } => self.pong(peer, nonce, wall_ms),
         }
@@ -330,6 +339,11 @@ impl Links {
 
     /// Asks for a shard again from what is applied.
     pub(super) fn ask_again(&mut self, peer: PeerId, shard: ShardId) {
+        // Its snapshot would end with the subscription; what is missing then is asked for after it.
+        let taking = self.owned.get(&shard).and_then(|owned| owned.taking.as_ref());
+        if taking.is_some_and(|taking| taking.peer == peer) {
+            return;
+        }
         let pull = &mut self.peers[peer].pull;
         if !pull.is_open() || !pull.on_lane.contains(&shard) || pull.stopped.contains_key(&shard) {
             return;
@@ -358,21 +372,12 @@ impl Links {
         let link = self.peers[peer].addr.clone();
         let log = self.owned.get(&shard).and_then(|owned| owned.logs.get(&origin));
         let region = log.map_or_else(|| link.node.region.clone(), |log| log.region.clone());
-        let alarm = match reason {
-            StopReason::AheadOfUs { ours, theirs } => LinkAlarm::AheadOfUs {
-                link,
-                shard,
-                origin,
-                ours,
-                theirs,
-            },
-            reason => LinkAlarm::Stopped {
-                link,
-                shard,
-                origin,
-                region,
-                reason,
-            },
+        let alarm = LinkAlarm::Stopped {
+            link,
+            shard,
+            origin,
+            region,
+            reason,
         };
         self.outputs.push_back(LinkOutput::Alarm(alarm));
     }

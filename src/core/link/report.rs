@@ -37,7 +37,7 @@ pub enum LinkAlarm {
     /// Another region has more of our current origin than we have durable: our store lost its tail while it ran (R3).
     #[error(
         "link to {link}: it has shard {shard} of our current origin {origin:016x} to {theirs}, we only to {ours}: the store \
-         was rolled back while it was open; stop this node and start it again, so that it takes a new origin",
+         was rolled back while it was open; this node stops, and its next start takes a new origin",
         origin = origin.0
     )]
     AheadOfUs {
@@ -57,8 +57,8 @@ pub enum LinkAlarm {
 /// Why a link takes no more of a shard.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StopReason {
-    /// Operations in between are not kept any more: a snapshot is needed (R11).
-    #[error("applied through {have}, and what follows is trimmed through {floor}: a snapshot is needed")]
+    /// What the provider ships does not continue what is applied here, and did not when it was asked for again.
+    #[error("applied through {have}, and what is offered begins above {floor}")]
     NeedsSnapshot {
         /// Applied here.
         have: Seq,
@@ -85,16 +85,6 @@ pub enum StopReason {
         at: Seq,
         /// Why.
         error: OpError,
-    },
-    /// It has more of our current origin than we have durable (R3); see [`LinkAlarm::AheadOfUs`].
-    #[error(
-        "it has {theirs} of our current origin, we have {ours}: our store was rolled back while it was open"
-    )]
-    AheadOfUs {
-        /// Our durable head.
-        ours: Seq,
-        /// The end of what it sent.
-        theirs: Seq,
     },
     /// Not what the log may hold there, or the log of another region.
     #[error("operation {at} is not what its log may hold there")]
@@ -205,6 +195,18 @@ pub struct LinkStats {
     pub overruns: u64,
     /// Runs handed to the store.
     pub applies: u64,
+    /// Times that another region had what our store lost (R4).
+    pub losses: u64,
+    /// Snapshots asked for (R11).
+    pub snapshots_asked: u64,
+    /// Snapshots merged to their end.
+    pub snapshots_taken: u64,
+    /// Snapshots given up: the next one begins anew.
+    pub snapshots_ended: u64,
+    /// Pages of snapshots received.
+    pub snapshot_pages: u64,
+    /// Pages of snapshots sent.
+    pub snapshot_pages_sent: u64,
     /// Runs that the store could not take for now.
     pub apply_retries: u64,
     /// Presence records sent.

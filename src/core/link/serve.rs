@@ -78,6 +78,10 @@ impl Links {
         for peer in self.subscribers.get(&shard).cloned().unwrap_or_default() {
             if let Some(serve) = &mut self.peers[peer].serve {
                 serve.exchange.ask(shard);
+                serve.have_due.insert(shard);
+                if serve.sending.contains_key(&shard) && !serve.turns.contains(&shard) {
+                    serve.turns.push_back(shard);
+                }
             }
             self.catch_up(peer, shard);
         }
@@ -158,6 +162,7 @@ impl Links {
             ToProvider::Unsubscribe(shards) => {
                 for shard in &shards {
                     serve.shards.remove(shard);
+                    serve.sending.remove(shard);
                     serve.exchange.forget(*shard);
                 }
                 for shard in shards {
@@ -176,6 +181,12 @@ impl Links {
             ToProvider::PresenceCredit => {
                 serve.exchange.credit();
                 self.touched.insert(id);
+            }
+            ToProvider::Snapshot { shard, number } => {
+                if !self.asked_for_snapshot(id, shard, number) {
+                    self.drop_serve(id);
+                    self.tell_subscriber(id, lane, ToSubscriber::Reset);
+                }
             }
             ToProvider::Ping { nonce, wall_ms } => {
                 self.peers[id].wall = Some((wall_ms, now));
@@ -237,6 +248,7 @@ impl Links {
         for (shard, applied) in &shards {
             if !serve.shards.contains_key(shard) {
                 serve.exchange.ask(*shard);
+                serve.have_due.insert(*shard);
             }
             let served = serve.shards.entry(*shard).or_default();
             for (origin, seq) in applied.iter() {
@@ -256,28 +268,5 @@ impl Links {
             serve.exchange.open();
         }
         self.touched.insert(id);
-    }
-
-    /// More of our current origin elsewhere than is durable here proves that our store lost its tail (R3).
-    fn look_for_rollback(&mut self, peer: PeerId, shards: &[(ShardId, Vector)]) {
-        let Some(origin) = self.own_origin else { return };
-        for (shard, applied) in shards {
-            let Some(owned) = self.owned.get(shard) else {
-                continue;
-            };
-            let ours = owned.logs.get(&origin).map_or(0, |log| log.head);
-            let theirs = applied.of(origin);
-            if theirs > ours {
-                let link = self.peers[peer].addr.clone();
-                let shard = *shard;
-                self.outputs.push_back(LinkOutput::Alarm(LinkAlarm::AheadOfUs {
-                    link,
-                    shard,
-                    origin,
-                    ours,
-                    theirs,
-                }));
-            }
-        }
     }
 }

@@ -168,7 +168,9 @@ impl Links {
     /// Sends what is gathered, reads on for what is behind, and tells presence.
     pub(super) fn flush_serve(&mut self, peer: PeerId, presence: &dyn PresenceSource) {
         self.flush_batch(peer);
+        self.flush_have(peer);
         self.read_on(peer);
+        self.read_snapshots(peer);
         self.flush_presence(peer, presence);
     }
 

@@ -148,9 +148,12 @@ impl Attachment {
 impl Owner {
     pub(super) fn attach(&mut self, lane: LaneId, attach: Attach, now: Now) {
         let id = attach.shard;
-        let Some(epoch) = self.epoch(id) else {
+        let Some(epoch) = self.open_epoch(id) else {
             return self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
         };
+        if self.outlived(lane, &attach) {
+            return;
+        }
         let (session, user) = (attach.session, attach.user.clone());
         let receives = attach.receives;
         let mut cursor = Vector::new();
@@ -214,6 +217,7 @@ impl Owner {
             return false;
         };
         let stable = shard.stable(&self.config.holders);
+        let store = shard.recovery.life;
         let lane = shard.sessions.get(&session).map(|attachment| attachment.lane);
         let (Some(lane), Some(connect_epoch)) = (lane, self.admit(id, session, now)) else {
             return false;
@@ -222,6 +226,7 @@ impl Owner {
             session,
             connect_epoch,
             stable,
+            store,
         };
         self.tell_edge(lane, attached);
         true
@@ -404,7 +409,7 @@ impl Owner {
         };
         for ((shard, user, device), cursor) in unwritten {
             // Without the shard its next owner learns the cursor from the device.
-            if let Some(epoch) = self.epoch(shard) {
+            if let Some(epoch) = self.open_epoch(shard) {
                 let unwritten = Unwritten {
                     shard,
                     user,
@@ -415,7 +420,7 @@ impl Owner {
             }
         }
         for (id, shard) in self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part) {
-            let Some(epoch) = shard.epoch else { continue };
+            let Some(epoch) = shard.open_epoch() else { continue };
             for session in std::mem::take(&mut shard.moved) {
                 let Some(attachment) = shard.sessions.get_mut(&session) else {
                     continue;

@@ -160,7 +160,7 @@ impl Owner {
         if attempt < sender.attempt || (blocked && !defect::on(Defect::LaterPasses)) {
             return self.answer_retry(&tag, Code::Blocked, "an earlier message was refused", now);
         }
-        let epoch = self.shards.get(&shard).and_then(|shard| shard.epoch);
+        let epoch = self.shards.get(&shard).and_then(super::Shard::open_epoch);
         let epoch = epoch.filter(|_| !self.finishing);
         let full = self.stats.deposits.pending >= self.config.limits.owner_deposits as u64;
         if full && defect::on(Defect::DropsWhenFull) {
@@ -170,7 +170,10 @@ impl Owner {
             sender.refused_from = Some(tag.session_seq);
             let (code, why) = match epoch {
                 None if self.finishing => (Code::Unavailable, "this node stops"),
-                None => (Code::Unavailable, "the shard is not active at this node"),
+                None => (
+                    Code::Unavailable,
+                    "the shard is not active at this node, or recovers",
+                ),
                 Some(_) => (Code::Overloaded, "too many messages wait to be stored"),
             };
             self.stats.deposits.overloaded += u64::from(full);
@@ -214,6 +217,9 @@ impl Owner {
             // The commit that it was judged by failed meanwhile: it was not judged after all.
             Ok(Outcome::Refused(Refusal::AlreadyJudged)) if self.forgotten(&tag) => {
                 return self.refuse_retryably(&tag, Code::Blocked, "an earlier try failed", now);
+            }
+            Ok(Outcome::Refused(refusal @ Refusal::Recovering)) => {
+                return self.refuse_retryably(&tag, Code::Unavailable, &refusal.to_string(), now);
             }
             Ok(Outcome::Refused(refusal)) => {
                 if let Refusal::Fenced { .. } = refusal {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::core::ids::Origin;
 use crate::core::ids::{Coord, MessageId, NodeName};
 use crate::core::msg::{Attach, Deposit, Verdict};
 use crate::core::op::{Envelope, LogEntry, LoggedOp};
@@ -141,6 +142,7 @@ impl Script {
             status: Status::Online,
             text: String::new(),
             counter: 0,
+            store: Origin(0),
         };
         self.owner
             .handle_edge(&addr("edge"), lane, ToOwner::Attach(vec![attach]), NOW);
@@ -201,6 +203,7 @@ impl Script {
             },
             hlc: Hlc::default(),
             siblings: Vec::new(),
+            merged: false,
         };
         self.owner.handle_committed(&[logged]);
         self.run()

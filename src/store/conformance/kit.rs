@@ -56,6 +56,7 @@ pub(crate) fn identity(origin: u64, holders: &[&str]) -> StoreIdentity {
         holders: holders.iter().map(|name| region(name)).collect(),
         sharding: Sharding { count: 8, seed: 1 },
         limits: StoreLimits::default(),
+        joining: false,
     }
 }
 

@@ -110,13 +110,18 @@ impl Model {
             | StoreOp::ApplyRemote { epoch, .. }
             | StoreOp::Trim { epoch, .. }
             | StoreOp::Remove { epoch, .. }
-            | StoreOp::DropDedup { epoch, .. } => *epoch,
+            | StoreOp::DropDedup { epoch, .. }
+            | StoreOp::Recover { epoch, .. }
+            | StoreOp::Merge { epoch, .. } => *epoch,
         };
         if epoch != self.epoch {
             assert_eq!(*outcome, fenced);
             return;
         }
         match op {
+            StoreOp::Recover { .. } | StoreOp::Merge { .. } => {
+                unreachable!("the model knows one store: conformance::snapshots compares two")
+            }
             StoreOp::Bump { .. } => {
                 self.epoch = Epoch(self.epoch.0 + 1);
                 assert_eq!(*outcome, Outcome::Bumped { epoch: self.epoch });

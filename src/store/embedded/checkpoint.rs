@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::record::{Extent, Meta, StoredDedup, StoredShard, StoredUser};
 use super::tables::{Change, Table, Tables};
 use super::view::{Marks, Recent, View};
-use crate::core::ids::{Origin, Seq, ShardId, UserId};
+use crate::core::ids::{Coord, Origin, Seq, ShardId, UserId};
 use crate::core::op::kind;
 use crate::core::state::{DEDUP_WEIGHT, Decision, DedupKey, Pieces, Series, ShardState, USER_WEIGHT};
 use crate::store::engine::StoreError;
@@ -347,6 +347,7 @@ impl<T: Tables> View<T> {
     ) -> Result<(), StoreError> {
         let shard = self.state.shards.entry(id).or_default();
         let marks = self.marks.entry(id).or_default();
+        let tables = &self.tables;
         for (origin, to) in logs {
             let Some(series) = shard.logs.get(origin) else {
                 continue;
@@ -354,7 +355,19 @@ impl<T: Tables> View<T> {
             let extent = marks.logs.entry(*origin).or_default();
             slice.put_items(Table::Log, extent, series, *to, |seq, (hash, op)| {
                 let value = match op.kind() {
-                    kind::APPEND => op.envelope().map(|envelope| LogValue::Inbox(envelope.to)).ok(),
+                    kind::APPEND => {
+                        let user = op.envelope().map(|envelope| envelope.to).ok();
+                        // What a snapshot brought before and was removed is not there to be named (R11).
+                        let at = Coord { origin: *origin, seq };
+                        let kept = |user: &UserId| match shard.users.get(user) {
+                            Some(known) => known.keeps(at),
+                            None => {
+                                let key = keys::inbox(id, user, *origin, seq);
+                                tables.get(Table::Inbox, &key).is_ok_and(|value| value.is_some())
+                            }
+                        };
+                        user.filter(kept).map(LogValue::Inbox)
+                    }
                     _ => None,
                 };
                 let value = value.unwrap_or_else(|| LogValue::Inline(op.clone()));

@@ -81,7 +81,23 @@ impl<'a, T: Tables> Replay<'a, T> {
                 extent.hi = extent.hi.max(*to);
                 false
             }
-            Decision::Epoch { .. } | Decision::DedupDropped { .. } => false,
+            Decision::UserMerged { user, .. } => self.lacks(commit, id, user)?,
+            Decision::Merged { user, at, op, .. } => {
+                if let Ok(envelope) = op.envelope() {
+                    self.view.load_dedup(id, DedupKey::of(&envelope))?;
+                }
+                let lacks = self.lacks(commit, id, user)?;
+                self.end_before(id, user, *at);
+                lacks
+            }
+            Decision::DedupMerged { key, .. } => {
+                self.view.load_dedup(id, key.clone())?;
+                false
+            }
+            Decision::Epoch { .. }
+            | Decision::DedupDropped { .. }
+            | Decision::Recovery { .. }
+            | Decision::Jumped { .. } => false,
         };
         Ok(Parts { shard, user })
     }
@@ -99,7 +115,9 @@ impl<'a, T: Tables> Replay<'a, T> {
             Ok(Op::Append(envelope, _)) => {
                 self.view.load_dedup(id, DedupKey::of(&envelope))?;
                 let lacks = self.lacks(commit, id, &envelope.to)?;
-                self.end_before(id, &envelope.to, at);
+                if !logged.merged {
+                    self.end_before(id, &envelope.to, at);
+                }
                 Ok(lacks)
             }
             Ok(Op::Cursor { user, .. } | Op::Device { user, .. }) => self.lacks(commit, id, &user),

@@ -11,10 +11,12 @@ use bytes::Bytes;
 
 use super::checkpoint::Checkpoint;
 use super::record::{Extents, StoredDedup, StoredShard, StoredUser};
+use super::snapshot::Source;
 use super::tables::{Table, Tables};
 use crate::core::commit::{CONSUME_STEP, Need, StoreOp, TRIM_STEP, needs, needs_more};
 use crate::core::ids::{Origin, Seq, ShardId, UserId};
 use crate::core::op::LoggedOp;
+use crate::core::snapshot::Cut;
 use crate::core::state::{
     DEDUP_WEIGHT, DedupKey, Next, Series, ShardState, State, StoreIdentity, USER_WEIGHT, UserRow, UserState,
 };
@@ -22,6 +24,7 @@ use crate::core::vector::Vector;
 use crate::store::engine::{InboxPage, LogPage, Read, ReadReply, StoreError};
 use crate::store::keys::{self, LogValue, RowError};
 use crate::store::paging::{Room, Window, inbox_page, log_page};
+use crate::store::snapshot;
 
 /// Items that a read takes from the tables at once.
 const CHUNK: usize = 128;
@@ -239,7 +242,7 @@ impl<T: Tables> View<T> {
                 max_bytes,
             } => {
                 let room = Room::new(*max_items, *max_bytes);
-                ReadReply::Inbox(self.read_inbox(*id, user, after, room)?)
+                ReadReply::Inbox(self.read_inbox(*id, user, after, None, room)?)
             }
             Read::Log {
                 shard: id,
@@ -250,6 +253,20 @@ impl<T: Tables> View<T> {
             } => {
                 let room = Room::new(*max_items, *max_bytes);
                 ReadReply::Log(self.read_log(*id, *origin, *after, room)?)
+            }
+            Read::Snapshot {
+                shard,
+                cut,
+                after,
+                max_items,
+                max_bytes,
+            } => {
+                let source = Source {
+                    view: self,
+                    shard: *shard,
+                };
+                let (cut, page) = snapshot::page(&source, cut.as_ref(), after, *max_items, *max_bytes)?;
+                ReadReply::Snapshot(cut, Box::new(page))
             }
         })
     }
@@ -313,11 +330,13 @@ impl<T: Tables> View<T> {
         Ok(())
     }
 
-    fn read_inbox(
+    /// `cut`: only messages below it.
+    pub(super) fn read_inbox(
         &self,
         id: ShardId,
         user: &UserId,
         after: &Vector,
+        cut: Option<&Cut>,
         room: Room,
     ) -> Result<InboxPage, StoreError> {
         let known = self.state.shards.get(&id).and_then(|shard| shard.users.get(user));
@@ -352,17 +371,24 @@ impl<T: Tables> View<T> {
                     ahead.len() < chunk
                 })?;
             }
+            let below = |seq: Seq| cut.is_none_or(|cut| seq <= cut.seq(origin));
             if let Some(item) = ahead.pop_front() {
-                return Ok(Some(item));
+                return Ok(Some(item).filter(|(seq, _)| below(*seq)));
             }
             match series.map(|series| series.next(after.max(*behind))) {
-                Some(Next::Item(seq, op)) => Ok(Some((seq, op.clone()))),
+                Some(Next::Item(seq, op)) if below(seq) => Ok(Some((seq, op.clone()))),
                 _ => Ok(None),
             }
         })
     }
 
-    fn read_log(&self, id: ShardId, origin: Origin, after: Seq, room: Room) -> Result<LogPage, StoreError> {
+    pub(super) fn read_log(
+        &self,
+        id: ShardId,
+        origin: Origin,
+        after: Seq,
+        room: Room,
+    ) -> Result<LogPage, StoreError> {
         let shard = self.state.shards.get(&id);
         let series = shard.and_then(|shard| shard.logs.get(&origin));
         let row = shard.and_then(|shard| shard.row.logs.get(&origin));
@@ -383,7 +409,7 @@ impl<T: Tables> View<T> {
         })
     }
 
-    fn stored_user(&self, id: ShardId, user: &UserId) -> Result<Option<StoredUser>, StoreError> {
+    pub(super) fn stored_user(&self, id: ShardId, user: &UserId) -> Result<Option<StoredUser>, StoreError> {
         let Some(value) = self.tables.get(Table::Users, &keys::user(id, user))? else {
             return Ok(None);
         };
@@ -393,7 +419,7 @@ impl<T: Tables> View<T> {
     }
 
     /// A row of a commit that the journal never had comes from newer tables than the journal.
-    fn check_age(&self, as_of: u64) -> Result<(), StoreError> {
+    pub(super) fn check_age(&self, as_of: u64) -> Result<(), StoreError> {
         if as_of > self.last {
             return Err(StoreError::Corrupt(format!(
                 "a row in {} includes commit {as_of}, the journal ends at {}: the tables are newer than the journal; \

@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::ids::{Coord, Epoch};
-use crate::core::state::{ConfirmRow, DeviceRow, LogRow};
+use crate::core::state::{ConfirmRow, DeviceRow, LogRow, Recovery};
 use crate::core::time::Hlc;
 use crate::store::conformance::kit::{HERE, Remote, T0, at, device, id, region, user, vector};
 use proptest::prelude::*;
@@ -20,6 +20,8 @@ fn shard_row() -> ShardRow {
         hash: 8,
         floor: 7,
         floor_hash: 6,
+        previous: Some(at(4, 3)),
+        hlc: Hlc { ms: T0, logical: 1 },
     };
     let confirm = ConfirmRow {
         applied: vector(&[(10, 9)]),
@@ -34,6 +36,8 @@ fn shard_row() -> ShardRow {
         confirmed: [(region(HERE), confirm)].into(),
         news: 3,
         confirms: 1,
+        recovery: Recovery::Open,
+        recovered_in: Origin(10),
     }
 }
 
@@ -52,6 +56,7 @@ fn user_row() -> UserRow {
         unread_bytes: 600,
         siblings: [(at(10, 5), [at(20, 6)].into())].into(),
         not_before: 0,
+        gaps: [((Origin(20), 3), 4)].into(),
     }
 }
 

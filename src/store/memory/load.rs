@@ -1,6 +1,7 @@
 //! From rows in bytes to the state that a commit judges.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 
@@ -8,10 +9,13 @@ use super::disk::Rows;
 use crate::core::commit::{CONSUME_STEP, Need, TRIM_STEP};
 use crate::core::ids::{Origin, Seq, ShardId, UserId};
 use crate::core::op::LoggedOp;
-use crate::core::state::{Series, ShardState, State, UserRow, UserState};
-use crate::store::engine::StoreError;
+use crate::core::snapshot::Cut;
+use crate::core::state::{DedupKey, Series, ShardRow, ShardState, State, UserRow, UserState};
+use crate::core::vector::Vector;
+use crate::store::engine::{InboxPage, StoreError};
 use crate::store::keys::{self, LogValue, Row, RowError};
-use crate::store::paging::Window;
+use crate::store::paging::{Room, Window, inbox_page};
+use crate::store::snapshot;
 
 /// A row, or the default where there is none.
 pub(super) fn row<T: Row + Default>(rows: &Rows, key: &[u8]) -> Result<T, StoreError> {
@@ -139,6 +143,76 @@ pub(super) fn inbox_origins(rows: &Rows, shard: ShardId, user: &UserId) -> Resul
     Ok(out)
 }
 
+/// What a snapshot reads.
+pub(super) struct Source<'a> {
+    pub(super) rows: &'a Rows,
+    pub(super) shard: ShardId,
+}
+
+impl snapshot::Source for Source<'_> {
+    fn head(&self) -> Result<ShardRow, StoreError> {
+        row(self.rows, &keys::shard(self.shard))
+    }
+
+    fn hash_at(&self, origin: Origin, seq: Seq) -> Result<u64, StoreError> {
+        match log(self.rows, self.shard, origin, seq - 1).next().transpose()? {
+            Some((at, (hash, _))) if at == seq => Ok(hash),
+            _ => Err(StoreError::Corrupt(format!(
+                "the log of {origin:?} has no entry {seq}"
+            ))),
+        }
+    }
+
+    fn dedup(
+        &self,
+        after: Option<&DedupKey>,
+        limit: usize,
+    ) -> Result<(snapshot::DedupRows, Option<DedupKey>), StoreError> {
+        let (first, _) = keys::dedup_day(self.shard, 0);
+        let (_, end) = keys::dedup_day(self.shard, u32::MAX);
+        let from = match after {
+            Some(key) => Bound::Excluded(keys::dedup(self.shard, key)),
+            None => Bound::Included(first),
+        };
+        let mut out = Vec::new();
+        for (key, value) in self.rows.range((from, Bound::Excluded(end))).take(limit) {
+            let (_, key) = keys::dedup_of(key).map_err(|e| damaged(&e))?;
+            out.push((key, keys::decode_row(value).map_err(|e| damaged(&e))?));
+        }
+        let next = (out.len() == limit)
+            .then(|| out.last().map(|(key, _)| key.clone()))
+            .flatten();
+        Ok((out, next))
+    }
+
+    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, StoreError> {
+        let (first, end) = keys::users(self.shard);
+        let from = match after {
+            Some(user) => Bound::Excluded(keys::user(self.shard, user)),
+            None => Bound::Included(first),
+        };
+        let users = self.rows.range((from, Bound::Excluded(end))).take(limit);
+        users
+            .map(|(key, _)| keys::user_of(key).map_err(|e| damaged(&e)))
+            .collect()
+    }
+
+    fn user(&self, user: &UserId) -> Result<UserRow, StoreError> {
+        row(self.rows, &keys::user(self.shard, user))
+    }
+
+    fn inbox(&self, user: &UserId, after: &Vector, cut: &Cut, room: Room) -> Result<InboxPage, StoreError> {
+        let row = self.user(user)?;
+        let origins = inbox_origins(self.rows, self.shard, user)?;
+        inbox_page(&row, origins, after, room, |origin, after| {
+            let next = inbox(self.rows, self.shard, user, origin, after)
+                .next()
+                .transpose()?;
+            Ok(next.filter(|(seq, _)| *seq <= cut.seq(origin)))
+        })
+    }
+}
+
 fn load_user(state: &mut State, rows: &Rows, id: ShardId, user: UserId) -> Result<(), StoreError> {
     let shard = loaded(state, id);
     if shard.users.contains_key(&user) {
@@ -153,7 +227,14 @@ fn load_user(state: &mut State, rows: &Rows, id: ShardId, user: UserId) -> Resul
         ..UserState::default()
     };
     for origin in inbox_origins(rows, id, &user)? {
-        let seq = shard.row.logs.get(&origin).map_or(0, |log| log.seq);
+        // A snapshot that is being merged brings messages beyond what is applied.
+        let from = keys::inbox(id, &user, origin, 0);
+        let to = keys::inbox(id, &user, origin, Seq::MAX);
+        let last = rows
+            .range(from..=to)
+            .next_back()
+            .map(|(key, _)| keys::seq_of(key));
+        let seq = last.transpose().map_err(|e| damaged(&e))?.unwrap_or(0);
         known.inbox.insert(origin, behind(seq));
     }
     shard.users.insert(user, known);

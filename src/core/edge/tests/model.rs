@@ -636,6 +636,7 @@ impl FakeOwner {
                     self.attached
                         .insert(attach.session, (attach.user, attach.shard, given));
                     let attached = ToEdge::Attached {
+                        store: Origin(0),
                         session: attach.session,
                         connect_epoch: attach.connect_epoch.max(1),
                         stable: Vector::new(),

@@ -102,6 +102,10 @@ pub struct Region {
     pub links: Vec<Links>,
     pub presence: Table,
     pub alarms: Vec<LinkAlarm>,
+    /// Why shards began to recover.
+    pub losses: Vec<(ShardId, String)>,
+    /// Shards that recover.
+    pub recovering: BTreeSet<ShardId>,
     pub reach: BTreeMap<RegionId, bool>,
     armed: Vec<Option<u64>>,
     in_flight: BTreeSet<ShardId>,
@@ -185,6 +189,7 @@ impl World {
                     seed: 0,
                 },
                 limits: StoreLimits::default(),
+                joining: false,
             };
             world.regions.push(Region {
                 id: region_id(n),
@@ -193,6 +198,8 @@ impl World {
                 links: Vec::with_capacity(*partitions),
                 presence: Table::new(),
                 alarms: Vec::new(),
+                losses: Vec::new(),
+                recovering: BTreeSet::new(),
                 reach: BTreeMap::new(),
                 armed: vec![None; *partitions],
                 in_flight: BTreeSet::new(),
@@ -742,6 +749,54 @@ impl World {
                     },
                 );
             }
+            LinkOutput::Merge {
+                token,
+                shard,
+                cut,
+                page,
+            } => {
+                let epoch = self.regions[n].state.shards[&shard].row.epoch;
+                let op = StoreOp::Merge {
+                    shard,
+                    epoch,
+                    cut,
+                    page,
+                };
+                let (outcome, _) = self.commit(n, &op);
+                self.regions[n].links[partition].handle_merged(token, shard, Ok(outcome), now);
+            }
+            LinkOutput::ReadSnapshot {
+                token,
+                shard,
+                cut,
+                after,
+                ..
+            } => {
+                let page = self.regions[n].snapshot(shard, cut, &after);
+                self.regions[n].links[partition].handle_snapshot(token, Ok(page), now);
+            }
+            LinkOutput::Lost { shard, why } => {
+                self.regions[n].losses.push((shard, why));
+                self.recover(n, partition, shard, true);
+            }
+            LinkOutput::CaughtUp { shard } => self.recover(n, partition, shard, false),
+            LinkOutput::VerifyHead {
+                link,
+                shard,
+                origin,
+                theirs,
+            } => {
+                let ours = self.regions[n].state.shards[&shard].row.applied().of(origin);
+                if ours < theirs {
+                    self.regions[n].alarms.push(LinkAlarm::AheadOfUs {
+                        link,
+                        shard,
+                        origin,
+                        ours,
+                        theirs,
+                    });
+                }
+            }
             LinkOutput::PresenceMerge { from, records } => {
                 let region = &mut self.regions[n];
                 for (shard, entry) in records {
@@ -761,6 +816,25 @@ impl World {
             }
             LinkOutput::Alarm(alarm) => self.regions[n].alarms.push(alarm),
         }
+    }
+
+    /// A shard begins to recover, or is open.
+    pub fn recover(&mut self, n: usize, partition: usize, shard: ShardId, recovering: bool) {
+        let now = self.clocks();
+        let epoch = self.regions[n].state.shards[&shard].row.epoch;
+        let op = StoreOp::Recover {
+            shard,
+            epoch,
+            recovering,
+        };
+        self.commit(n, &op);
+        let region = &mut self.regions[n];
+        if recovering {
+            region.recovering.insert(shard);
+        } else {
+            region.recovering.remove(&shard);
+        }
+        region.links[partition].handle_recovering(shard, recovering, now);
     }
 
     fn send(&mut self, n: usize, partition: usize, to: Addr, mut message: Message) {

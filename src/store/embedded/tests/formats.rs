@@ -21,6 +21,7 @@ fn decisions() -> Vec<Decision> {
             epoch: Epoch(4),
         },
         Decision::Logged(Logged {
+            merged: false,
             shard,
             origin,
             region: region(HERE),

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::super::super::*;
 use super::{Region, region_id};
-use crate::core::ids::SessionId;
+use crate::core::ids::{Coord, SessionId};
 use crate::core::op::LogEntry;
+use crate::core::snapshot::{SnapshotEntry, UserPage};
 use crate::core::state::{Decision, Next};
 
 pub type Table = BTreeMap<(ShardId, DeviceKey), u64>;
@@ -79,6 +80,50 @@ impl Region {
     }
 
     /// Trims an origin's log to `to`, whatever others have.
+    /// A snapshot in two pages: dedup records, then everything else.
+    pub fn snapshot(
+        &self,
+        id: ShardId,
+        cut: Option<Arc<Cut>>,
+        after: &SnapshotAt,
+    ) -> (Arc<Cut>, Box<SnapshotPage>) {
+        let state = &self.state.shards[&id];
+        let hash = |origin, seq: Seq| match state.logs[&origin].next(seq - 1) {
+            Next::Item(_, (hash, _)) => Ok::<u64, ()>(*hash),
+            other => panic!("{other:?}"),
+        };
+        let cut = cut.unwrap_or_else(|| Arc::new(Cut::of(&state.row, hash).unwrap()));
+        let mut page = SnapshotPage::default();
+        if *after == SnapshotAt::Start {
+            let rows = state.dedup.iter();
+            let rows = rows.map(|(key, row)| {
+                (
+                    key.clone(),
+                    row.bodies().filter(|(_, at)| cut.covers(*at)).collect(),
+                )
+            });
+            page.dedup = rows.collect();
+            page.next = Some(SnapshotAt::Users);
+            return (cut, Box::new(page));
+        }
+        for (user, known) in &state.users {
+            let mut part = UserPage::of(user.clone(), &known.row, &cut);
+            for (origin, series) in &known.inbox {
+                let mut last = 0;
+                while let Next::Item(seq, op) = series.next(last) {
+                    last = seq;
+                    let at = Coord { origin: *origin, seq };
+                    if cut.covers(at) {
+                        let op = op.bytes().clone();
+                        part.entries.push(SnapshotEntry { at, op });
+                    }
+                }
+            }
+            page.users.push(part);
+        }
+        (cut, Box::new(page))
+    }
+
     pub fn trim(&mut self, shard: u32, of: usize, to: Seq) {
         let shard = ShardId(shard);
         let state = &self.state.shards[&shard];

@@ -1,0 +1,188 @@
+//! Shards that lack what other regions have (R4): after a disk was replaced or a backup restored.
+//!
+//! Links know what others have, and say when a shard lacks something and when it has caught up. Here is what follows: a
+//! shard that recovers refuses deposits and attachments retryably, says nothing of its own, and its sessions end, because
+//! a session does not outlive its region's store.
+
+use super::{LaneId, Owner, OwnerOutput, Question, Shard, Tag};
+use crate::core::commit::{Outcome, Refusal, StoreOp};
+use crate::core::ids::{Epoch, Origin, SessionId, ShardId};
+use crate::core::msg::{Attach, ToEdge};
+use crate::core::state::{self, ShardRow};
+use crate::core::storage::StoreError;
+use crate::core::time::Now;
+use crate::core::wire::Code;
+
+/// Where a shard stands.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    /// It recovers.
+    pub on: bool,
+    /// The origin under which it last began to.
+    pub life: Origin,
+    /// What is to be written, where the store could not.
+    due: Option<bool>,
+}
+
+impl Recovery {
+    pub fn of(row: &ShardRow) -> Self {
+        Self {
+            on: row.recovery == state::Recovery::Recovering,
+            life: row.recovered_in,
+            due: None,
+        }
+    }
+
+    /// What is to be tried again.
+    pub fn overdue(&mut self, shard: ShardId, epoch: Option<Epoch>) -> Option<OwnerOutput> {
+        let epoch = epoch?;
+        let recovering = self.due.take()?;
+        Some(commit(shard, epoch, recovering))
+    }
+}
+
+impl Shard {
+    /// The epoch, where it takes deposits and sessions.
+    pub(super) fn open_epoch(&self) -> Option<Epoch> {
+        self.epoch.filter(|_| self.is_open())
+    }
+
+    /// What the head says of logs and holders.
+    pub(super) fn learn(&mut self, row: &ShardRow) {
+        self.applied = row.applied();
+        let confirmed = row.confirmed.iter();
+        let confirmed = confirmed.map(|(holder, row)| (holder.clone(), row.applied.clone()));
+        self.stable = confirmed.collect();
+    }
+}
+
+impl Owner {
+    /// The epoch of a shard that takes deposits and sessions here.
+    pub(super) fn open_epoch(&self, shard: ShardId) -> Option<Epoch> {
+        self.shards.get(&shard)?.open_epoch()
+    }
+
+    /// Whether a shard is owned here and recovers.
+    pub fn recovers(&self, shard: ShardId) -> bool {
+        self.shards.get(&shard).is_some_and(|shard| shard.recovery.on)
+    }
+
+    /// How many shards recover here.
+    pub fn recovering_count(&self) -> usize {
+        self.shards.values().filter(|shard| shard.recovery.on).count()
+    }
+
+    /// Another region has what this shard once had, and has not any more: it stops at once.
+    pub fn handle_lost(&mut self, id: ShardId, now: Now) {
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
+        let (true, Some(epoch)) = (shard.is_open(), shard.epoch) else {
+            return;
+        };
+        shard.recovery.on = true;
+        self.active -= 1;
+        self.out.push_back(OwnerOutput::Recovering(id, true));
+        self.out.push_back(commit(id, epoch, true));
+        let sessions: Vec<SessionId> = self.shards[&id].sessions.keys().copied().collect();
+        for session in sessions {
+            let why = "the region's store lost something and recovers: connect again";
+            self.end_session(id, session, Code::Unavailable, why, now);
+        }
+        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
+        for lane in lanes {
+            self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
+        }
+    }
+
+    /// The shard has what every region within reach has, or an operator says that it is enough.
+    pub fn handle_caught_up(&mut self, id: ShardId) {
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
+        if let (true, Some(epoch)) = (shard.recovery.on, shard.epoch) {
+            shard.recovery.due = None;
+            self.out.push_back(commit(id, epoch, false));
+        }
+    }
+
+    /// An operator's word that what is here is enough.
+    pub fn handle_end_recovery(&mut self) {
+        self.end_recovery = true;
+        let recovering = self.shards.iter().filter(|(_, shard)| shard.recovery.on);
+        let recovering: Vec<ShardId> = recovering.map(|(id, _)| *id).collect();
+        for shard in recovering {
+            self.handle_caught_up(shard);
+        }
+    }
+
+    pub(super) fn recovery_written(
+        &mut self,
+        id: ShardId,
+        on: bool,
+        outcome: Result<Outcome, StoreError>,
+        now: Now,
+    ) {
+        match outcome {
+            Ok(Outcome::Done { .. }) => {
+                self.out.push_back(OwnerOutput::Read(Question::Recovered(id)));
+            }
+            Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.fenced(id, now),
+            _ => {
+                if let Some(shard) = self.shards.get_mut(&id) {
+                    shard.recovery.due = Some(on);
+                }
+            }
+        }
+    }
+
+    pub(super) fn recovery_read(&mut self, id: ShardId, row: &ShardRow) {
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
+        shard.recovery.life = row.recovered_in;
+        shard.learn(row);
+        if shard.recovery.on && row.recovery == state::Recovery::Open {
+            shard.recovery.on = false;
+            shard.dirty = true;
+            self.active += 1;
+            self.out.push_back(OwnerOutput::Recovering(id, false));
+        }
+    }
+
+    /// The head could not be read: what was written is written once more, which changes nothing but leads here again.
+    pub(super) fn recovery_failed(&mut self, id: ShardId) {
+        if let Some(shard) = self.shards.get_mut(&id) {
+            shard.recovery.due.get_or_insert(!shard.recovery.on);
+        }
+    }
+
+    /// Ends a session that was attached in an earlier life of the store; its client attaches again with what it consumed
+    /// (R17).
+    pub(super) fn outlived(&mut self, lane: LaneId, attach: &Attach) -> bool {
+        let Some(shard) = self.shards.get_mut(&attach.shard) else {
+            return false;
+        };
+        if !attach.welcomed || attach.store == shard.recovery.life {
+            return false;
+        }
+        shard.presence.end(&attach.user, &attach.device, attach.session);
+        self.touched.insert(attach.shard);
+        let body = ToEdge::Ended {
+            session: attach.session,
+            code: Code::Unavailable,
+            detail: "the region's store was replaced or restored: connect again".to_owned(),
+        };
+        self.tell_edge(lane, body);
+        true
+    }
+}
+
+fn commit(shard: ShardId, epoch: Epoch, recovering: bool) -> OwnerOutput {
+    let op = StoreOp::Recover {
+        shard,
+        epoch,
+        recovering,
+    };
+    OwnerOutput::Commit(op, Tag::Recover(shard, recovering))
+}

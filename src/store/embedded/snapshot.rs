@@ -1,0 +1,185 @@
+//! What a snapshot reads of the state in memory and the tables below it (R11).
+//!
+//! Users and dedup records lie in both. Each page merges the next of the tables with the next in memory, which is newer;
+//! what moves from memory to the tables between two pages is found there, and what comes to be in between lies above the
+//! cut.
+
+use std::collections::BTreeMap;
+
+use super::record::{StoredDedup, StoredUser};
+use super::tables::{Table, Tables};
+use super::view::{View, damaged};
+use crate::core::ids::{MessageId, Origin, Seq, ShardId, UserId};
+use crate::core::snapshot::Cut;
+use crate::core::state::{DedupKey, DedupRow, ShardRow, UserRow};
+use crate::core::vector::Vector;
+use crate::store::engine::{InboxPage, LogPage, StoreError};
+use crate::store::keys;
+use crate::store::paging::Room;
+use crate::store::snapshot::{self, DedupRows, order};
+
+/// Dedup records that one page looks at: a day's table holds those of all shards, so most are others'. A commit waits for
+/// a page, and this takes a few milliseconds.
+const SCAN: usize = 8 * 1024;
+
+/// A shard to be read.
+pub(super) struct Source<'a, T> {
+    pub(super) view: &'a View<T>,
+    pub(super) shard: ShardId,
+}
+
+impl<T: Tables> snapshot::Source for Source<'_, T> {
+    fn head(&self) -> Result<ShardRow, StoreError> {
+        let shard = self.view.state.shards.get(&self.shard);
+        Ok(shard.map(|shard| shard.row.clone()).unwrap_or_default())
+    }
+
+    fn hash_at(&self, origin: Origin, seq: Seq) -> Result<u64, StoreError> {
+        match self.view.read_log(self.shard, origin, seq, Room::new(1, 1))? {
+            LogPage::Run { before, .. } => Ok(before),
+            LogPage::Trimmed { floor } => Err(StoreError::Corrupt(format!(
+                "the log of {origin:?} is trimmed to {floor}, and its row says that it has {seq}"
+            ))),
+        }
+    }
+
+    fn dedup(
+        &self,
+        after: Option<&DedupKey>,
+        limit: usize,
+    ) -> Result<(DedupRows, Option<DedupKey>), StoreError> {
+        let (mut found, bound) = self.stored_dedup(after, limit)?;
+        let behind = |key: &DedupKey| after.is_none_or(|after| place(key) > place(after));
+        let before = |key: &DedupKey| bound.as_ref().is_none_or(|bound| place(key) <= place(bound));
+        let first = DedupKey {
+            id: after.map_or(MessageId([0; 16]), |after| after.id),
+            recipient: UserId::new("\u{20}").expect("a blank is a valid id"),
+            sender: UserId::new("\u{20}").expect("a blank is a valid id"),
+        };
+        if let Some(shard) = self.view.state.shards.get(&self.shard) {
+            let mut last: Option<MessageId> = None;
+            for (key, row) in shard.dedup.range(first..) {
+                // Keys of one id may stand in another order here than in the tables: they are taken together.
+                let full = found.len() >= 2 * limit && last != Some(key.id);
+                if full || bound.as_ref().is_some_and(|bound| key.id > bound.id) {
+                    break;
+                }
+                if behind(key) && before(key) {
+                    found.insert(place(key), (key.clone(), row.clone()));
+                }
+                last = Some(key.id);
+            }
+        }
+        let more = found.len() > limit;
+        let rows: DedupRows = found.into_values().take(limit).collect();
+        let next = if more {
+            rows.last().map(|(key, _)| key.clone())
+        } else {
+            bound
+        };
+        Ok((rows, next))
+    }
+
+    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, StoreError> {
+        let (mut from, to) = keys::users(self.shard);
+        if let Some(after) = after {
+            from = keys::user(self.shard, after);
+        }
+        let mut found: Vec<UserId> = Vec::new();
+        self.view.tables.range(Table::Users, &from, &to, &mut |key, _| {
+            let user = keys::user_of(key).map_err(|e| damaged(&e))?;
+            if Some(&user) != after {
+                found.push(user);
+            }
+            Ok(found.len() < limit)
+        })?;
+        if let Some(shard) = self.view.state.shards.get(&self.shard) {
+            let behind = |user: &&UserId| after.is_none_or(|after| order(user) > order(after));
+            let bound = found.last().filter(|_| found.len() == limit).cloned();
+            let before = |user: &&UserId| bound.as_ref().is_none_or(|bound| order(user) <= order(bound));
+            let users = shard.users.keys().filter(behind).filter(before);
+            found.extend(users.cloned());
+        }
+        found.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
+        found.dedup();
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    fn user(&self, user: &UserId) -> Result<UserRow, StoreError> {
+        let shard = self.view.state.shards.get(&self.shard);
+        if let Some(known) = shard.and_then(|shard| shard.users.get(user)) {
+            return Ok(known.row.clone());
+        }
+        let stored = self.view.stored_user(self.shard, user)?;
+        Ok(stored.map(|StoredUser { row, .. }| row).unwrap_or_default())
+    }
+
+    fn inbox(&self, user: &UserId, after: &Vector, cut: &Cut, room: Room) -> Result<InboxPage, StoreError> {
+        self.view.read_inbox(self.shard, user, after, Some(cut), room)
+    }
+}
+
+type Place = (MessageId, usize, UserId, usize, UserId);
+type Found = BTreeMap<Place, (DedupKey, DedupRow)>;
+
+/// The order of the tables.
+fn place(key: &DedupKey) -> Place {
+    let len = |user: &UserId| user.as_str().len();
+    let (recipient, sender) = (&key.recipient, &key.sender);
+    (
+        key.id,
+        len(recipient),
+        recipient.clone(),
+        len(sender),
+        sender.clone(),
+    )
+}
+
+impl<T: Tables> Source<'_, T> {
+    /// Records in the tables, and the last key that was looked at; `None` where nothing lies behind.
+    fn stored_dedup(
+        &self,
+        after: Option<&DedupKey>,
+        limit: usize,
+    ) -> Result<(Found, Option<DedupKey>), StoreError> {
+        let mut found = Found::new();
+        let mut looked = 0;
+        let first_day = after.map_or(0, DedupKey::day);
+        let mut days = self.view.tables.dedup_days();
+        days.sort_unstable();
+        for day in days.into_iter().filter(|day| *day >= first_day) {
+            let dropped = self.view.marks.get(&self.shard);
+            let dropped = dropped.and_then(|marks| marks.dropped.get(&day));
+            let from = match after {
+                Some(after) if after.day() == day => keys::dedup_in_day(ShardId(u32::MAX), after),
+                _ => vec![b'd'],
+            };
+            let mut stopped = None;
+            self.view
+                .tables
+                .range(Table::Dedup(day), &from, b"e", &mut |raw, value| {
+                    looked += 1;
+                    let (shard, key) = keys::dedup_in_day_of(raw).map_err(|e| damaged(&e))?;
+                    let full = looked >= SCAN || found.len() + 1 >= limit;
+                    if full {
+                        stopped = Some(key.clone());
+                    }
+                    if shard != self.shard {
+                        return Ok(!full);
+                    }
+                    let stored: StoredDedup =
+                        keys::decode("dedup record", &value).map_err(|e| damaged(&e))?;
+                    self.view.check_age(stored.as_of)?;
+                    if dropped.is_none_or(|at| stored.as_of >= *at) {
+                        found.insert(place(&key), (key, stored.row));
+                    }
+                    Ok(!full)
+                })?;
+            if stopped.is_some() {
+                return Ok((found, stopped));
+            }
+        }
+        Ok((found, None))
+    }
+}

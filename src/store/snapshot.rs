@@ -1,0 +1,165 @@
+//! Pages of a snapshot of a shard (R11), from any engine: what is read in which order, filtered to the cut.
+
+use std::sync::Arc;
+
+use super::engine::{InboxPage, StoreError};
+use super::paging::Room;
+use crate::core::ids::{Origin, Seq, UserId};
+use crate::core::snapshot::{Cut, SNAPSHOT_PAGE_ITEMS, SnapshotAt, SnapshotEntry, SnapshotPage, UserPage};
+use crate::core::state::{DedupKey, DedupRow, ShardRow, UserRow};
+use crate::core::vector::Vector;
+
+/// What an engine gives of a shard.
+pub trait Source {
+    /// The head.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn head(&self) -> Result<ShardRow, StoreError>;
+
+    /// The running hash of a log at a sequence above its floor.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn hash_at(&self, origin: Origin, seq: Seq) -> Result<u64, StoreError>;
+
+    /// Dedup records behind a key, at most `limit`, and where to go on; `None` where nothing is left. It looks at a
+    /// bounded part of the store, so that it may give less, or nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn dedup(
+        &self,
+        after: Option<&DedupKey>,
+        limit: usize,
+    ) -> Result<(DedupRows, Option<DedupKey>), StoreError>;
+
+    /// Users behind one, by length and then by bytes, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, StoreError>;
+
+    /// The row of a user.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn user(&self, user: &UserId) -> Result<UserRow, StoreError>;
+
+    /// The user's messages above a position and below a cut.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn inbox(&self, user: &UserId, after: &Vector, cut: &Cut, room: Room) -> Result<InboxPage, StoreError>;
+}
+
+/// Dedup records with their keys.
+pub type DedupRows = Vec<(DedupKey, DedupRow)>;
+
+/// The order of users in a snapshot.
+pub fn order(user: &UserId) -> (usize, &str) {
+    (user.as_str().len(), user.as_str())
+}
+
+/// Reads a page.
+///
+/// # Errors
+/// Those of the source.
+pub fn page(
+    source: &impl Source,
+    cut: Option<&Arc<Cut>>,
+    after: &SnapshotAt,
+    max_items: usize,
+    max_bytes: usize,
+) -> Result<(Arc<Cut>, SnapshotPage), StoreError> {
+    let cut = match cut {
+        Some(cut) => cut.clone(),
+        None => Arc::new(Cut::of(&source.head()?, |origin, seq| {
+            source.hash_at(origin, seq)
+        })?),
+    };
+    let mut page = SnapshotPage::default();
+    let items = max_items.clamp(1, SNAPSHOT_PAGE_ITEMS);
+    let start = match after {
+        SnapshotAt::Start => Some(None),
+        SnapshotAt::Dedup(key) => Some(Some(key)),
+        _ => None,
+    };
+    if let Some(after) = start {
+        let (rows, next) = source.dedup(after, items)?;
+        for (key, row) in rows {
+            let bodies = row.bodies().filter(|(_, at)| cut.covers(*at));
+            let bodies: Vec<_> = bodies.collect();
+            if !bodies.is_empty() {
+                page.dedup.push((key, bodies));
+            }
+        }
+        page.next = Some(next.map_or(SnapshotAt::Users, SnapshotAt::Dedup));
+        return Ok((cut, page));
+    }
+    page.next = read_users(source, &cut, after, Room::new(items, max_bytes), &mut page.users)?;
+    Ok((cut, page))
+}
+
+fn read_users(
+    source: &impl Source,
+    cut: &Cut,
+    after: &SnapshotAt,
+    mut room: Room,
+    out: &mut Vec<UserPage>,
+) -> Result<Option<SnapshotAt>, StoreError> {
+    let mut last = match after {
+        SnapshotAt::Inbox(user, _) | SnapshotAt::User(user) => Some(user.clone()),
+        _ => None,
+    };
+    if let SnapshotAt::Inbox(user, position) = after
+        && let Some(position) = read_user(source, cut, user, position.clone(), &mut room, out)?
+    {
+        return Ok(Some(SnapshotAt::Inbox(user.clone(), position)));
+    }
+    loop {
+        let limit = room.items();
+        if limit == 0 {
+            return Ok(last.map(SnapshotAt::User));
+        }
+        let users = source.users(last.as_ref(), limit)?;
+        let whole = users.len() < limit;
+        for user in users {
+            if room.items() == 0 || room.is_full() {
+                return Ok(last.map(SnapshotAt::User));
+            }
+            if let Some(position) = read_user(source, cut, &user, Vector::new(), &mut room, out)? {
+                return Ok(Some(SnapshotAt::Inbox(user, position)));
+            }
+            last = Some(user);
+        }
+        if whole {
+            return Ok(None);
+        }
+    }
+}
+
+/// Reads a user from a position on; gives the position where messages are left.
+fn read_user(
+    source: &impl Source,
+    cut: &Cut,
+    user: &UserId,
+    mut position: Vector,
+    room: &mut Room,
+    out: &mut Vec<UserPage>,
+) -> Result<Option<Vector>, StoreError> {
+    let row = source.user(user)?;
+    let mut page = UserPage::of(user.clone(), &row, cut);
+    room.spend(page.weight() as usize);
+    let inbox = source.inbox(user, &position, cut, room.rest())?;
+    for entry in inbox.entries {
+        room.spend(entry.op.len());
+        position.raise(entry.at.origin, entry.at.seq);
+        page.entries.push(SnapshotEntry {
+            at: entry.at,
+            op: entry.op.bytes().clone(),
+        });
+    }
+    out.push(page);
+    Ok((!inbox.end).then_some(position))
+}
