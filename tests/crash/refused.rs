@@ -9,7 +9,7 @@ use iris::client::{Client, connector};
 use iris::net::certs::Roots;
 use iris::net::connect::Connector;
 use iris::server::dev::{DevCluster, DevNode, Ports};
-use iris::server::regions::Regions;
+use iris::server::regions::{Regions, Role};
 
 use crate::common::{PATIENCE, client_config, receive, regions, send, within};
 use crate::processes::{iris, is_ready, kill_9};
