@@ -35,6 +35,8 @@ pub(super) struct Client {
     stalled: [BTreeMap<u64, Bytes>; 2],
     /// Numbers what is sent, each way.
     sent: [u64; 2],
+    /// The first of what is sent to the edge that was lost and is sent again: not by a client that is gone.
+    lost_from: Option<u64>,
     /// Deliveries on their way or not read.
     pub(super) deliveries: usize,
 }
@@ -82,6 +84,7 @@ impl World {
                 last: [0, 0],
                 stalled: [BTreeMap::new(), BTreeMap::new()],
                 sent: [0, 0],
+                lost_from: None,
                 deliveries: 0,
             },
         );
@@ -106,6 +109,12 @@ impl World {
     }
 
     fn client_way(&mut self, conn: u64) -> Micros {
+        let (way, late) = self.client_ways_of(conn);
+        way + late
+    }
+
+    /// How long something takes, and how much longer because it was lost and sent again.
+    fn client_ways_of(&mut self, conn: u64) -> (Micros, Micros) {
         let client = &self.clients[&conn];
         let home = self.devices[client.device].home;
         let base = self.plan.delay(home, self.nodes[client.node].region) + 5 * MILLI;
@@ -114,7 +123,7 @@ impl World {
         } else {
             0
         };
-        base + self.rng.below(self.plan.network.jitter + 1) + late
+        (base + self.rng.below(self.plan.network.jitter + 1), late)
     }
 
     fn client_send(&mut self, conn: u64, way: usize, bytes: Bytes) {
@@ -133,10 +142,14 @@ impl World {
             }
             return;
         }
-        let arrives = self.now + self.client_way(conn);
+        let (takes, late) = self.client_ways_of(conn);
+        let arrives = self.now + takes + late;
         let Some(client) = self.clients.get_mut(&conn) else {
             return;
         };
+        if late > 0 && way == TO_SERVER {
+            client.lost_from.get_or_insert(number);
+        }
         let arrives = arrives.max(client.last[way] + 1);
         client.last[way] = arrives;
         let event = match way {
@@ -192,8 +205,12 @@ impl World {
             client.stalled[TO_SERVER].insert(number, bytes);
             return;
         }
-        if !client.server || client.boot != self.nodes[node].boot {
+        let lost = !client.client && client.lost_from.is_some_and(|from| number >= from);
+        if lost || !client.server || client.boot != self.nodes[node].boot {
             return;
+        }
+        if client.lost_from == Some(number) {
+            client.lost_from = None;
         }
         let first = !std::mem::replace(&mut client.greeted, true);
         let now = self.now;

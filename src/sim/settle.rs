@@ -49,7 +49,14 @@ impl World {
                 Some((what, detail, _)) => self.not_yet(what, &detail),
             },
             Stage::Leave => match self.unsettled() {
-                None if self.silence_from == 0 => self.silence_from = now + GRACE,
+                None if self.silence_from == 0 => {
+                    // What was lost several times is still on its way.
+                    let late = match self.plan.network.loss {
+                        0 => 0,
+                        _ => 2 * self.plan.network.idle,
+                    };
+                    self.silence_from = now + GRACE + late;
+                }
                 None if now >= self.silence_from => {
                     self.stage = Stage::Silence;
                     self.trace
@@ -137,18 +144,19 @@ impl World {
     }
 
     fn unsettled_messages(&self) -> Option<(&'static str, String, Vec<String>)> {
+        let mut devices: BTreeMap<&UserId, Vec<usize>> = BTreeMap::new();
+        for (index, device) in self.devices.iter().enumerate() {
+            devices.entry(&device.user).or_default().push(index);
+        }
         for (number, sent) in self.check.sent.iter().enumerate() {
             let number = number as u64;
-            let mut words = vec![format!("#{number} ")];
-            words.extend(sent.id.map(|id| id.to_string()));
-            words.extend(sent.coords.iter().map(Coord::to_string));
             let waits = sent
                 .senders
                 .iter()
                 .find(|from| !sent.fates.contains_key(from) && self.devices[**from].machine.is_some());
             if let Some(from) = waits {
                 let detail = format!("#{number} of {} has no answer", self.devices[*from].name());
-                return Some(("every message is answered", detail, words));
+                return Some(("every message is answered", detail, self.check.words(number)));
             }
             // What only regions had that are gone for good is gone with them.
             let shard = self.plan.sharding().of_user(&sent.to);
@@ -159,9 +167,9 @@ impl World {
             if !kept {
                 continue;
             }
-            for (index, device) in self.devices.iter().enumerate() {
-                let seen = &self.check.seen[index];
-                if device.user != sent.to || seen.welcomed.is_none() || seen.consumed.contains(&number) {
+            for index in devices.get(&sent.to).into_iter().flatten() {
+                let (device, seen) = (&self.devices[*index], &self.check.seen[*index]);
+                if seen.welcomed.is_none() || seen.consumed.contains(&number) {
                     continue;
                 }
                 let told = seen.holes.iter().any(|hole| {
@@ -171,6 +179,7 @@ impl World {
                 });
                 if !told {
                     let detail = format!("#{number} at {:?} did not reach {}", sent.coords, device.name());
+                    let mut words = self.check.words(number);
                     words.push(device.name());
                     return Some(("accepted is delivered", detail, words));
                 }
