@@ -114,7 +114,7 @@ fn regions(count: usize) -> Regions {
              [[nodes]]\nname = \"r{at}-edge\"\nroles = [\"edge\"]\nclient = \"127.0.0.1:{}\"\npeer = \"127.0.0.1:{}\"\n\
              admin_http = \"127.0.0.1:{}\"\n",
             at * 15,
-            at * 40 - 100,
+            at * 30,
             port + 1,
             port + 2,
             port + 3,
