@@ -40,8 +40,8 @@ pub(super) struct Pull {
     heard: Mono,
     /// Subscribed on this lane.
     on_lane: BTreeSet<ShardId>,
-    add: BTreeSet<ShardId>,
-    drop: BTreeSet<ShardId>,
+    pub add: BTreeSet<ShardId>,
+    pub drop: BTreeSet<ShardId>,
     /// As told on this lane.
     wanted: BTreeSet<RegionId>,
     /// As it should be.

@@ -100,6 +100,11 @@ impl Links {
         });
         self.stats.snapshots_asked += 1;
         self.drop_queued(shard, |_| true);
+        // Asking for the shard again, if that was due, would come behind it and end it.
+        let pull = &mut self.peers[peer].pull;
+        pull.drop.remove(&shard);
+        pull.add.remove(&shard);
+        pull.gaps.remove(&shard);
         self.tell_provider(peer, ToProvider::Snapshot { shard, number });
     }
 
