@@ -37,7 +37,7 @@ seeds!(
 #[test]
 fn a_seed_runs_the_same_way_each_time() {
     for seed in 0..20 {
-        for engine in [EngineKind::Memory, EngineKind::Embedded] {
+        for engine in [EngineKind::Memory, EngineKind::Embedded, EngineKind::Shared] {
             let options = Options {
                 engine: Some(engine),
                 ..Options::default()

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
-use super::commit::StoreOp;
+use super::commit::{Outcome, Refusal, StoreOp};
 use super::defect::{self, Defect};
 use super::edge::{Edge, EdgeConfig, EdgeOutput};
 use super::ids::{
@@ -640,10 +640,14 @@ impl Partition {
                     match tag {
                         CommitTag::Owner(tag) => self.owner.handle_outcome(tag, Ok(outcome), now),
                         CommitTag::Link { token, shard, origin } => {
+                            let fenced = is_fenced(&outcome);
                             self.links.handle_applied(token, shard, origin, Ok(outcome), now);
+                            self.lose_fenced(fenced, shard, now);
                         }
                         CommitTag::Merge(token, shard) => {
+                            let fenced = is_fenced(&outcome);
                             self.links.handle_merged(token, shard, Ok(outcome), now);
+                            self.lose_fenced(fenced, shard, now);
                         }
                     }
                 }
@@ -666,6 +670,13 @@ impl Partition {
                     }
                 }
             }
+        }
+    }
+
+    /// Another node took over a shard that a link of ours still applied to.
+    fn lose_fenced(&mut self, fenced: bool, shard: ShardId, now: Now) {
+        if fenced {
+            self.owner.handle_fenced(shard, now);
         }
     }
 
@@ -706,4 +717,8 @@ impl Partition {
             None => {}
         }
     }
+}
+
+fn is_fenced(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Refused(Refusal::Fenced { .. }))
 }

@@ -133,6 +133,8 @@ pub struct AttachId {
 pub enum Question {
     /// The head of a shard, to become active under this epoch.
     Head(ShardId, Epoch),
+    /// Whether a shard is still ours under this epoch (R2).
+    Verify(ShardId, Epoch),
     /// The head of a shard that began to recover or has recovered.
     Recovered(ShardId),
     /// The row of a user, for a session.
@@ -156,7 +158,9 @@ impl Question {
     /// What to ask the store.
     pub fn read(&self) -> Read {
         match self {
-            Question::Head(shard, _) | Question::Recovered(shard) => Read::Shard(*shard),
+            Question::Head(shard, _) | Question::Verify(shard, _) | Question::Recovered(shard) => {
+                Read::Shard(*shard)
+            }
             Question::User(at, user) => Read::User(at.shard, user.clone()),
             Question::Inbox {
                 at,
@@ -213,6 +217,8 @@ pub struct Owner {
     /// Cursors that the store could not write; at most one for each device that acknowledged since the last flush.
     unwritten: BTreeMap<(ShardId, UserId, DeviceId), Vector>,
     members: BTreeMap<NodeKey, Generation>,
+    /// Other nodes of this region own shards too, or did: what is ours may be taken over.
+    shared: bool,
     probes: BTreeMap<SessionId, sessions::Probe>,
     /// Deposits are refused: the node stops.
     finishing: bool,
@@ -314,6 +320,7 @@ impl Owner {
             dead_edges: BTreeMap::new(),
             unwritten: BTreeMap::new(),
             members: BTreeMap::new(),
+            shared: false,
             probes: BTreeMap::new(),
             finishing: false,
             end_recovery: false,
@@ -405,6 +412,12 @@ impl Owner {
         let there: BTreeMap<NodeKey, Generation> = edges
             .map(|member: &Member| (member.key.clone(), member.generation))
             .collect();
+        let cores = members
+            .regions
+            .get(region)
+            .into_iter()
+            .flat_map(|nodes| nodes.values());
+        self.shared |= cores.filter(|member| member.core).count() > 1;
         let grace = now.mono + ms(self.config.limits.session_grace_ms);
         for (node, generation) in &self.members {
             let forgotten = there.contains_key(node) && defect::on(Defect::GenerationForgotten);
@@ -531,7 +544,7 @@ impl Owner {
                 }
             }
             (Tag::Upkeep(shard) | Tag::Remove(shard, _), Ok(Outcome::Refused(Refusal::Fenced { .. }))) => {
-                self.fenced(shard, now);
+                self.handle_fenced(shard, now);
             }
             (Tag::Upkeep(shard), Ok(Outcome::Done { more: true }) | Err(_)) => {
                 if let Some(shard) = self.shards.get_mut(&shard) {
@@ -547,6 +560,13 @@ impl Owner {
     pub fn handle_answer(&mut self, question: Question, answer: Result<ReadReply, StoreError>, now: Now) {
         match (question, answer) {
             (Question::Head(shard, epoch), Ok(ReadReply::Shard(row))) => self.activate(shard, epoch, &row),
+            (Question::Verify(shard, epoch), Ok(ReadReply::Shard(row))) => {
+                if row.epoch > epoch && self.epoch(shard) == Some(epoch) {
+                    self.handle_fenced(shard, now);
+                }
+            }
+            // Asked again in the next interval.
+            (Question::Verify(..), _) => {}
             (Question::Recovered(shard), Ok(ReadReply::Shard(row))) => self.recovery_read(shard, &row),
             (Question::Recovered(shard), _) => self.recovery_failed(shard),
             (Question::Head(..), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
@@ -705,7 +725,7 @@ impl Owner {
     }
 
     /// Another owner took the shard; if placement still gives it to us, we take it back with a higher epoch.
-    fn fenced(&mut self, shard: ShardId, now: Now) {
+    pub fn handle_fenced(&mut self, shard: ShardId, now: Now) {
         if self.epoch(shard).is_some() {
             self.give_up(shard);
             self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms));
@@ -764,13 +784,16 @@ impl Owner {
             if let Some(output) = shard.recovery.overdue(*id, shard.epoch) {
                 self.out.push_back(output);
             }
+            let Some(epoch) = shard.epoch else { continue };
+            // Who commits learns it from that; who does not would keep sessions that are given nothing any more.
+            if self.shared {
+                self.out
+                    .push_back(OwnerOutput::Read(Question::Verify(*id, epoch)));
+            }
             // What recovers says nothing of its own (R4).
-            if shard.recovery.on {
+            if shard.recovery.on || !std::mem::take(&mut shard.dirty) {
                 continue;
             }
-            let (Some(epoch), true) = (shard.epoch, std::mem::take(&mut shard.dirty)) else {
-                continue;
-            };
             let shard = *id;
             // Trimmed is what earlier confirmations made stable: nothing is logged and trimmed in one commit, and no entry is
             // looked at before it can go.

@@ -89,6 +89,9 @@ pub enum EngineKind {
     Memory,
     /// The journal over a simulated disk, tables in memory.
     Embedded,
+    /// A store beside the nodes that outlives them all, for several core nodes in a region: the key layer over an ordered
+    /// map. Commits under way when their node dies may still go through.
+    Shared,
 }
 
 /// Where a region lies.

@@ -30,7 +30,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 26] = [
+    pub const ALL: [(Defect, &'static str); 27] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -60,6 +60,7 @@ impl Defect {
         (Defect::Core(Core::KeepsOwn), "keeps-own"),
         (Defect::Core(Core::LeaseIsAWrite), "lease-is-a-write"),
         (Defect::Core(Core::DropsWhenFull), "drops-when-full"),
+        (Defect::Core(Core::NoFencing), "no-fencing"),
     ];
 
     /// The one of the machines, if it is one.

@@ -3,7 +3,7 @@
 
 use super::case::{Case, SECOND};
 use super::fault::{Fault, Kind};
-use super::{Defect, Options, Violation, draw, run_case};
+use super::{Defect, EngineKind, Options, Violation, draw, run_case};
 use crate::core::defect::Defect as Core;
 
 fn with(defect: Core) -> Options {
@@ -103,4 +103,12 @@ fn no_relay_is_found() {
         "everything is applied everywhere",
     ];
     found(Core::NoRelay, cases(), &by);
+}
+
+/// Owners that do not know yet that they are not any more need a store that several nodes share.
+#[test]
+fn no_fencing_is_found() {
+    let shared = |case: &Case| case.engine == EngineKind::Shared;
+    let cases = (0..2_000).map(draw::draw).filter(shared).take(200);
+    found(Core::NoFencing, cases, &["one epoch (R2)"]);
 }

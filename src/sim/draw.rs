@@ -55,18 +55,19 @@ pub fn draw(seed: u64) -> Case {
         _ => Some(rng.between(500, 2000) * MILLI),
     };
     let work = rng.between(5, 15) * SECOND;
+    let engine = match rng.below(10) {
+        0..=3 => EngineKind::Embedded,
+        4..=7 => EngineKind::Memory,
+        _ => EngineKind::Shared,
+    };
     Case {
         name: String::new(),
         seed,
         work,
-        engine: if rng.chance(400) {
-            EngineKind::Embedded
-        } else {
-            EngineKind::Memory
-        },
+        engine,
         shards: [1, 2, 4, 8][rng.index(4)],
         shard_seed: rng.bits() >> 1,
-        nodes: draw_nodes(rng, &places),
+        nodes: draw_nodes(rng, &places, engine),
         users: draw_users(rng, &places),
         limits: draw_limits(rng),
         inbox: InboxLimits::default(),
@@ -117,17 +118,20 @@ pub fn expand(case: &mut Case) {
     case.acts.sort_by_key(|act| act.at);
 }
 
-fn draw_nodes(rng: &mut SimRng, places: &[Place]) -> Vec<NodePlan> {
+fn draw_nodes(rng: &mut SimRng, places: &[Place], engine: EngineKind) -> Vec<NodePlan> {
     let skewed = rng.chance(300);
     let mut nodes = Vec::new();
     for place in places {
         let edges = rng.below(3) as usize;
         let core_is_edge = edges == 0 || rng.chance(300);
-        for at in 0..=edges {
-            let name = if at == 0 {
-                "core-1".to_owned()
-            } else {
-                format!("edge-{at}")
+        let cores = match engine {
+            EngineKind::Shared => rng.between(1, 3) as usize,
+            _ => 1,
+        };
+        for at in 0..cores + edges {
+            let name = match at.checked_sub(cores) {
+                None => format!("core-{}", at + 1),
+                Some(edge) => format!("edge-{}", edge + 1),
             };
             let clock_ms = match (skewed, rng.below(8)) {
                 (false, _) => 0,
@@ -138,8 +142,8 @@ fn draw_nodes(rng: &mut SimRng, places: &[Place]) -> Vec<NodePlan> {
             nodes.push(NodePlan {
                 region: place.id.clone(),
                 name: NodeName::new(&name).expect("a plain name is valid"),
-                core: at == 0,
-                edge: at > 0 || core_is_edge,
+                core: at < cores,
+                edge: at >= cores || core_is_edge,
                 partitions: 1 + rng.below(2) as u8,
                 clock_ms,
                 drift_ppm: if skewed {

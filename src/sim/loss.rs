@@ -80,7 +80,10 @@ impl World {
                 active.sum::<usize>() == shards
             })
         };
-        self.stores.len() > 1 && (0..self.stores.len()).all(|other| other == region || sound(other))
+        let shared = self.plan.engine == super::case::EngineKind::Shared;
+        !shared
+            && self.stores.len() > 1
+            && (0..self.stores.len()).all(|other| other == region || sound(other))
     }
 
     fn come_back(&mut self, region: usize, lasts: Option<Micros>) {

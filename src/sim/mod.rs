@@ -72,7 +72,7 @@ const STORY: usize = 50;
 pub struct Options {
     /// With this deliberate defect.
     pub defect: Option<Defect>,
-    /// On this engine instead of the one that the seed draws.
+    /// On this engine instead of the one that the seed draws, unless it draws several core nodes in a region.
     pub engine: Option<EngineKind>,
     /// Keep the story.
     pub trace: bool,
@@ -133,7 +133,8 @@ pub fn run(seed: u64, options: Options) -> Report {
 
 /// Runs a case; what it leaves to chance follows from its seed.
 pub fn run_case(mut case: Case, options: Options) -> Report {
-    if let Some(engine) = options.engine {
+    let cores = case.nodes.iter().filter(|node| node.core).count();
+    if let Some(engine) = options.engine.filter(|_| cores == case.places.len()) {
         case.engine = engine;
     }
     draw::expand(&mut case);

@@ -22,7 +22,11 @@ impl World {
             return;
         }
         let core = self.nodes[index].core;
-        let store = if core {
+        let shared = self.plan.engine == super::case::EngineKind::Shared;
+        if core && shared && !self.open_shared(region) {
+            return;
+        }
+        let store = if core && !shared {
             match self.open_store(region) {
                 Some(store) => Some(store),
                 None => return,

@@ -81,6 +81,7 @@ struct File {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Nodes {
+    cores: Option<u32>,
     edges: Option<u32>,
     partitions: Option<u8>,
 }
@@ -337,13 +338,14 @@ impl Nodes {
             clock_ms: 0,
             drift_ppm: 0,
         };
-        match self.edges {
-            Some(edges) => {
-                let core = plan("core-1", true, edges == 0);
+        match (self.cores, self.edges) {
+            (Some(_), _) | (_, Some(_)) => {
+                let (cores, edges) = (self.cores.unwrap_or(1), self.edges.unwrap_or(2));
+                let cores = (1..=cores).map(|at| plan(&format!("core-{at}"), true, edges == 0));
                 let others = (1..=edges).map(|at| plan(&format!("edge-{at}"), false, true));
-                [core].into_iter().chain(others).collect()
+                cores.chain(others).collect()
             }
-            None => {
+            (None, None) => {
                 let alone = region.edges().count() == 0;
                 let nodes = region.nodes.iter();
                 nodes

@@ -114,6 +114,7 @@ impl World {
 
     fn unsettled_nodes(&self) -> Option<(&'static str, String, Vec<String>)> {
         let what = "everything comes to an end";
+        let mut active = vec![0; self.stores.len()];
         for node in &self.nodes {
             if self.wrong.gone.contains(&node.region) {
                 continue;
@@ -121,13 +122,14 @@ impl World {
             let Some(process) = &node.process else {
                 return Some((what, format!("{} does not run", node.key), Vec::new()));
             };
-            let active = process
-                .tasks
-                .iter()
-                .map(|task| task.machine.owner().active_shards().count())
-                .sum::<usize>();
-            if node.core && active != self.plan.shards as usize {
-                let detail = format!("{} has {active} of {} shards", node.key, self.plan.shards);
+            for task in &process.tasks {
+                active[node.region] += task.machine.owner().active_count();
+            }
+        }
+        for region in self.regions_there() {
+            if active[region] != self.plan.shards as usize {
+                let (name, active) = (self.region_name(region), active[region]);
+                let detail = format!("{name} has {active} of {} shards", self.plan.shards);
                 return Some((what, detail, Vec::new()));
             }
         }
@@ -334,12 +336,14 @@ impl World {
         let truth = self.truth();
         let nobody = BTreeMap::new();
         for region in self.regions_there() {
-            let process = self.nodes[self.core_of(region)].process.as_ref()?;
+            let nodes = || self.nodes.iter().filter(|node| node.region == region);
+            let tasks = || {
+                nodes()
+                    .filter_map(|node| node.process.as_ref())
+                    .flat_map(|process| &process.tasks)
+            };
             for (shard, users) in &self.check.users {
-                let table = process
-                    .tasks
-                    .iter()
-                    .find_map(|task| task.machine.owner().presence(*shard))?;
+                let table = tasks().find_map(|task| task.machine.owner().presence(*shard))?;
                 for user in users {
                     let lost = |name: &RegionId| {
                         let region = self.plan.region(name);

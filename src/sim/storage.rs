@@ -31,6 +31,8 @@ pub(super) struct RegionStore {
     created: bool,
     identity: StoreIdentity,
     pub(super) backup: Option<super::loss::Backup>,
+    /// The running store, where it is not one node's.
+    shared: Option<Store>,
 }
 
 pub(super) enum Medium {
@@ -57,6 +59,8 @@ pub(super) struct Store {
 }
 
 struct Job {
+    /// Who asked, and in which of its lives.
+    asker: (usize, u64),
     partition: u8,
     token: u64,
     what: What,
@@ -68,6 +72,7 @@ enum What {
 }
 
 struct Running {
+    asker: (usize, u64),
     partition: u8,
     /// `None` where it was answered before it ended, or is not known before.
     answer: Option<Input>,
@@ -102,6 +107,7 @@ impl RegionStore {
             medium,
             created: false,
             backup: None,
+            shared: None,
             identity: StoreIdentity {
                 cluster: 7,
                 region: name,
@@ -272,6 +278,14 @@ fn embedded(rng: &mut SimRng, defect: Option<Defect>) -> Medium {
 }
 
 impl World {
+    /// Opens the store that the nodes of a region share, unless it is open: its origin is as old as itself (R1).
+    pub(super) fn open_shared(&mut self, region: usize) -> bool {
+        if self.stores[region].shared.is_none() {
+            self.stores[region].shared = self.open_store(region);
+        }
+        self.stores[region].shared.is_some()
+    }
+
     pub(super) fn open_store(&mut self, region: usize) -> Option<Store> {
         let origin = self.rng.bits() | 1;
         match self.stores[region].open(origin) {
@@ -297,7 +311,7 @@ impl World {
     /// The store of a region, if its node runs.
     pub(super) fn engine(&mut self, region: usize) -> Option<&mut dyn Engine> {
         let core = self.core_of(region);
-        let store = self.nodes[core].process.as_mut()?.store.as_mut()?;
+        let store = self.store(core)?;
         (!store.dead).then_some(store.engine.as_mut())
     }
 
@@ -306,6 +320,7 @@ impl World {
         self.job(
             node,
             Job {
+                asker: (node, self.nodes[node].boot),
                 partition,
                 token,
                 what,
@@ -318,6 +333,7 @@ impl World {
         self.job(
             node,
             Job {
+                asker: (node, self.nodes[node].boot),
                 partition,
                 token,
                 what,
@@ -331,11 +347,9 @@ impl World {
             return self.fail("addresses", detail, Vec::new());
         };
         let kind = matches!(job.what, What::Commit(..));
-        let twice = kind
-            && store
-                .jobs
-                .iter()
-                .any(|other| other.partition == job.partition && matches!(other.what, What::Commit(..)));
+        let same = |other: &&Job| (other.asker, other.partition) == (job.asker, job.partition);
+        let mut others = store.jobs.iter().filter(same);
+        let twice = kind && others.any(|other| matches!(other.what, What::Commit(..)));
         store.jobs.push_back(job);
         let waiting = store.jobs.len();
         if twice {
@@ -352,7 +366,19 @@ impl World {
         self.run_store(node);
     }
 
+    fn is_shared(&self) -> bool {
+        self.plan.engine == EngineKind::Shared
+    }
+
+    /// Whether the life in which a node asked is over.
+    fn is_over(&self, (node, boot): (usize, u64)) -> bool {
+        self.nodes[node].boot != boot
+    }
+
     fn store(&mut self, node: usize) -> Option<&mut Store> {
+        if self.is_shared() {
+            return self.stores[self.nodes[node].region].shared.as_mut();
+        }
         self.nodes[node].process.as_mut()?.store.as_mut()
     }
 
@@ -367,11 +393,16 @@ impl World {
         let Some(job) = store.jobs.pop_front() else {
             return;
         };
+        // What a node that died had asked of a shared store goes through, or does not.
+        if self.is_over(job.asker) && (matches!(job.what, What::Read(_)) || self.rng.chance(500)) {
+            return self.run_store(node);
+        }
         let latency = match &job.what {
             What::Read(_) => 30 + self.rng.below(300),
             What::Commit(..) => self.commit_latency(region),
         };
         let Job {
+            asker,
             partition,
             token,
             what,
@@ -383,6 +414,7 @@ impl World {
                 };
                 let result = store.engine.read(&read);
                 Running {
+                    asker,
                     partition,
                     answer: Some(Input::Answered { token, result }),
                     commit: None,
@@ -390,6 +422,7 @@ impl World {
                 }
             }
             What::Commit(ops, now_ms) if self.stores[region].commits_at_once() => Running {
+                asker,
                 partition,
                 answer: None,
                 commit: None,
@@ -403,6 +436,7 @@ impl World {
                 let commit = result.as_ref().ok().map(|committed| (ops, committed.clone()));
                 let answer = Some(Input::Committed { token, result });
                 Running {
+                    asker,
                     partition,
                     answer,
                     commit,
@@ -413,7 +447,7 @@ impl World {
         let mut running = running;
         let early = self.defect == Some(Defect::AckBeforeCommit) && running.commit.is_some();
         if early && let Some(answer) = running.answer.take() {
-            self.input(node, partition, answer);
+            self.input(asker.0, partition, answer);
         }
         if self.defect == Some(Defect::Core(CoreDefect::ShipBeforeCommit))
             && let Some((_, committed)) = &running.commit
@@ -423,7 +457,7 @@ impl World {
                 logged: committed.logged.clone(),
             };
             self.input(
-                node,
+                asker.0,
                 partition,
                 Input::Committed {
                     token,
@@ -478,7 +512,7 @@ impl World {
 
     /// What the store did has ended: it is durable, and the answer leaves.
     pub(super) fn store_done(&mut self, node: usize, boot: u64) {
-        if self.nodes[node].boot != boot {
+        if self.is_over((node, boot)) && !self.is_shared() {
             return;
         }
         let region = self.nodes[node].region;
@@ -499,8 +533,8 @@ impl World {
             }
             self.check_commit(region, ops, committed);
         }
-        if let Some(answer) = running.answer {
-            self.input(node, running.partition, answer);
+        if let Some(answer) = running.answer.filter(|_| !self.is_over(running.asker)) {
+            self.input(running.asker.0, running.partition, answer);
         }
         let Some(store) = self.store(node) else {
             return;
@@ -538,6 +572,9 @@ impl World {
 
     /// The store stops under its node, which must be started again.
     pub(super) fn store_dies(&mut self, node: usize) {
+        if self.is_shared() {
+            return;
+        }
         if let Some(store) = self.store(node) {
             store.dead = true;
             let delay = self.rng.between(100, 1500) * MILLI;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::case::{Case, MILLI, SECOND};
+use super::case::{Case, EngineKind, MILLI, SECOND};
 use super::fault::Fault;
 use super::span;
 use super::trace::Micros;
@@ -116,9 +116,16 @@ impl Case {
                 wrongs.push((format!("{key}.id"), "expected each region once".to_owned()));
             }
             let there = || self.nodes.iter().filter(|node| node.region == place.id);
-            if there().filter(|node| node.core).count() != 1 {
-                let text = "expected one node of this region to be its core".to_owned();
-                wrongs.push((key.clone(), text));
+            let cores = there().filter(|node| node.core).count();
+            let shared = self.engine == EngineKind::Shared;
+            if cores == 0 || (cores > 1 && !shared) {
+                let text = match shared {
+                    true => "expected a node of this region to be a core",
+                    false => {
+                        "expected one node of this region to be its core; several need `engine = \"shared\"`"
+                    }
+                };
+                wrongs.push((key.clone(), text.to_owned()));
             }
             if !there().any(|node| node.edge) {
                 let text = "expected a node of this region to be an edge".to_owned();

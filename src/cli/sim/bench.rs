@@ -61,6 +61,7 @@ impl Bench {
             self.seconds,
             match self.twists.engine {
                 Some(Engine::Embedded) => "embedded",
+                Some(Engine::Shared) => "shared",
                 _ => "memory",
             },
             self.clients,

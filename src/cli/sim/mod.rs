@@ -58,6 +58,7 @@ impl Sim {
 enum Engine {
     Memory,
     Embedded,
+    Shared,
 }
 
 /// What changes a run beside its case.
@@ -66,7 +67,7 @@ struct Twists {
     /// Run with a deliberate defect, to see that it is found.
     #[arg(long, value_name = "NAME")]
     defect: Option<Defect>,
-    /// The engine below the stores, instead of the one that the case has.
+    /// The engine below the stores, instead of the one that the case has; a case with several cores in a region keeps its own.
     #[arg(long, value_enum)]
     engine: Option<Engine>,
 }
@@ -78,6 +79,7 @@ impl Twists {
             engine: self.engine.map(|engine| match engine {
                 Engine::Memory => EngineKind::Memory,
                 Engine::Embedded => EngineKind::Embedded,
+                Engine::Shared => EngineKind::Shared,
             }),
             trace: false,
             timeline: false,
@@ -94,6 +96,7 @@ impl Twists {
         match self.engine {
             Some(Engine::Memory) => flags.push_str(" --engine memory"),
             Some(Engine::Embedded) => flags.push_str(" --engine embedded"),
+            Some(Engine::Shared) => flags.push_str(" --engine shared"),
             None => {}
         }
         flags

@@ -242,7 +242,7 @@ impl Owner {
                 let user = attachment.attach.user.clone();
                 self.out.push_back(OwnerOutput::Read(Question::User(at, user)));
             }
-            Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.fenced(id, now),
+            Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.handle_fenced(id, now),
             Ok(Outcome::Refused(refusal)) => {
                 self.end_session(id, session, refusal_code(&refusal).0, &refusal.to_string(), now);
             }

@@ -224,7 +224,7 @@ impl Owner {
             Ok(Outcome::Refused(refusal)) => {
                 if let Refusal::Fenced { .. } = refusal {
                     self.refuse_retryably(&tag, Code::Unavailable, "another node owns the shard", now);
-                    return self.fenced(tag.shard, now);
+                    return self.handle_fenced(tag.shard, now);
                 }
                 self.stats.deposits.refused += 1;
                 let (code, server_ms) = refusal_code(&refusal);

@@ -127,7 +127,7 @@ impl Owner {
             Ok(Outcome::Done { .. }) => {
                 self.out.push_back(OwnerOutput::Read(Question::Recovered(id)));
             }
-            Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.fenced(id, now),
+            Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.handle_fenced(id, now),
             _ => {
                 if let Some(shard) = self.shards.get_mut(&id) {
                     shard.recovery.due = Some(on);
