@@ -573,6 +573,8 @@ impl Machine {
             text: self.config.status_text.clone(),
             agent: self.config.agent.clone(),
         };
+        // The next one says more, so that a server knows which of two came later.
+        self.connect_epoch = self.connect_epoch.saturating_add(1);
         self.out
             .push_back(Output::Frame(ClientFrame::Hello(Box::new(hello))));
     }

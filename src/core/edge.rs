@@ -228,6 +228,7 @@ impl Edge {
             given: Vector::new(),
             acked: Vector::new(),
             connect_epoch: hello.connect_epoch,
+            hello_epoch: hello.connect_epoch,
             welcomed: false,
             store: crate::core::ids::Origin(0),
             since_ms: now.wall_ms,

@@ -114,6 +114,8 @@ pub struct Attach {
     pub acked: Vector,
     /// For a new session, what the client remembers; for a known one, the epoch in force.
     pub connect_epoch: u64,
+    /// The epoch of its `Hello`: a client raises it with each, so that the later of two is known as such.
+    pub hello_epoch: u64,
     /// Whether the session was welcomed already: its epoch stays.
     pub welcomed: bool,
     /// Unix milliseconds at which it connected.

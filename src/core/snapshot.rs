@@ -362,11 +362,19 @@ impl Work<'_> {
                 gaps.insert((*origin, from), *to);
             }
         }
+        // Of what is gone here, or never comes, nothing would ever remove them again.
+        let comes = |at: &Coord| {
+            let new = page.entries.iter().any(|entry| entry.at == *at);
+            new && self.applied(at.origin) < at.seq
+        };
+        let stays = |at: &Coord| known.is_some_and(|known| known.keeps(*at)) || comes(at);
+        let siblings = page.siblings.iter().filter(|(at, _)| stays(at));
+        let siblings = siblings.map(|(at, others)| (*at, others.clone())).collect();
         MergedUser {
             devices: page.devices.clone(),
             trimmed,
             gaps,
-            siblings: page.siblings.clone(),
+            siblings,
             not_before: page.not_before,
         }
     }

@@ -7,6 +7,11 @@ use super::fault::{Fault, Kind};
 use super::timeline::{RegionSample, Sample, Timeline};
 use super::trace::Micros;
 
+/// A picture: its title, what it shows, and how that is read from a sample.
+type Curve<S> = (&'static str, &'static str, fn(&S) -> u64);
+/// A line of a picture: its name, and how it is read from a sample.
+type Line<S> = (&'static str, fn(&S) -> u64);
+
 /// Width of a drawing, and what stands left of it.
 const WIDTH: f64 = 1100.0;
 const LEFT: f64 = 130.0;
@@ -63,7 +68,7 @@ pub fn page(report: &Report) -> String {
          does not reach it. Below, what went wrong, when.",
     );
     strips(&mut html, report, axis);
-    let curves: [(&str, &str, fn(&RegionSample) -> u64); 4] = [
+    let curves: [Curve<RegionSample>; 4] = [
         (
             "Replication lag",
             "Operations that some region has and this one has not applied.",
@@ -85,7 +90,7 @@ pub fn page(report: &Report) -> String {
             |region| region.sessions.into(),
         ),
     ];
-    let flight: [(&str, fn(&Sample) -> u64); 2] = [
+    let flight: [Line<Sample>; 2] = [
         ("no answer yet", |sample| sample.unanswered),
         ("stored, not handled", |sample| sample.waiting),
     ];

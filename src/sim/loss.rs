@@ -45,7 +45,7 @@ impl World {
         self.kill(core);
         let Backup { medium, durable } = backup;
         let name = self.region_name(region).clone();
-        for ((shard, origin), _) in &self.check.stores[region].applied {
+        for (shard, origin) in self.check.stores[region].applied.keys() {
             if self.check.origins.get(origin) == Some(&name) {
                 let kept = durable.applied.get(&(*shard, *origin)).copied().unwrap_or(0);
                 let known = self.check.forgotten.entry((*shard, *origin)).or_insert(kept);

@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub(super) given: Vector,
     pub(super) acked: Vector,
     pub(super) connect_epoch: u64,
+    /// As the client said.
+    pub(super) hello_epoch: u64,
     pub(super) welcomed: bool,
     /// The life of the shard in its store, as the owner told; see [`Attach::store`].
     pub(super) store: Origin,
@@ -77,6 +79,7 @@ impl Session {
             given: self.given.clone(),
             acked: self.acked.clone(),
             connect_epoch: self.connect_epoch,
+            hello_epoch: self.hello_epoch,
             welcomed: self.welcomed,
             since_ms: self.since_ms,
             status: self.status,

@@ -125,7 +125,7 @@ impl Owner {
                 }
             },
         };
-        let since_ms = attach.since_ms;
+        let came = (attach.hello_epoch, attach.since_ms);
         let admitted = shard.presence.admit(admission);
         self.presence_touched(id, now);
         match admitted {
@@ -133,7 +133,7 @@ impl Owner {
             Err(error) => {
                 let code = match error {
                     AdmitError::Devices { .. } => Code::TooManyDevices,
-                    AdmitError::Superseded { by, .. } => self.code_for_beaten(id, by, since_ms),
+                    AdmitError::Superseded { by, .. } => self.code_for_beaten(id, by, came),
                 };
                 self.end_session(id, session, code, &error.to_string(), now);
                 None
@@ -407,8 +407,9 @@ impl Owner {
                     let Some(beaten) = self.attachment(id, at.session) else {
                         continue;
                     };
-                    let (lane, since_ms) = (beaten.lane, beaten.attach.since_ms);
-                    let code = self.code_for_beaten(id, by, since_ms);
+                    let attach = &beaten.attach;
+                    let (lane, came) = (beaten.lane, (attach.hello_epoch, attach.since_ms));
+                    let code = self.code_for_beaten(id, by, came);
                     let detail = if code == Code::Unavailable {
                         format!("session {by} of the same device was attached late: connect again")
                     } else {
@@ -426,11 +427,12 @@ impl Owner {
         }
     }
 
-    /// What a session that lost to session `by` is told. After a restart of the owner an older session may come late, with
-    /// an epoch that a device that forgot its own does not reach. The newer one must try again, not give up for good.
-    fn code_for_beaten(&mut self, id: ShardId, by: SessionId, since_ms: u64) -> Code {
-        let winner = self.attachment(id, by);
-        if winner.is_some_and(|winner| winner.attach.since_ms < since_ms) {
+    /// What a session that lost to session `by` is told. An older session may come late: it waited at its edge, or the
+    /// `Hello` of a connection that was given up did on its way. The newer one must try again, not give up for good. Which
+    /// one is newer the client's own count of its tries says, and after it forgot that, the clocks of edges.
+    fn code_for_beaten(&mut self, id: ShardId, by: SessionId, (epoch, since_ms): (u64, u64)) -> Code {
+        let winner = self.attachment(id, by).map(|winner| &winner.attach);
+        if winner.is_some_and(|winner| winner.hello_epoch < epoch || winner.since_ms < since_ms) {
             Code::Unavailable
         } else {
             Code::Superseded

@@ -137,6 +137,7 @@ impl Script {
             given: Vector::new(),
             acked: Vector::new(),
             connect_epoch: lane - 1,
+            hello_epoch: 0,
             welcomed: lane > 1,
             since_ms: 1,
             status: Status::Online,

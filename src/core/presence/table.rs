@@ -399,10 +399,9 @@ impl Presence {
 
     /// Drops tombstones beyond the limits, those that came first.
     fn evict(&mut self, user: &UserId) {
-        let ticks = |slot: &Box<Slot>| slot.tick;
         let devices = self.users.get(user).into_iter().flat_map(BTreeMap::values);
         let (count, first) = devices
-            .filter_map(ticks)
+            .filter_map(|slot| slot.tick)
             .fold((0, u64::MAX), |(count, first), tick| (count + 1, first.min(tick)));
         let over_user = (count > MAX_TERMINALS_PER_USER).then_some(first);
         let over_shard = (self.terminals.len() > MAX_TERMINALS_PER_SHARD)
