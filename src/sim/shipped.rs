@@ -10,13 +10,15 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 27] = shipped![
+const TEXTS: [(&str, &str); 29] = shipped![
+    "backup-restored",
     "clients-on-the-move",
     "clock-a-day-wrong",
     "clock-skew",
     "clogged-links",
     "core-crash-in-commits",
     "disk-full",
+    "disk-replaced",
     "edge-and-core-together",
     "edge-crash-under-load",
     "flapping-link",
