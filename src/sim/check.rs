@@ -142,6 +142,17 @@ impl Checker {
         }
     }
 
+    /// The time that an origin which starts after `previous` must be above: the last of the one before, or, where a
+    /// restored store had forgotten how that one went on, the time of what it still knew.
+    fn clock_at(&self, shard: ShardId, previous: Coord) -> Option<Hlc> {
+        let key = (shard, previous.origin);
+        if self.forgotten.get(&key).is_some_and(|kept| previous.seq >= *kept) {
+            let entry = self.ledger.get(&(shard, previous.origin, previous.seq))?;
+            return Some(entry.op.hlc());
+        }
+        self.clocks.get(&key).copied()
+    }
+
     /// The number of the next message, which stands in its body.
     pub(super) fn next_number(&self) -> u64 {
         self.sent.len() as u64
@@ -611,8 +622,8 @@ impl World {
             .copied()
             .unwrap_or_default();
         if let Ok(Op::Start { previous, .. }) = logged.entry.op.decode() {
-            let previous = previous.and_then(|previous| self.check.clocks.get(&(shard, previous.origin)));
-            last = last.max(previous.copied().unwrap_or_default());
+            let previous = previous.and_then(|previous| self.check.clock_at(shard, previous));
+            last = last.max(previous.unwrap_or_default());
         }
         self.check
             .clocks
