@@ -43,6 +43,8 @@ pub enum Defect {
     NoFencing,
     /// A deposit that finds the queue full is dropped.
     DropsWhenFull,
+    /// A device is not told what is gone behind messages that wait (R11).
+    GapUntold,
 }
 
 #[cfg(any(test, feature = "defects"))]

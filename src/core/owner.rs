@@ -5,6 +5,7 @@
 //! | this | taking shards over, lanes of edges, the periodic work of a shard |
 //! | [`deposits`] | judging deposits in order (R21), and answering them |
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
+//! | [`holes`] | what is gone of an inbox, told in its place |
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
 //! | [`recovery`] | shards that lack what other regions have (R4) |
@@ -15,6 +16,7 @@
 
 mod delivery;
 mod deposits;
+mod holes;
 mod parts;
 mod recovery;
 mod sessions;

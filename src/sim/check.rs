@@ -10,7 +10,8 @@
 //! | removed => stable, a device, consumed by all (R9, R10) | after commits, by reading rows |
 //! | a hole has a cause (R18) | each `Hole` |
 //!
-//! What is read from stores beside commits is in [`super::stored`], what must hold in the end in [`super::settle`].
+//! Order is in [`super::order`], what is read from stores beside commits in [`super::stored`], what must hold in the end in
+//! [`super::settle`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,17 +19,17 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::case::Case;
 use super::device::Device;
+use super::order::{Blind, Handled};
 use super::trace::Micros;
 use super::world::{Stage, World};
 use crate::client::event::{Incoming, Ticket};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
-use crate::core::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, SessionId, ShardId, UserId};
+use crate::core::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::msg::{Message, ToEdge, ToProvider, ToSubscriber, Verdict};
-use crate::core::op::{LoggedOp, Op};
+use crate::core::op::{LoggedOp, Op, kind};
 use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{Committed, LogPage, Read, ReadReply};
-use crate::core::time::Hlc;
 use crate::core::wire::{ClientFrame, Code, Hole, ServerFrame};
 
 /// A message that an application gave to its client.
@@ -82,8 +83,8 @@ pub(super) struct Seen {
     pub(super) consumed: BTreeSet<u64>,
     /// What it handled since it last forgot everything.
     since: BTreeSet<u64>,
-    /// The last session sequence of each (sender, session, region) since then.
-    order: BTreeMap<(UserId, SessionId, RegionId), u64>,
+    /// What it handled last of each session since then.
+    pub(super) order: Handled,
     pub(super) holes: Vec<Hole>,
 }
 
@@ -97,14 +98,15 @@ pub(super) struct Checker {
     pub(super) stores: Vec<Durable>,
     pub(super) ledger: BTreeMap<(ShardId, Origin, Seq), Entry>,
     pub(super) inboxes: BTreeMap<(UserId, Origin), BTreeMap<Seq, u64>>,
-    clocks: BTreeMap<(ShardId, Origin), Hlc>,
     /// What each region ever had: disks are lost, what was confirmed stays so.
-    ever: Vec<BTreeMap<(ShardId, Origin), Seq>>,
+    pub(super) ever: Vec<BTreeMap<(ShardId, Origin), Seq>>,
     /// What was lost with disks: above the first sequence, to the second, unless some region turns out to have it.
     pub(super) lost: BTreeMap<(ShardId, Origin), Seq>,
     pub(super) lost_to: BTreeMap<(ShardId, Origin), Seq>,
     /// Where backups ended that were restored, of the origins of their own regions.
     pub(super) forgotten: BTreeMap<(ShardId, Origin), Seq>,
+    /// What was accepted without knowledge of what was forgotten.
+    pub(super) blind: Blind,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
     pub(super) users: BTreeMap<ShardId, Vec<UserId>>,
@@ -129,28 +131,17 @@ impl Checker {
             stores: plan.places.iter().map(|_| Durable::default()).collect(),
             ledger: BTreeMap::new(),
             inboxes: BTreeMap::new(),
-            clocks: BTreeMap::new(),
             ever: plan.places.iter().map(|_| BTreeMap::new()).collect(),
             lost: BTreeMap::new(),
             lost_to: BTreeMap::new(),
             forgotten: BTreeMap::new(),
+            blind: Blind::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
             users,
             plan: plan.clone(),
             stats: super::Stats::default(),
         }
-    }
-
-    /// The time that an origin which starts after `previous` must be above: the last of the one before, or, where a
-    /// restored store had forgotten how that one went on, the time of what it still knew.
-    fn clock_at(&self, shard: ShardId, previous: Coord) -> Option<Hlc> {
-        let key = (shard, previous.origin);
-        if self.forgotten.get(&key).is_some_and(|kept| previous.seq >= *kept) {
-            let entry = self.ledger.get(&(shard, previous.origin, previous.seq))?;
-            return Some(entry.op.hlc());
-        }
-        self.clocks.get(&key).copied()
     }
 
     /// The number of the next message, which stands in its body.
@@ -240,7 +231,7 @@ impl Checker {
 /// The number of a message, from its body.
 pub(super) fn number_of(op: &LoggedOp) -> Option<u64> {
     let body = op.body();
-    (op.kind() == crate::core::op::kind::APPEND)
+    (op.kind() == kind::APPEND)
         .then(|| {
             body.get(..8)
                 .and_then(|raw| raw.try_into().ok())
@@ -482,22 +473,7 @@ impl World {
             let detail = format!("{name} handles #{number} a second time, at {at}");
             return self.fail("once in effect", detail, words);
         }
-        let key = (incoming.from.clone(), incoming.session, region.clone());
-        // What a restored store had forgotten comes back behind what it accepted since: it did not know of it.
-        let shard = self.check.plan.sharding().of_user(&sent.to);
-        let forgotten = self.check.forgotten.get(&(shard, at.origin));
-        if forgotten.is_some_and(|kept| at.seq > *kept) {
-            return;
-        }
-        let seen = &mut self.check.seen[device];
-        let last = seen.order.insert(key, incoming.session_seq);
-        if let Some(last) = last.filter(|last| *last >= incoming.session_seq) {
-            let detail = format!(
-                "{name} handles #{number} at {at}, {} of session {:x} of {} accepted in {region}, after {last}",
-                incoming.session_seq, incoming.session.0, incoming.from
-            );
-            self.fail("order (R21)", detail, words);
-        }
+        self.check_order(device, incoming, number, &region, words);
     }
 
     /// A device is told that messages are gone: only such as were sent before it was known may be.
@@ -537,6 +513,9 @@ impl World {
             );
         }
         for logged in &committed.logged {
+            if logged.own && logged.entry.op.kind() == kind::START {
+                self.check_start(region, logged);
+            }
             self.check_logged(region, logged);
         }
         for (op, outcome) in ops.iter().zip(&committed.outcomes) {
@@ -585,6 +564,16 @@ impl World {
         }
     }
 
+    fn check_start(&mut self, region: usize, logged: &Logged) {
+        let name = self.region_name(region).clone();
+        let wrong = self
+            .check
+            .wrong_start(region, &name, logged.shard, &logged.entry.op);
+        if let Some(detail) = wrong {
+            self.fail("HLC rises", detail, vec![logged.coord().to_string()]);
+        }
+    }
+
     pub(super) fn check_logged(&mut self, region: usize, logged: &Logged) {
         let (shard, at) = (logged.shard, logged.coord());
         let name = self.region_name(region).clone();
@@ -615,20 +604,8 @@ impl World {
             Some(_) => return,
             None => {}
         }
-        let mut last = self
-            .check
-            .clocks
-            .get(&(shard, at.origin))
-            .copied()
-            .unwrap_or_default();
-        if let Ok(Op::Start { previous, .. }) = logged.entry.op.decode() {
-            let previous = previous.and_then(|previous| self.check.clock_at(shard, previous));
-            last = last.max(previous.unwrap_or_default());
-        }
-        self.check
-            .clocks
-            .insert((shard, at.origin), logged.entry.op.hlc());
-        if last >= logged.entry.op.hlc() {
+        let last = self.check.time_before(shard, at, &logged.entry.op);
+        if let Some(last) = last.filter(|last| *last >= logged.entry.op.hlc()) {
             let detail = format!("{name} logs {at} at {:?} after {last:?}", logged.entry.op.hlc());
             return self.fail("HLC rises", detail, words);
         }
@@ -680,6 +657,8 @@ impl World {
             .iter()
             .find(|other| self.check.is_durable(region, shard, **other))
             .copied();
+        let name = self.region_name(region).clone();
+        self.check.note_blind(region, &name, shard, at);
         let inbox = self.check.inboxes.entry((to, at.origin)).or_default();
         inbox.insert(at.seq, number);
         self.check.sent[number as usize].coords.insert(at);

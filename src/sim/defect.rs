@@ -30,7 +30,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 27] = [
+    pub const ALL: [(Defect, &'static str); 28] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -61,6 +61,7 @@ impl Defect {
         (Defect::Core(Core::LeaseIsAWrite), "lease-is-a-write"),
         (Defect::Core(Core::DropsWhenFull), "drops-when-full"),
         (Defect::Core(Core::NoFencing), "no-fencing"),
+        (Defect::Core(Core::GapUntold), "gap-untold"),
     ];
 
     /// The one of the machines, if it is one.

@@ -1,7 +1,7 @@
 //! Each defect of the machines is found within so many seeds, by a checker that is about it. Those of the harness are in
 //! `tests/sim.rs`.
 
-use super::case::{Case, SECOND};
+use super::case::{Case, DevicePlan, SECOND};
 use super::fault::{Fault, Kind};
 use super::{Defect, EngineKind, Options, Violation, draw, run_case};
 use crate::core::defect::Defect as Core;
@@ -103,6 +103,39 @@ fn no_relay_is_found() {
         "everything is applied everywhere",
     ];
     found(Core::NoRelay, cases(), &by);
+}
+
+/// A region gets an old backup back, and then each user comes with another device there: what is gone behind messages that
+/// the backup kept must be told.
+#[test]
+fn a_gap_that_is_not_told_is_found() {
+    let restored = |mut case: Case| {
+        let place = case.places[0].id.clone();
+        case.work = 12 * SECOND;
+        case.random = None;
+        case.faults = vec![
+            Fault::new(4 * SECOND, Kind::Backup).on(place.to_string()),
+            Fault::new(8 * SECOND, Kind::Restore)
+                .on(place.to_string())
+                .lasting(SECOND),
+        ];
+        for user in &mut case.users {
+            user.devices.push(DevicePlan {
+                arrives: None,
+                home: Some(place.clone()),
+                watches: Some(Vec::new()),
+            });
+        }
+        case
+    };
+    let fits = |case: &Case| case.places.len() > 1 && case.engine != EngineKind::Shared;
+    let cases = || (0..200).map(draw::draw).filter(fits).map(restored);
+    for case in cases().take(10) {
+        let seed = case.seed;
+        let violation = run_case(case, Options::default()).violation;
+        assert!(violation.is_none(), "seed {seed}, with holes told: {violation:?}");
+    }
+    found(Core::GapUntold, cases(), &["accepted is delivered"]);
 }
 
 /// Owners that do not know yet that they are not any more need a store that several nodes share.

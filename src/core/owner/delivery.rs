@@ -3,10 +3,11 @@
 //! An attachment is *live* when it was given everything that is committed: then a new entry goes to it straight from the
 //! commit. When its window is full it falls *behind*, and what it misses costs nothing but its place in the store; when
 //! acknowledgements make room, a page is read from its position, until nothing is left and it is live again. An entry
-//! committed while a page is being read makes that reading go on.
+//! committed while a page is being read makes that reading go on. What is gone is told in its place ([`super::holes`]).
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::holes::{self, Gone};
 use super::{AttachId, LaneId, Owner, OwnerOutput, Question, Tag, parts, refusal_code};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::defect::{self, Defect};
@@ -17,7 +18,7 @@ use crate::core::state::{Logged, UserRow};
 use crate::core::storage::{InboxPage, StoreError};
 use crate::core::time::Now;
 use crate::core::vector::Vector;
-use crate::core::wire::{Code, Hole, HoleReason};
+use crate::core::wire::Code;
 
 /// A page of the inbox holds at most so many messages, whatever the window.
 const PAGE_ITEMS: usize = 256;
@@ -49,13 +50,15 @@ pub(super) struct Attachment {
     /// What the device consumed, as far as known here: stored, claimed and acknowledged.
     pub(super) cursor: Vector,
     /// Given through here, or not to be given.
-    position: Vector,
+    pub(super) position: Vector,
     /// Given through here before this attachment: acknowledgements for it may still come.
     given_before: Vector,
     flights: BTreeMap<Origin, VecDeque<Flight>>,
-    window_messages: usize,
+    /// What is gone and not told yet.
+    pub(super) gone: Gone,
+    pub(super) window_messages: usize,
     window_bytes: usize,
-    mode: Mode,
+    pub(super) mode: Mode,
     /// The cursor as last handed to the store.
     written: Vector,
     /// For a defect: read through here, by time.
@@ -71,7 +74,7 @@ struct Flight {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     /// The registration is being committed, or the user's row read.
     Registering,
     /// A page is being read; whether something was committed since.
@@ -86,7 +89,7 @@ enum Mode {
 
 impl Attachment {
     /// Whether acknowledgements of what was given before this attachment are still to come.
-    fn owes(&self) -> bool {
+    pub(super) fn owes(&self) -> bool {
         !self.cursor.includes(&self.given_before)
     }
 
@@ -103,7 +106,7 @@ impl Attachment {
         false
     }
 
-    fn flight(&mut self, at: Coord, bytes: usize, passed: bool) {
+    pub(super) fn flight(&mut self, at: Coord, bytes: usize, passed: bool) {
         self.position.raise(at.origin, at.seq);
         self.flights.entry(at.origin).or_default().push_back(Flight {
             seq: at.seq,
@@ -190,6 +193,7 @@ impl Owner {
             cursor,
             position,
             flights: BTreeMap::new(),
+            gone: Gone::new(),
             window_messages: 0,
             window_bytes: 0,
             mode: if receives { Mode::Registering } else { Mode::Sends },
@@ -258,15 +262,16 @@ impl Owner {
 
     pub(super) fn user_read(&mut self, at: AttachId, user: &UserId, row: &UserRow, now: Now) {
         let (id, session) = (at.shard, at.session);
-        let Some(lane) = self.attached(at).map(|attachment| attachment.lane) else {
-            return;
-        };
-        if !self.welcome(id, session, now) {
+        if self.attached(at).is_none() || !self.welcome(id, session, now) {
             return;
         }
-        let Some(attachment) = self.attachment(id, session) else {
+        let Some(shard) = self.shards.get_mut(&id) else {
             return;
         };
+        let Some(attachment) = shard.sessions.get_mut(&session) else {
+            return;
+        };
+        attachment.gone = holes::gone(row, &shard.applied);
         if let Some(device) = row.devices.get(&attachment.attach.device) {
             attachment.cursor.merge(&device.cursor);
             attachment.position.merge(&device.cursor);
@@ -274,26 +279,8 @@ impl Owner {
         }
         // What the device claims beyond what is applied here is written as that advances (R17).
         let behind = !attachment.written.includes(&attachment.cursor);
-        let mut holes = Vec::new();
-        for (origin, trimmed) in row.trimmed.iter() {
-            let position = attachment.position.of(origin);
-            if trimmed > position {
-                attachment.flight(Coord { origin, seq: trimmed }, 0, false);
-                holes.push(Hole {
-                    origin,
-                    from: position + 1,
-                    to: trimmed,
-                    reason: HoleReason::BeforeRegistration,
-                    count: 0,
-                });
-            }
-        }
-        if behind && let Some(shard) = self.shards.get_mut(&id) {
+        if behind {
             shard.moved.insert(session);
-        }
-        self.stats.delivery.holes += holes.len() as u64;
-        for hole in holes {
-            self.tell_edge(lane, ToEdge::Hole { session, hole });
         }
         self.read_inbox(id, session, user.clone());
     }
@@ -314,6 +301,13 @@ impl Owner {
             if !self.give(id, session, entry.at, &entry.siblings, &entry.op) {
                 break;
             }
+        }
+        let live = |owner: &mut Self| {
+            let attachment = owner.attachment(id, session);
+            attachment.is_some_and(|attachment| attachment.mode == Mode::Live)
+        };
+        if page.end && live(self) {
+            self.tell_holes(id, session, None);
         }
         let Some(attachment) = self.attachment(id, session) else {
             return;
@@ -557,15 +551,21 @@ impl Owner {
             self.config.limits.window_messages,
             self.config.limits.window_bytes,
         );
+        let Some(attachment) = self.attachment(id, session) else {
+            return false;
+        };
+        if attachment.position.covers(at) {
+            return true;
+        }
+        if !attachment.gone.is_empty() && !self.tell_holes(id, session, Some(at)) {
+            return false;
+        }
         let Some(shard) = self.shards.get_mut(&id) else {
             return false;
         };
         let Some(attachment) = shard.sessions.get_mut(&session) else {
             return false;
         };
-        if attachment.position.covers(at) {
-            return true;
-        }
         let copied = siblings.iter().any(|other| attachment.cursor.covers(*other));
         let consumed = attachment.cursor.covers(at)
             || (copied && !defect::on(Defect::AllCopies))

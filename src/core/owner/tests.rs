@@ -1,5 +1,7 @@
 //! The owner with a scripted store and edge.
 
+mod holes;
+
 use bytes::Bytes;
 
 use super::*;
@@ -47,6 +49,28 @@ fn message(seq: u64) -> LoggedOp {
         &Op::Append(envelope(seq), Bytes::new()),
         Hlc { ms: seq, logical: 0 },
     )
+}
+
+/// The session of Bob's phone, on a lane of its edge.
+fn attach(lane: u64) -> Attach {
+    Attach {
+        shard: SHARD,
+        user: UserId::new("bob").unwrap(),
+        device: DeviceId::new("phone").unwrap(),
+        receives: true,
+        session: SessionId(9),
+        claim: Vector::new(),
+        given: Vector::new(),
+        acked: Vector::new(),
+        connect_epoch: lane - 1,
+        hello_epoch: 0,
+        welcomed: lane > 1,
+        since_ms: 1,
+        status: Status::Online,
+        text: String::new(),
+        counter: 0,
+        store: Origin(0),
+    }
 }
 
 struct Script {
@@ -127,26 +151,8 @@ impl Script {
     }
 
     fn say_attach(&mut self, lane: u64) {
-        let attach = Attach {
-            shard: SHARD,
-            user: UserId::new("bob").unwrap(),
-            device: DeviceId::new("phone").unwrap(),
-            receives: true,
-            session: SessionId(9),
-            claim: Vector::new(),
-            given: Vector::new(),
-            acked: Vector::new(),
-            connect_epoch: lane - 1,
-            hello_epoch: 0,
-            welcomed: lane > 1,
-            since_ms: 1,
-            status: Status::Online,
-            text: String::new(),
-            counter: 0,
-            store: Origin(0),
-        };
         self.owner
-            .handle_edge(&addr("edge"), lane, ToOwner::Attach(vec![attach]), NOW);
+            .handle_edge(&addr("edge"), lane, ToOwner::Attach(vec![attach(lane)]), NOW);
     }
 
     fn deposit(&mut self, lane: u64, seq: u64) {
