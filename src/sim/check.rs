@@ -88,6 +88,13 @@ pub(super) struct Seen {
     pub(super) holes: Vec<Hole>,
 }
 
+impl Seen {
+    /// Whether the application handled a message since it last forgot everything.
+    pub(super) fn handled(&self, number: u64) -> bool {
+        self.since.contains(&number)
+    }
+}
+
 /// All that the checkers know.
 #[derive(Debug)]
 pub(super) struct Checker {

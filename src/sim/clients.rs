@@ -1,10 +1,11 @@
 //! Connections between clients and edges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::case::{MILLI, SECOND};
+use super::check::number_of;
 use super::trace::Micros;
 use super::world::{Event, World};
 use crate::client::machine;
@@ -37,8 +38,8 @@ pub(super) struct Client {
     sent: [u64; 2],
     /// The first of what is sent to the edge that was lost and is sent again: not by a client that is gone.
     lost_from: Option<u64>,
-    /// Deliveries on their way or not read.
-    pub(super) deliveries: usize,
+    /// Messages by number that are on their way or not read.
+    waiting: VecDeque<Option<u64>>,
 }
 
 const TO_SERVER: usize = 0;
@@ -85,7 +86,7 @@ impl World {
                 stalled: [BTreeMap::new(), BTreeMap::new()],
                 sent: [0, 0],
                 lost_from: None,
-                deliveries: 0,
+                waiting: VecDeque::new(),
             },
         );
         let delay = 2 * self.client_way(conn);
@@ -269,17 +270,24 @@ impl World {
                     super::report::server_frame(&frame)
                 )
             });
-            if let (ServerFrame::Deliver { at, .. }, Some(client)) = (&frame, self.clients.get_mut(&conn)) {
+            if let (ServerFrame::Deliver { at, op }, Some(client)) = (&frame, self.clients.get_mut(&conn)) {
                 if client.claim.covers(*at) {
                     let detail = format!("{name} is given {at}, which its Hello said that it consumed");
                     return self.fail("a claim is obeyed (R17)", detail, vec![name]);
                 }
-                client.deliveries += 1;
-                // What the device acknowledged in its session before frees the window of this one, too.
-                let (held, window) = (client.deliveries, 2 * self.plan.limits.window_messages);
-                if held > window {
-                    let detail = format!("{held} deliveries wait for {name}; twice its window is {window}");
-                    self.fail("bounded queues", detail, vec![name]);
+                client.waiting.push_back(number_of(op));
+                // What the device acknowledged in its session before frees the window of this one, too. What it handled does not
+                // count: its cursor also frees the window of a session that it left, which the connection's outbox bounds.
+                let (waiting, window) = (&client.waiting, 2 * self.plan.limits.window_messages);
+                if waiting.len() > window {
+                    let seen = &self.check.seen[device];
+                    let handled = |number: &&Option<u64>| number.is_some_and(|number| seen.handled(number));
+                    let held = waiting.len() - waiting.iter().filter(handled).count();
+                    if held > window {
+                        let detail =
+                            format!("{held} deliveries wait for {name}; twice its window is {window}");
+                        self.fail("bounded queues", detail, vec![name]);
+                    }
                 }
             }
             let mut bytes = BytesMut::new();
@@ -309,7 +317,7 @@ impl World {
         match frame {
             Ok(frame) => {
                 if matches!(frame, ServerFrame::Deliver { .. }) {
-                    client.deliveries = client.deliveries.saturating_sub(1);
+                    client.waiting.pop_front();
                 }
                 self.device_input(device, machine::Input::Frame(frame));
             }
@@ -386,6 +394,15 @@ impl World {
         };
         let at = (self.now + delay).max(last + 1);
         self.at(at, Event::ServerGone { conn });
+    }
+
+    /// A device that lost a connection of which the edge has not noticed: it will still have something to say.
+    pub(super) fn unnoticed_loss(&self) -> Option<String> {
+        let lost = self.clients.values().find(|client| {
+            let there = self.nodes[client.node].boot == client.boot;
+            !client.client && client.server && client.greeted && there
+        });
+        lost.map(|client| self.devices[client.device].name())
     }
 
     /// A node died: its clients notice at their own time.

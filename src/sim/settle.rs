@@ -48,7 +48,7 @@ impl World {
                 }
                 Some((what, detail, _)) => self.not_yet(what, &detail),
             },
-            Stage::Leave => match self.unsettled() {
+            Stage::Leave => match self.unsettled().or_else(|| self.unsettled_connections()) {
                 None if self.silence_from == 0 => {
                     // What was lost several times is still on its way.
                     let late = match self.plan.network.loss {
@@ -110,6 +110,13 @@ impl World {
             .or_else(|| self.unsettled_messages())
             .or_else(|| self.unsettled_stores())
             .or_else(|| self.unsettled_presence())
+    }
+
+    /// An edge will speak of a client that is gone once it notices, also where another session took its place.
+    fn unsettled_connections(&self) -> Option<(&'static str, String, Vec<String>)> {
+        let device = self.unnoticed_loss()?;
+        let detail = format!("an edge has not noticed that a connection of {device} is gone");
+        Some(("everything comes to an end", detail, vec![device]))
     }
 
     fn unsettled_nodes(&self) -> Option<(&'static str, String, Vec<String>)> {
@@ -213,6 +220,12 @@ impl World {
         let there: Vec<usize> = self.regions_there().collect();
         // What waits for a region that is gone stays.
         let rests = there.len() == self.stores.len();
+        for region in there.iter().copied() {
+            if self.engine(region).is_none() {
+                let detail = format!("the store of {} does not run", self.region_name(region));
+                return Some(("everything comes to an end", detail, Vec::new()));
+            }
+        }
         for (shard, users) in self.check.users.clone() {
             let first = self.shard_row(*there.first()?, shard)?;
             for region in there.iter().copied() {
