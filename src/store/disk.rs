@@ -36,6 +36,16 @@ pub trait Disk: Send {
     /// Removes a file. `NotFound` if there is none.
     fn remove(&self, name: &str) -> io::Result<()>;
 
+    /// Removes files in this order, each removal durable before the next begins. It may go on in the background, for as
+    /// long as this disk lives at most; what fails there is told by the next call.
+    fn remove_in_order(&self, names: Vec<String>) -> io::Result<()> {
+        for name in names {
+            self.remove(&name)?;
+            self.sync_folder()?;
+        }
+        Ok(())
+    }
+
     /// Renames a file, atomically replacing a file named `to`.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 

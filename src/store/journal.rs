@@ -346,19 +346,24 @@ impl<D: Disk> Journal<D> {
         Ok(segment.file.read_at(part, offset)?)
     }
 
-    /// Deletes the segments whose records are all below `commit`, oldest first, durably; never the active one.
-    /// Returns how many. What is deleted must be durable elsewhere, synced, by then.
+    /// Deletes the segments whose records are all below `commit`, oldest first; never the active one. Returns how
+    /// many. A disk may do so in the background: until then a crash leaves them, which is harmless. What is deleted
+    /// must be durable elsewhere, synced, by then.
     pub fn delete_before(&mut self, commit: u64) -> Result<usize, JournalError> {
         self.check_sound()?;
-        let mut deleted = 0;
+        let mut files = Vec::new();
         while self.segments.len() > 1 && self.segments[1].header.first_commit <= commit {
+            let segment = self.segments.remove(0);
+            files.push(segment_name(segment.header.first_commit));
+        }
+        let deleted = files.len();
+        if deleted > 0 {
+            self.stats.syncs += deleted as u64;
+            self.stats.deleted += deleted as u64;
+            // In order: removals that become durable in another one would leave a gap in the middle.
             self.disk
-                .remove(&segment_name(self.segments[0].header.first_commit))?;
-            self.segments.remove(0);
-            // One at a time: removals that become durable in another order would leave a gap in the middle.
-            self.sync_folder().map_err(|error| self.poison(error))?;
-            self.stats.deleted += 1;
-            deleted += 1;
+                .remove_in_order(files)
+                .map_err(|error| self.poison(error.into()))?;
         }
         Ok(deleted)
     }

@@ -9,7 +9,9 @@
 //! | [`keys`], [`paging`], [`snapshot`] | rows as bytes; pages of inboxes, logs and snapshots, for every engine |
 //! | [`journal`] | one durable record per group commit, in segments of our own |
 //! | [`disk`] | the files under the journal, real and simulated |
+//! | `background` | threads whose work can wait |
 
+mod background;
 pub mod disk;
 pub mod embedded;
 pub mod engine;

@@ -5,6 +5,10 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::store::background;
 
 /// The lock file: held with `flock` for as long as the [`RealDisk`] lives, contains the process id of its holder.
 const LOCK_FILE: &str = "lock";
@@ -16,6 +20,8 @@ const MAX_PID_DIGITS: u64 = 20;
 #[derive(Debug)]
 pub struct RealDisk {
     folder: PathBuf,
+    /// What [`Disk::remove_in_order`] began.
+    removing: Mutex<Option<JoinHandle<io::Result<()>>>>,
     /// The kernel drops the lock with this handle, also when the process is killed.
     _lock: File,
 }
@@ -68,7 +74,11 @@ impl RealDisk {
         lock.set_len(0)
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(|e| context(e, "write the process id into", &path))?;
-        Ok(Self { folder, _lock: lock })
+        Ok(Self {
+            folder,
+            removing: Mutex::new(None),
+            _lock: lock,
+        })
     }
 
     /// Creates the folder, with parents, where it does not exist, makes that durable, and opens it.
@@ -89,6 +99,28 @@ impl RealDisk {
     /// The folder, as it was given.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Waits for what goes on in the background, and says how it went.
+    fn removed(&self) -> io::Result<()> {
+        let removing = self
+            .removing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match removing.map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(done)) => done,
+            Some(Err(_)) => Err(io::Error::other("the thread that removes files panicked")),
+        }
+    }
+}
+
+impl Drop for RealDisk {
+    /// The folder is unlocked only when nothing in it changes any more.
+    fn drop(&mut self) {
+        // What is left of a file that could not be removed is removed later.
+        let _ = self.removed();
     }
 }
 
@@ -138,6 +170,26 @@ impl Disk for RealDisk {
     fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.folder.join(name);
         fs::remove_file(&path).map_err(|e| context(e, "remove", &path))
+    }
+
+    /// On a thread of its own: freeing the blocks of a segment takes 10 to 40 ms on ext4, for which no commit should wait.
+    fn remove_in_order(&self, names: Vec<String>) -> io::Result<()> {
+        self.removed()?;
+        let folder = self.folder.clone();
+        let remove = move || {
+            background::yield_to_commits();
+            for name in names {
+                let path = folder.join(name);
+                fs::remove_file(&path).map_err(|e| context(e, "remove", &path))?;
+                sync_directory(&folder)?;
+            }
+            Ok(())
+        };
+        let thread = std::thread::Builder::new()
+            .name("iris-remove".to_owned())
+            .spawn(remove)?;
+        *self.removing.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

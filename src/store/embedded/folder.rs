@@ -14,15 +14,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fjall::compaction::Leveled;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::tables::{Change, Table, Tables, Visit};
 use super::{EmbeddedEngine, OpenReport, Options};
 use crate::core::state::StoreIdentity;
+use crate::store::background;
 use crate::store::disk::{Locked, RealDisk};
 use crate::store::engine::StoreError;
 use crate::store::opening::OpenError;
@@ -32,6 +35,9 @@ const FJALL_JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
 /// A table's part in memory before fjall flushes it by itself, in bytes: beyond what a checkpoint writes between two
 /// flushes, because fjall syncs its journal before each, and a write would wait for that.
 const MEMTABLE_BYTES: u64 = 256 * 1024 * 1024;
+/// Length of a table that compaction writes, in bytes. It is synced at once when it is complete: the journal waits for the
+/// disk meanwhile.
+const TABLE_BYTES: u64 = 8 * 1024 * 1024;
 /// Flushing and compaction: commits must not wait for them, nor should they take more than a core.
 const WORKERS: usize = 1;
 /// How often to look whether a flush that is waited for is over.
@@ -180,6 +186,18 @@ pub struct FjallTables {
 impl FjallTables {
     /// Opens them, creating what is missing.
     fn open(folder: &Path, options: &Options) -> fjall::Result<Self> {
+        // fjall's threads have the priority of the one that opens it.
+        std::thread::scope(|scope| {
+            let opening = scope.spawn(|| {
+                background::yield_to_commits();
+                Self::open_here(folder, options)
+            });
+            let panicked = || fjall::Error::Io(io::Error::other("opening the tables panicked"));
+            opening.join().unwrap_or_else(|_| Err(panicked()))
+        })
+    }
+
+    fn open_here(folder: &Path, options: &Options) -> fjall::Result<Self> {
         let open = || {
             Database::builder(folder)
                 .cache_size(options.cache_bytes)
@@ -264,7 +282,10 @@ fn set_journals_aside(folder: &Path) -> io::Result<()> {
 }
 
 fn keyspace_options() -> KeyspaceCreateOptions {
-    KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES)
+    let compaction = Leveled::default().with_table_target_size(TABLE_BYTES);
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(MEMTABLE_BYTES)
+        .compaction_strategy(Arc::new(compaction))
 }
 
 impl Tables for FjallTables {
@@ -333,7 +354,10 @@ impl Tables for FjallTables {
         let db = self.db.clone();
         let flush = std::thread::Builder::new()
             .name("iris-flush".to_owned())
-            .spawn(move || flush(&db, &keyspaces));
+            .spawn(move || {
+                background::yield_to_commits();
+                flush(&db, &keyspaces)
+            });
         self.flush = Some(flush.map_err(|e| self.error(&fjall::Error::Io(e)))?);
         Ok(())
     }
