@@ -312,6 +312,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_removed_in_the_background_is_gone_before_the_lock_and_errors_are_told() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = RealDisk::create(temp.path()).unwrap();
+        let names = |count: usize| (0..count).map(|n| format!("file{n}")).collect::<Vec<_>>();
+        for name in names(4) {
+            disk.create(&name).unwrap().allocate(1024 * 1024).unwrap();
+        }
+        disk.remove_in_order(names(3)).unwrap();
+        drop(disk);
+        let disk = RealDisk::open(temp.path()).unwrap();
+        assert_eq!(disk.list().unwrap(), ["file3"]);
+        // The first is gone already: the one behind it stays.
+        disk.remove_in_order(vec!["file0".to_owned(), "file3".to_owned()])
+            .unwrap();
+        let error = disk.remove_in_order(Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().contains("file0"), "{error}");
+        assert_eq!(disk.list().unwrap(), ["file3"]);
+    }
+
+    #[test]
     fn files_are_made_read_renamed_and_removed() {
         let temp = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(temp.path()).unwrap();

@@ -33,6 +33,9 @@ const DROPPED_DAYS: usize = 60;
 const CHANGE_COST: usize = 64;
 /// Pieces of a thousand dedup records that are sorted in one step: a millisecond.
 const SORT_PIECES: usize = 8;
+/// New dedup records that are looked at in one step of giving memory back: less than a millisecond, and more than come
+/// between two steps.
+const LOOK_RECORDS: usize = 16 * 1024;
 /// Part of the memory limit that dedup records may keep after a checkpoint: the rest is for messages.
 const DEDUP_SHARE: usize = 4;
 
@@ -408,8 +411,10 @@ impl<T: Tables> View<T> {
         Ok(())
     }
 
-    /// Moves the time from which all dedup records are in memory, so that what stays weighs at most `limit`.
+    /// Moves the time from which all dedup records are in memory, so that what stays weighs at most `limit`, beside what
+    /// came since the checkpoint began: that is not in the tables yet.
     fn forget_dedup(&mut self, limit: usize) {
+        let limit = limit + self.dedup.counted * DEDUP_WEIGHT;
         let mut weight = 0;
         let mut from = self.dedup.from_ms / Recent::BUCKET_MS;
         for (bucket, count) in self.dedup.counts.iter().rev() {
@@ -430,9 +435,12 @@ impl<T: Tables> View<T> {
         let from_ms = self.dedup.from_ms;
         let old = |key: &DedupKey| key.id.unix_ms().unwrap_or(0) < from_ms;
         let Evicting { next, fresh, looked } = evicting;
-        let new = ledger.dedup.since(*looked);
+        let new = ledger.dedup.since(*looked).take(LOOK_RECORDS);
         fresh.extend(new.filter(|(_, key)| old(key)).cloned());
-        *looked = ledger.dedup.len();
+        *looked = ledger.dedup.len().min(*looked + LOOK_RECORDS);
+        if *looked < ledger.dedup.len() {
+            return false;
+        }
         for (id, shard) in self.state.shards.range_mut(*next..) {
             // Looking at a row costs about as much as writing a small one.
             if work > budget.slice / CHANGE_COST {

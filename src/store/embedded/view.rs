@@ -74,7 +74,7 @@ pub(super) struct Recent {
     pub(super) newest_ms: u64,
     /// How many records were added, by time of their ids in units of [`Recent::BUCKET_MS`].
     pub(super) counts: BTreeMap<u64, usize>,
-    /// So many of the ledger's records are in the counts.
+    /// So many of the ledger's records are in the counts: those that came since the last checkpoint began.
     pub(super) counted: usize,
 }
 
