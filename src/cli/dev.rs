@@ -103,6 +103,7 @@ async fn in_process(
         eprintln!("listens");
         running.push(node);
     }
+    eprintln!("waiting until all are ready; new stores fill from the first region's");
     for node in &running {
         if tokio::time::timeout(READY_TIMEOUT, node.ready()).await.is_err() {
             let reasons: Vec<String> = node

@@ -1,7 +1,8 @@
 //! The server of one node: its configuration, what runs it, and what an operator sees of it.
 //!
 //! - [`config`]: the settings of a node, layered by figment; [`regions`]: the regions of the cluster, one file each
-//! - [`node`]: a node from start to drain; `partition`: the task that drives a partition of the core; `intake`: what
+//! - [`node`]: a node from start to drain; `partition`: the task that drives a partition of the core; `shards`: their
+//!   readiness; `intake`: what
 //!   arrives from connections; `store`: the thread that commits; [`folder`]: the data folder
 //! - [`dev`]: the folder of a whole cluster on one machine
 //! - [`token`]: the tokens that clients present
@@ -19,6 +20,7 @@ pub mod node;
 mod open;
 mod partition;
 pub mod regions;
+mod shards;
 mod store;
 pub mod token;
 

@@ -24,6 +24,7 @@ use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
 use super::partition::{Clock, Event, PartitionStatus, PartitionTask, SIBLING_QUEUE, partitions};
 use super::regions::{Regions, Role};
+use super::shards::{futures_any, watch_shards};
 use super::store::StoreThread;
 use super::token::{KeyError, Verifier};
 use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, Origin, RegionId, Sharding};
@@ -310,6 +311,7 @@ impl Node {
                 peer_addrs: peer_addrs_seen.clone(),
                 meters: Meters::new(metrics.clone()),
                 supervisor: supervisor.clone(),
+                recovered: (0, "".into()),
             };
             let name = format!("partition {index}");
             // What it knew went with it, and others count on it.
@@ -385,8 +387,8 @@ impl Node {
         let run = move || view.clone().run(nodes.clone(), stopping.clone());
         tasks.spawn(supervisor.clone().keep("members", "members".to_owned(), run));
         let shards = {
-            let (status, health) = (status.clone(), health.clone());
-            move || watch_shards(is_core, status.clone(), health.clone(), stopped.clone())
+            let (status, health, fresh) = (status.clone(), health.clone(), folder.is_fresh());
+            move || watch_shards(is_core, fresh, status.clone(), health.clone(), stopped.clone())
         };
         tasks.spawn(supervisor.clone().keep("shards", "shards".to_owned(), shards));
         tracing::info!(node = %key, generation = generation.0, peer = %pool.addr(), "the node runs");
@@ -769,54 +771,6 @@ fn facts(
         facts.push((FACT_CLIENT_ADDR.to_owned(), client.to_string()));
     }
     facts
-}
-
-async fn watch_shards(
-    is_core: bool,
-    mut status: Vec<watch::Receiver<PartitionStatus>>,
-    health: Arc<Health>,
-    mut stop: watch::Receiver<bool>,
-) {
-    if !is_core {
-        health.set_ready("shards", Ok(()));
-        return;
-    }
-    loop {
-        let waiting = status.iter_mut().any(|status| {
-            let status = status.borrow_and_update();
-            !status.active || status.shards == 0
-        });
-        let recovering: usize = status.iter().map(|status| status.borrow().recovering).sum();
-        let ready = if waiting && recovering > 0 {
-            Err(format!(
-                "{recovering} shards recover: they wait until they have what the other regions have, at least one of which \
-                 must be within reach and complete (--end-recovery opens them without)"
-            ))
-        } else if waiting {
-            Err("not all shards placed here are active".to_owned())
-        } else {
-            Ok(())
-        };
-        health.set_ready("shards", ready);
-        tokio::select! {
-            _ = futures_any(status.iter_mut().map(|status| Box::pin(status.changed()))) => {}
-            _ = stop.changed() => return,
-        }
-    }
-}
-
-/// Waits for the first of some futures.
-async fn futures_any<F: Future + Unpin>(futures: impl Iterator<Item = F>) -> Option<F::Output> {
-    let mut futures: Vec<F> = futures.collect();
-    std::future::poll_fn(|context| {
-        for future in &mut futures {
-            if let std::task::Poll::Ready(output) = std::pin::Pin::new(future).poll(context) {
-                return std::task::Poll::Ready(Some(output));
-            }
-        }
-        std::task::Poll::Pending
-    })
-    .await
 }
 
 fn random<const N: usize>() -> Result<[u8; N], StartError> {

@@ -4,6 +4,7 @@
 //! to the queues of peers, operations to the store's thread. Nothing here awaits a send.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc::Sender as StoreSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -103,6 +104,10 @@ pub struct PartitionStatus {
     pub settled: bool,
     /// Shards that recover (R4).
     pub recovering: usize,
+    /// How many began to, since the node started.
+    pub began_recovery: usize,
+    /// Why the last one did.
+    pub recovery_why: Arc<str>,
 }
 
 /// What a partition's task works with.
@@ -121,6 +126,8 @@ pub(super) struct PartitionTask {
     pub(super) meters: Meters,
     /// Told where the node must end.
     pub(super) supervisor: Supervisor,
+    /// How many shards began to recover, and why the last one did.
+    pub(super) recovered: (usize, Arc<str>),
 }
 
 /// The two clocks of a process.
@@ -383,13 +390,14 @@ impl PartitionTask {
                 Output::Alarm(alarm) => self.alarm(&alarm),
                 Output::Recovery {
                     shard,
-                    recovering: true,
+                    recovering,
                     detail,
                 } => {
-                    tracing::warn!(%shard, why = %detail, "a shard recovers: it takes nothing before it has caught up")
-                }
-                Output::Recovery { shard, detail, .. } => {
-                    tracing::info!(%shard, why = %detail, "a shard is open again");
+                    tracing::debug!(%shard, recovering, why = %detail, "a shard begins to recover, or is open again");
+                    if recovering {
+                        self.recovered.0 += 1;
+                        self.recovered.1 = detail.into();
+                    }
                 }
                 Output::Stop(alarm) => {
                     self.alarm(&alarm);
@@ -521,6 +529,8 @@ impl PartitionTask {
             shards: owner.active_count(),
             settled: self.core.settled(),
             recovering: owner.recovering_count(),
+            began_recovery: self.recovered.0,
+            recovery_why: self.recovered.1.clone(),
         };
         self.status.send_if_modified(|old| {
             let changed = *old != status;
