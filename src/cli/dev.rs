@@ -94,29 +94,19 @@ async fn in_process(
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let mut running = Vec::new();
-    for node in &cluster.nodes {
-        eprint!("starting {} ... ", node.name);
-        let config = cluster.config(node)?;
-        let node = Node::start(config, cluster.regions.clone(), node.create())
-            .await
-            .with_context(|| format!("node {} cannot start", node.name))?;
-        eprintln!("listens");
-        running.push(node);
-    }
-    eprintln!("waiting until all are ready; new stores fill from the first region's");
-    for node in &running {
-        if tokio::time::timeout(READY_TIMEOUT, node.ready()).await.is_err() {
-            let reasons: Vec<String> = node
-                .health()
-                .reasons()
-                .into_iter()
-                .map(|(what, why)| format!("{what}: {why}"))
-                .collect();
-            anyhow::bail!(
-                "node {} is not ready after {READY_TIMEOUT:?}: {}",
-                node.key(),
-                reasons.join("; ")
-            );
+    tokio::pin!(signal);
+    tokio::select! {
+        done = start_all(cluster, &mut running) => {
+            if let Err(error) = done {
+                stop_all(running).await?;
+                return Err(error);
+            }
+        }
+        why = &mut signal => {
+            eprintln!("\n{why}: draining what had started");
+            stop_all(running).await?;
+            eprintln!("stopped; everything accepted is in {}", data.display());
+            return Ok(ExitCode::SUCCESS);
         }
     }
     eprintln!(
@@ -137,7 +127,7 @@ async fn in_process(
         failures.spawn(async move { (key, failed.await) });
     }
     tokio::select! {
-        why = signal => eprintln!("{why}: draining"),
+        why = &mut signal => eprintln!("{why}: draining"),
         Some(Ok((key, ended))) = failures.join_next() => {
             for node in running {
                 node.abandon().await;
@@ -145,7 +135,43 @@ async fn in_process(
             return Err(anyhow::Error::new(ended).context(format!("node {key} failed; start again")));
         }
     }
-    // Edges first: their clients are told to go, and what is in flight is answered before the cores close.
+    stop_all(running).await?;
+    eprintln!("stopped; everything accepted is in {}", data.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts every node and waits until all are ready; what runs is in `running` also where this fails or is dropped.
+async fn start_all(cluster: &DevCluster, running: &mut Vec<Node>) -> anyhow::Result<()> {
+    for node in &cluster.nodes {
+        eprint!("starting {} ... ", node.name);
+        let config = cluster.config(node)?;
+        let node = Node::start(config, cluster.regions.clone(), node.create())
+            .await
+            .with_context(|| format!("node {} cannot start", node.name))?;
+        eprintln!("listens");
+        running.push(node);
+    }
+    eprintln!("waiting until all are ready; new stores fill from the first region's");
+    for node in running {
+        if tokio::time::timeout(READY_TIMEOUT, node.ready()).await.is_err() {
+            let reasons: Vec<String> = node
+                .health()
+                .reasons()
+                .into_iter()
+                .map(|(what, why)| format!("{what}: {why}"))
+                .collect();
+            anyhow::bail!(
+                "node {} is not ready after {READY_TIMEOUT:?}: {}",
+                node.key(),
+                reasons.join("; ")
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Edges first: their clients are told to go, and what is in flight is answered before the cores close.
+async fn stop_all(running: Vec<Node>) -> anyhow::Result<()> {
     let (cores, edges): (Vec<_>, Vec<_>) = running.into_iter().partition(|node| node.client_addr().is_none());
     for nodes in [edges, cores] {
         let stopping: Vec<_> = nodes.into_iter().map(|node| tokio::spawn(node.stop())).collect();
@@ -153,8 +179,7 @@ async fn in_process(
             node.await.context("a node panicked while it stopped")?;
         }
     }
-    eprintln!("stopped; everything accepted is in {}", data.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// What runs where, and what to try.

@@ -63,9 +63,16 @@ impl Serve {
         run_to_end(async {
             let signal = stop_signal(self.stop_with_stdin)?;
             let name = loaded.config.node.name.clone();
-            let node = Node::start_with(loaded.config, loaded.regions, create, damage)
-                .await
-                .with_context(|| format!("node {name} cannot start"))?;
+            tokio::pin!(signal);
+            let start = Node::start_with(loaded.config, loaded.regions, create, damage);
+            let node = tokio::select! {
+                node = start => node.with_context(|| format!("node {name} cannot start"))?,
+                // What was begun of the start is left as by a crash, of which every start recovers.
+                why = &mut signal => {
+                    tracing::info!(why, "the node ends before it has started");
+                    return Ok(ExitCode::SUCCESS);
+                }
+            };
             if self.end_recovery {
                 node.end_recovery().await;
             }
@@ -75,7 +82,7 @@ impl Serve {
                 node.inject_panic(task);
             }
             tokio::select! {
-                why = signal => {
+                why = &mut signal => {
                     tracing::info!(why, "the node drains");
                     node.stop().await;
                     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! The admin HTTP port: `/livez`, `/readyz`, `/metrics`. Loopback by default, no authentication, nothing that changes state.
 //!
-//! `/livez` answers as long as the process runs. `/readyz` is 200 when every component is ready, else 503 with the reasons.
+//! `/livez` answers as long as the process runs. `/readyz` is 200 when every component is ready, else 503 with the reasons; both
+//! name the node, its incarnation and its process, so that whoever asks knows who answered.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -48,14 +49,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Which components of the node are ready. A node without any is not ready: it has just begun.
 #[derive(Debug, Default)]
 pub struct Health {
+    /// Whose it is, as `region/node`, and its incarnation.
+    node: String,
+    generation: u64,
     /// By component: ready, or why not.
     components: Mutex<BTreeMap<String, Result<(), String>>>,
 }
 
 impl Health {
-    /// No component yet, not ready.
-    pub fn new() -> Self {
-        Self::default()
+    /// No component yet, not ready; of a node by its name and incarnation.
+    pub fn new(node: String, generation: u64) -> Self {
+        Self {
+            node,
+            generation,
+            components: Mutex::default(),
+        }
     }
 
     /// The component is ready (`Ok`), or is not for this reason.
@@ -229,7 +237,13 @@ fn respond(served: &Served, request: &Request<Incoming>) -> Response<Full<Bytes>
             };
             json(
                 status,
-                serde_json::json!({"ready": reasons.is_empty(), "reasons": reasons}),
+                serde_json::json!({
+                    "ready": reasons.is_empty(),
+                    "reasons": reasons,
+                    "node": served.health.node,
+                    "generation": served.health.generation,
+                    "pid": std::process::id(),
+                }),
             )
         }
         "/metrics" => reply(StatusCode::OK, metrics::CONTENT_TYPE, served.metrics.encode()),
@@ -263,7 +277,10 @@ mod tests {
     use super::*;
 
     async fn server() -> (AdminHttp, Arc<Health>, Arc<Metrics>) {
-        let (health, metrics) = (Arc::new(Health::new()), Arc::new(Metrics::new("r", "n")));
+        let (health, metrics) = (
+            Arc::new(Health::new("r/n".to_owned(), 7)),
+            Arc::new(Metrics::new("r", "n")),
+        );
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let supervisor = Supervisor::default();
         let server = AdminHttp::bind(addr, Arc::clone(&health), Arc::clone(&metrics), supervisor)
@@ -304,7 +321,10 @@ mod tests {
         );
         health.set_ready("gossip", Ok(()));
         assert!(health.is_ready());
-        assert!(request(addr, "GET", "/readyz").await.starts_with("HTTP/1.1 200"));
+        let answer = request(addr, "GET", "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let me = format!("\"generation\":7,\"node\":\"r/n\",\"pid\":{}", std::process::id());
+        assert!(answer.contains(&me), "{answer}");
         server.stop().await;
         assert!(TcpStream::connect(addr).await.is_err(), "it still listens");
     }

@@ -197,14 +197,14 @@ impl Node {
             seed: seed.0,
         };
         let holders: BTreeSet<RegionId> = regions.ids().map(RegionId::new).collect::<Result<_, _>>()?;
-        let metrics = Arc::new(Metrics::new(region.as_str(), key.node.as_str()));
-        let health = Arc::new(Health::new());
-        let supervisor = supervisor(metrics.clone(), health.clone());
         if create == Create::Cluster && !config.node.has(Role::Core) {
             return Err(StartError::NotCore(config.node.name));
         }
         let folder = NodeFolder::open(&config.node.data, create)?;
         let generation = folder.next_generation()?;
+        let metrics = Arc::new(Metrics::new(region.as_str(), key.node.as_str()));
+        let health = Arc::new(Health::new(key.to_string(), generation.0));
+        let supervisor = supervisor(metrics.clone(), health.clone());
         let is_core = config.node.has(Role::Core);
         let verifier = Arc::new(Verifier::from_config(&config.auth.jwt)?);
         let roots = Roots::load(&config.tls.peer.ca)?;

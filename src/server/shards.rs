@@ -152,12 +152,18 @@ mod tests {
         let status = |recovering, began| PartitionStatus {
             recovering,
             began_recovery: began,
-            recovery_why: if began > 0 { "it lacks something".into() } else { "".into() },
+            recovery_why: if began > 0 {
+                "it lacks something".into()
+            } else {
+                "".into()
+            },
             ..PartitionStatus::default()
         };
         let mut at = |ms: u64, first: (usize, usize), second: (usize, usize)| {
             let both = [status(first.0, first.1), status(second.0, second.1)];
-            told.look(&both, start + Duration::from_millis(ms), &mut |news| lines.push(news))
+            told.look(&both, start + Duration::from_millis(ms), &mut |news| {
+                lines.push(news)
+            })
         };
         assert_eq!(at(0, (0, 0), (0, 0)), None);
         for n in 1..=500 {

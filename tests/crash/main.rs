@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `kill` | `kill -9` of random nodes while messages are sent; what was accepted arrives once and in order |
 //! | `refused` | stores whose parts do not belong together, and folders that are empty or another cluster's |
+//! | `supervise` | nodes that cannot be started, and ports that another cluster holds |
 //! | `load` | senders and recipients, and the ledger that they write |
 //! | `processes` | `iris dev --processes`, its pids, and what `kill -9` needs |
 
@@ -13,3 +14,4 @@ mod kill;
 mod load;
 mod processes;
 mod refused;
+mod supervise;

@@ -1,7 +1,8 @@
 //! `iris dev --processes`: each node a process, started again when it dies.
 
-use std::path::Path;
-use std::process::{ExitCode, Stdio};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -14,6 +15,8 @@ use crate::server::dev::{DevCluster, DevNode};
 
 /// Between two looks at a node's `/readyz`.
 const READY_EVERY: Duration = Duration::from_millis(50);
+/// Bytes of an answer of `/readyz` that are read: it names a node and the reasons why it is not ready.
+const MAX_ANSWER: u64 = 64 * 1024;
 /// A node that died is started again after this, doubled while it does not last.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
 /// A node that ran for so long did not die of its start.
@@ -21,117 +24,190 @@ const LASTED: Duration = Duration::from_secs(1);
 /// Longest pause before a restart.
 const RESTART_AT_MOST: Duration = Duration::from_secs(10);
 
+/// What a supervisor of a node tells.
+#[derive(Debug)]
+enum Told {
+    /// A process of the node was started.
+    Runs(u32),
+    /// The process with this number is ready.
+    Ready(u32),
+    /// The process ended by itself, not by a signal.
+    Exited(ExitStatus),
+}
+
 pub(super) async fn run(
     cluster: &DevCluster,
     data: &Path,
     signal: impl Future<Output = &'static str>,
 ) -> anyhow::Result<ExitCode> {
-    let started = Instant::now();
+    // Looked up once: a program that is replaced while it runs has another name for the system.
+    let program = std::env::current_exe().context("the path of this program is not known")?;
     let (stop, stopped) = watch::channel(false);
-    let (pids, mut pid_seen) = mpsc::unbounded_channel();
+    let (tell, told) = mpsc::unbounded_channel();
     let mut nodes = JoinSet::new();
     for node in &cluster.nodes {
-        nodes.spawn(supervise(node.clone(), pids.clone(), stopped.clone()));
+        let supervisor = Supervisor {
+            program: program.clone(),
+            node: node.clone(),
+            tell: tell.clone(),
+            stop: stopped.clone(),
+        };
+        nodes.spawn(supervisor.run());
     }
-    drop(pids);
-    let mut known: Vec<(String, u32)> = Vec::new();
-    let ready = async {
-        for node in &cluster.nodes {
-            until_ready(node).await?;
-            eprintln!("{} is ready", node.name);
-        }
-        anyhow::Ok(())
-    };
-    tokio::select! {
-        ready = tokio::time::timeout(READY_TIMEOUT, ready) => {
-            ready.context("the nodes are not all ready in time; their logs are above")??;
-            while let Ok(pid) = pid_seen.try_recv() {
-                note_pid(&mut known, pid);
-            }
-            write_pids(data, &known)?;
-            eprintln!("all {} nodes are ready after {:.1} s", known.len(), started.elapsed().as_secs_f64());
-            welcome(cluster, data, &known)?;
-        }
-        ended = nodes.join_next() => {
-            let why = ended.context("no node runs")?.context("a supervisor panicked")?;
-            stop.send_replace(true);
-            while nodes.join_next().await.is_some() {}
-            return why.map(|()| ExitCode::FAILURE);
-        }
-    }
-    tokio::pin!(signal);
-    loop {
-        tokio::select! {
-            why = &mut signal => {
-                eprintln!("{why}: draining");
-                break;
-            }
-            pid = pid_seen.recv() => {
-                if let Some(pid) = pid {
-                    note_pid(&mut known, pid);
-                    write_pids(data, &known)?;
-                }
-            }
-        }
-    }
+    drop(tell);
+    let ended = watch_nodes(cluster, data, told, &mut nodes, signal).await;
+    // Whatever the reason, every node drains before this process ends.
     stop.send_replace(true);
-    while let Some(ended) = nodes.join_next().await {
-        ended.context("a supervisor panicked")??;
+    while let Some(node) = nodes.join_next().await {
+        if let Err(error) = node {
+            eprintln!("a supervisor of a node was lost: {error}");
+        }
     }
+    ended?;
     eprintln!("stopped; everything accepted is in {}", data.display());
     Ok(ExitCode::SUCCESS)
 }
 
-async fn supervise(
-    node: DevNode,
-    pids: mpsc::UnboundedSender<(String, u32)>,
-    mut stop: watch::Receiver<bool>,
+/// Until the signal, or until something makes going on useless.
+async fn watch_nodes(
+    cluster: &DevCluster,
+    data: &Path,
+    mut told: mpsc::UnboundedReceiver<(String, Told)>,
+    nodes: &mut JoinSet<()>,
+    signal: impl Future<Output = &'static str>,
 ) -> anyhow::Result<()> {
-    let mut fresh = node.fresh;
-    let mut pause = RESTART_AFTER;
+    let started = Instant::now();
+    let (mut known, mut ready) = (Vec::new(), BTreeSet::new());
+    let mut waiting = true;
+    tokio::pin!(signal);
+    let late = tokio::time::sleep(READY_TIMEOUT);
+    tokio::pin!(late);
     loop {
-        let born = Instant::now();
-        let mut child = start(&node, fresh)?;
-        // Waiting would close it, which tells the node to stop.
-        let stdin = child.stdin.take();
-        if let Some(pid) = child.id() {
-            let _ = pids.send((node.name.clone(), pid));
-        }
-        let status = tokio::select! {
-            status = child.wait() => status.with_context(|| format!("node {}", node.name))?,
-            _ = stop.changed() => {
-                // The end of its stdin tells it to drain.
-                drop(stdin);
-                child.wait().await.with_context(|| format!("node {}", node.name))?;
+        tokio::select! {
+            why = &mut signal => {
+                eprintln!("{why}: draining");
                 return Ok(());
             }
-        };
-        if fresh && status.code().is_some() {
-            anyhow::bail!(
-                "node {} ended at its first start: {status}; its log is above",
-                node.name
-            );
+            () = &mut late, if waiting => {
+                let missing: Vec<&str> = cluster.nodes.iter().map(|node| node.name.as_str()).filter(|name| !ready.contains(*name)).collect();
+                anyhow::bail!("not ready after {READY_TIMEOUT:?}: {}; the logs are above", missing.join(", "));
+            }
+            Some((name, told)) = told.recv() => match told {
+                Told::Runs(pid) => {
+                    note_pid(&mut known, (name, pid));
+                    // Also of a cluster that never gets ready someone may want to see the processes.
+                    write_pids(data, &known)?;
+                }
+                Told::Ready(pid) if waiting => {
+                    eprintln!("{name} is ready");
+                    note_pid(&mut known, (name.clone(), pid));
+                    ready.insert(name);
+                    if ready.len() == cluster.nodes.len() {
+                        waiting = false;
+                        eprintln!("all {} nodes are ready after {:.1} s", ready.len(), started.elapsed().as_secs_f64());
+                        welcome(cluster, data, &known)?;
+                    }
+                }
+                Told::Ready(pid) => eprintln!("{name} is ready again, as process {pid}"),
+                Told::Exited(status) if waiting => {
+                    anyhow::bail!("node {name} ended before all nodes were ready: {status}; its log is above");
+                }
+                Told::Exited(_) => {}
+            },
+            ended = nodes.join_next() => {
+                // They go on until they are stopped.
+                let why = match ended {
+                    Some(Err(error)) => error.to_string(),
+                    _ => "it ended".to_owned(),
+                };
+                anyhow::bail!("a supervisor of a node was lost: {why}");
+            }
         }
-        fresh = node.is_fresh();
-        pause = if born.elapsed() > LASTED {
-            RESTART_AFTER
-        } else {
-            pause
-        };
-        eprintln!(
-            "node {} ended ({status}): starting it again in {pause:?}",
-            node.name
-        );
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = stop.changed() => return Ok(()),
-        }
-        pause = (pause * 2).min(RESTART_AT_MOST);
     }
 }
 
-fn start(node: &DevNode, fresh: bool) -> anyhow::Result<Child> {
-    let program = std::env::current_exe().context("the path of this program is not known")?;
+/// Keeps one node running.
+struct Supervisor {
+    program: PathBuf,
+    node: DevNode,
+    tell: mpsc::UnboundedSender<(String, Told)>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        let name = self.node.name.clone();
+        let mut fresh = self.node.fresh;
+        let mut pause = RESTART_AFTER;
+        while !*self.stop.borrow() {
+            let born = Instant::now();
+            let why = match start(&self.program, &self.node, fresh) {
+                Ok(child) => match self.attend(child).await {
+                    Some(status) => format!("ended ({status})"),
+                    None => return,
+                },
+                Err(error) => format!("cannot be started ({}: {error})", self.program.display()),
+            };
+            fresh = self.node.is_fresh();
+            if born.elapsed() > LASTED {
+                pause = RESTART_AFTER;
+            }
+            eprintln!("node {name} {why}: trying again in {pause:?}");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = self.stop.changed() => return,
+            }
+            pause = (pause * 2).min(RESTART_AT_MOST);
+        }
+    }
+
+    /// Until the process ends, then its status; or until it drained, since it was told to stop.
+    async fn attend(&mut self, mut child: Child) -> Option<ExitStatus> {
+        // Waiting would close it, which tells the node to stop.
+        let stdin = child.stdin.take();
+        let pid = child.id().unwrap_or_default();
+        self.tell(Told::Runs(pid));
+        let ready = until_ready(&self.node, pid);
+        tokio::pin!(ready);
+        let mut waiting = true;
+        loop {
+            tokio::select! {
+                status = child.wait() => match status {
+                    Ok(status) => {
+                        if status.code().is_some() {
+                            self.tell(Told::Exited(status));
+                        }
+                        return Some(status);
+                    }
+                    Err(error) => {
+                        eprintln!("node {}: its process cannot be waited for: {error}", self.node.name);
+                        // Dropping it kills it.
+                        return Some(ExitStatus::default());
+                    }
+                },
+                () = &mut ready, if waiting => {
+                    waiting = false;
+                    let _ = self.tell.send((self.node.name.clone(), Told::Ready(pid)));
+                }
+                _ = self.stop.changed() => {
+                    // The end of its stdin tells it to drain.
+                    drop(stdin);
+                    if let Err(error) = child.wait().await {
+                        eprintln!("node {}: its process cannot be waited for: {error}", self.node.name);
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn tell(&self, told: Told) {
+        // Nobody listens any more when all are told to stop.
+        let _ = self.tell.send((self.node.name.clone(), told));
+    }
+}
+
+fn start(program: &Path, node: &DevNode, fresh: bool) -> std::io::Result<Child> {
     let mut command = Command::new(program);
     command
         .arg("serve")
@@ -148,29 +224,41 @@ fn start(node: &DevNode, fresh: bool) -> anyhow::Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .kill_on_drop(true);
-    command
-        .spawn()
-        .with_context(|| format!("node {} cannot be started", node.name))
+    command.spawn()
 }
 
-async fn until_ready(node: &DevNode) -> anyhow::Result<()> {
+/// Until the node is ready in this process: another cluster may hold its port.
+async fn until_ready(node: &DevNode, pid: u32) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let key = format!("{}/{}", node.region, node.name);
     loop {
         if let Ok(mut stream) = tokio::net::TcpStream::connect(node.admin_http).await {
             let request = b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
             let mut answer = Vec::new();
             let asked = async {
                 stream.write_all(request).await?;
-                stream.read_to_end(&mut answer).await
+                stream.take(MAX_ANSWER).read_to_end(&mut answer).await
             };
             if tokio::time::timeout(Duration::from_secs(1), asked).await.is_ok()
-                && answer.starts_with(b"HTTP/1.1 200")
+                && is_ready_as(&answer, &key, pid)
             {
-                return Ok(());
+                return;
             }
         }
         tokio::time::sleep(READY_EVERY).await;
     }
+}
+
+/// Whether an answer of `/readyz` says that this node is ready in this process.
+fn is_ready_as(answer: &[u8], key: &str, pid: u32) -> bool {
+    let body = answer
+        .windows(4)
+        .position(|at| at == b"\r\n\r\n")
+        .map(|at| &answer[at + 4..]);
+    let body: serde_json::Value = body
+        .and_then(|body| serde_json::from_slice(body).ok())
+        .unwrap_or_default();
+    answer.starts_with(b"HTTP/1.1 200") && body["node"] == key && body["pid"] == pid
 }
 
 fn note_pid(known: &mut Vec<(String, u32)>, (name, pid): (String, u32)) {
@@ -180,11 +268,31 @@ fn note_pid(known: &mut Vec<(String, u32)>, (name, pid): (String, u32)) {
 
 /// `pids.json`: which process is which node, for those who want to see one die.
 pub(super) fn write_pids(data: &Path, known: &[(String, u32)]) -> anyhow::Result<()> {
-    let map: std::collections::BTreeMap<&str, u32> =
-        known.iter().map(|(name, pid)| (name.as_str(), *pid)).collect();
+    let map: BTreeMap<&str, u32> = known.iter().map(|(name, pid)| (name.as_str(), *pid)).collect();
     let path = data.join("pids.json");
     let draft = data.join("pids.json.new");
     std::fs::write(&draft, serde_json::to_string_pretty(&map).context("pids.json")?)
         .and_then(|()| std::fs::rename(&draft, &path))
         .with_context(|| format!("{} cannot be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_node_that_was_started_is_ready() {
+        let answer = |status, body| format!("HTTP/1.1 {status}\r\nx: y\r\n\r\n{body}\n").into_bytes();
+        let good = r#"{"node":"us-east/a","pid":7,"ready":true,"reasons":{}}"#;
+        assert!(is_ready_as(&answer("200 OK", good), "us-east/a", 7));
+        assert!(!is_ready_as(
+            &answer("503 Service Unavailable", good),
+            "us-east/a",
+            7
+        ));
+        assert!(!is_ready_as(&answer("200 OK", good), "us-east/b", 7));
+        assert!(!is_ready_as(&answer("200 OK", good), "us-east/a", 8));
+        assert!(!is_ready_as(&answer("200 OK", "welcome"), "us-east/a", 7));
+        assert!(!is_ready_as(b"", "us-east/a", 7));
+    }
 }
