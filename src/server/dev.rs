@@ -9,7 +9,8 @@
 //! dev.json        endpoints and names for clients on this machine
 //! ```
 //!
-//! Made once and kept: starting again finds the same cluster with everything that it stored.
+//! Made once and kept: starting again finds the same cluster with everything that it stored, also where the folder was moved:
+//! the configurations name files relative to themselves.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -367,15 +368,20 @@ fn prepare_node(
     let names = [SERVER_NAME.to_owned(), server_dns_name(&region.id, name)?];
     let ips: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let (client_cert, client_key) = issue("client", &|| ca.issue_server(&names, &ips))?;
+    // Paths in the file start at the file, so that a folder that is moved or copied uses what is in it.
+    let beside = |path: &Path| match path.strip_prefix(data) {
+        Ok(within) => Path::new("..").join(within),
+        Err(_) => path.to_owned(),
+    };
     let tls = TlsConfig {
         peer: PeerTls {
-            ca: data.join("ca").join("ca.pem"),
-            cert,
-            key,
+            ca: beside(&data.join("ca").join("ca.pem")),
+            cert: beside(&cert),
+            key: beside(&key),
         },
         client: Some(ClientTls {
-            cert: client_cert,
-            key: client_key,
+            cert: beside(&client_cert),
+            key: beside(&client_key),
         }),
     };
     let store = folder.join("data");
@@ -383,15 +389,15 @@ fn prepare_node(
     let path = data.join("config").join(format!("{name}.toml"));
     if !path.exists() {
         make_folder(&data.join("config"))?;
-        let mut config = NodeConfig::for_node(region, node, store.clone(), tls);
+        let mut config = NodeConfig::for_node(region, node, beside(&store), tls);
         config.cluster.name = "dev".to_owned();
         config.cluster.id = Some(parse_hex(&info.cluster).map(ClusterId)?);
         let seed = parse_hex(&info.hash_seed)?;
         config.cluster.hash_seed = Some(Seed(u64::try_from(seed).unwrap_or_default()));
         config.regions = RegionsConfig {
-            folder: Some(data.join("regions")),
+            folder: Some(beside(&data.join("regions"))),
         };
-        config.auth.jwt.keys = vec![JwtKey::ed25519(keys.public.clone())];
+        config.auth.jwt.keys = vec![JwtKey::ed25519(beside(&keys.public))];
         write(&path, &config.to_toml())?;
     }
     Ok(DevNode {
@@ -456,5 +462,22 @@ mod tests {
         assert!(config.cluster.id.is_some() && config.node.has(Role::Core));
         let other = DevCluster::prepare(folder.path(), &single_region(), Ports::Free);
         assert!(matches!(other, Err(DevError::Regions { .. })));
+    }
+
+    #[test]
+    fn a_folder_that_is_moved_uses_only_what_is_in_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let (old, new) = (parent.path().join("old"), parent.path().join("new"));
+        DevCluster::prepare(&old, &single_region(), Ports::Free).unwrap();
+        fs::rename(&old, &new).unwrap();
+        let moved = DevCluster::prepare(&new, &single_region(), Ports::Free).unwrap();
+        let mut config = moved.config(&moved.nodes[0]).unwrap();
+        let new = new.canonicalize().unwrap();
+        for (key, path) in config.paths() {
+            fs::create_dir_all(&moved.nodes[0].data).unwrap();
+            let real = path.canonicalize().unwrap_or_else(|error| panic!("{key}: {error}"));
+            assert!(real.starts_with(&new), "{key} = {}", real.display());
+        }
+        assert_eq!(config.node.data.canonicalize().unwrap(), moved.nodes[0].data.canonicalize().unwrap());
     }
 }
