@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use iris::server::config::JwtKey;
+use iris::server::dev::{DevCluster, Ports};
+use iris::server::regions::Regions;
 use iris::server::token::{KeyFiles, TokenError, Verifier, VerifyingKey};
 use tempfile::TempDir;
 
@@ -88,21 +90,44 @@ fn check_refuses(from: &str, to: &str, error: &str) {
 }
 
 #[test]
-fn a_good_configuration_is_called_good() {
-    let folder = with_node(NODE);
-    let found = done(&mut iris(folder.path(), &["config", "check", "node.toml"]));
+fn what_a_node_could_start_with_is_called_good_and_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    DevCluster::prepare(folder.path(), &Regions::built_in(), Ports::Free).expect("prepared");
+    let check = || {
+        done(&mut iris(
+            folder.path(),
+            &["config", "check", "config/us-east-edge-1.toml"],
+        ))
+    };
+    let found = check();
     assert_eq!(found.code, 0, "{}", found.stderr);
     assert_eq!(
         found.stdout,
-        "node.toml is good: the edge node us-east-edge-1 of us-east\n"
+        "config/us-east-edge-1.toml is good: the edge node us-east-edge-1 of us-east\n"
     );
-    assert!(
-        found
-            .stderr
-            .contains("warning: tls.peer.ca = ca.pem: not on this machine"),
-        "{}",
-        found.stderr
-    );
+    assert!(found.stderr.contains("holds no node yet"), "{}", found.stderr);
+    let key = folder.path().join("nodes/us-east-edge-1/certs/client.key");
+    let good = fs::read(&key).expect("read");
+    fs::remove_file(&key).expect("removed");
+    let found = check();
+    assert_eq!((found.code, found.stdout.as_str()), (1, ""), "{}", found.stderr);
+    assert!(found.stderr.contains("client.key"), "{}", found.stderr);
+    fs::write(&key, good).expect("write");
+    let file = folder.path().join("config/us-east-edge-1.toml");
+    let text = fs::read_to_string(&file).expect("read");
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("id = ")).collect();
+    fs::write(&file, without.join("\n")).expect("write");
+    let found = check();
+    assert_eq!((found.code, found.stdout.as_str()), (1, ""), "{}", found.stderr);
+    assert!(found.stderr.contains("cluster.id is not set"), "{}", found.stderr);
+}
+
+#[test]
+fn region_files_are_checked_and_a_start_without_a_file_says_how_to_give_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let found = done(&mut iris(folder.path(), &["serve"]));
+    assert_eq!(found.code, 1);
+    assert!(found.stderr.contains("--config FILE"), "{}", found.stderr);
     let regions = done(&mut iris(
         Path::new(env!("CARGO_MANIFEST_DIR")),
         &["config", "check", "regions"],

@@ -47,7 +47,11 @@ pub fn load(file: Option<PathBuf>, set: &SetArg) -> anyhow::Result<Loaded> {
     for (key, value) in &set.set {
         options = options.flag("--set", key, value);
     }
-    NodeConfig::load(options).context("the configuration cannot be used")
+    let what = match &options.file {
+        Some(_) => "the configuration cannot be used",
+        None => "the configuration cannot be used; no file was given: --config FILE, or IRIS_CONFIG",
+    };
+    NodeConfig::load(options).context(what)
 }
 
 /// For `value_parser`: a duration such as `90s` or `1h`.

@@ -380,7 +380,7 @@ impl PeerPool {
     /// # Errors
     /// [`PeerStartError`].
     pub fn start<S: EventSink<PeerEvent>>(config: PeerConfig, sink: S) -> Result<Self, PeerStartError> {
-        check_identity(&config)?;
+        check_identity(&config.hello.node, &config.identity)?;
         Self::start_as_claimed(config, sink)
     }
 
@@ -633,10 +633,13 @@ fn check_limits(limits: &PeerLimits) -> Result<(), PeerStartError> {
 }
 
 /// A node with another's certificate would be refused by every peer: better not to start.
-fn check_identity(config: &PeerConfig) -> Result<(), PeerStartError> {
-    let node = &config.hello.node;
+/// Whether a certificate carries the names that other nodes ask of this one.
+///
+/// # Errors
+/// [`PeerStartError::Identity`].
+pub fn check_identity(node: &NodeKey, identity: &Identity) -> Result<(), PeerStartError> {
     let own = super::certs::node_dns_name(node.region.as_str(), node.node.as_str())?;
-    let cert = &config.identity.chain()[0];
+    let cert = &identity.chain()[0];
     for name in [own.as_str(), super::certs::PEER_NAME] {
         if !super::certs::cert_has_name(cert, name) {
             return Err(PeerStartError::Identity {

@@ -475,9 +475,14 @@ mod tests {
         let new = new.canonicalize().unwrap();
         for (key, path) in config.paths() {
             fs::create_dir_all(&moved.nodes[0].data).unwrap();
-            let real = path.canonicalize().unwrap_or_else(|error| panic!("{key}: {error}"));
+            let real = path
+                .canonicalize()
+                .unwrap_or_else(|error| panic!("{key}: {error}"));
             assert!(real.starts_with(&new), "{key} = {}", real.display());
         }
-        assert_eq!(config.node.data.canonicalize().unwrap(), moved.nodes[0].data.canonicalize().unwrap());
+        assert_eq!(
+            config.node.data.canonicalize().unwrap(),
+            moved.nodes[0].data.canonicalize().unwrap()
+        );
     }
 }

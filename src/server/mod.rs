@@ -2,8 +2,7 @@
 //!
 //! - [`config`]: the settings of a node, layered by figment; [`regions`]: the regions of the cluster, one file each
 //! - [`node`]: a node from start to drain; `partition`: the task that drives a partition of the core; `shards`: their
-//!   readiness; `intake`: what
-//!   arrives from connections; `store`: the thread that commits; [`folder`]: the data folder
+//!   readiness; [`prepare`]: what is judged before a start; `intake`: what arrives from connections; `store`: the thread that commits; [`folder`]: the data folder
 //! - [`dev`]: the folder of a whole cluster on one machine
 //! - [`token`]: the tokens that clients present
 //! - [`log`], [`metrics`], [`http`]: what a running node tells: logs, counters, health
@@ -19,6 +18,7 @@ pub mod metrics;
 pub mod node;
 mod open;
 mod partition;
+pub mod prepare;
 pub mod regions;
 mod shards;
 mod store;

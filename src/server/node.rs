@@ -6,7 +6,7 @@
 //! gossip, hellos of other regions --> who is there    -->      +--> writer tasks of clients and peers
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,16 +22,17 @@ use super::intake::{ClientSink, PeerSink};
 use super::meters::{Meters, watch_listener};
 use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
-use super::partition::{Clock, Event, PartitionStatus, PartitionTask, SIBLING_QUEUE, partitions};
+use super::partition::{Clock, Event, PartitionStatus, PartitionTask, SIBLING_QUEUE};
+use super::prepare::Prepared;
 use super::regions::{Regions, Role};
 use super::shards::{futures_any, watch_shards};
 use super::store::StoreThread;
-use super::token::{KeyError, Verifier};
-use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, Origin, RegionId, Sharding};
+use super::token::KeyError;
+use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, Origin, RegionId};
 use crate::core::members::{Member, Members};
 use crate::core::node::{Input, Partition, PartitionConfig};
 use crate::core::wire::RegionEndpoints;
-use crate::net::certs::{CertError, Identity, Roots};
+use crate::net::certs::CertError;
 use crate::net::client::{ClientListener, ClientListenerConfig, ListenError};
 use crate::net::gossip::{
     FACT_ADMIN_ADDR, FACT_CLIENT_ADDR, FACT_PARTITIONS, FACT_READY, FACT_ROLES, Gossip, GossipConfig,
@@ -177,26 +178,18 @@ impl Node {
         create: Create,
         damage: Damage,
     ) -> Result<Node, StartError> {
-        let region = RegionId::new(&config.node.region)?;
-        let key = NodeKey {
-            region: region.clone(),
-            node: NodeName::new(&config.node.name)?,
-        };
-        let cluster = config.cluster.id.ok_or(StartError::Missing {
-            key: "cluster.id",
-            advice: "all nodes of the cluster need the same; take a random number of up to 32 hex digits, once and for all",
-        })?;
-        let seed = config.cluster.hash_seed.ok_or(StartError::Missing {
-            key: "cluster.hash_seed",
-            advice: "all nodes of the cluster need the same; take a random number, once and for all",
-        })?;
-        let partitions = partitions(config.node.partitions)
-            .map_err(|expected| StartError::Partitions(config.node.partitions, expected))?;
-        let sharding = Sharding {
-            count: config.cluster.shard_count,
-            seed: seed.0,
-        };
-        let holders: BTreeSet<RegionId> = regions.ids().map(RegionId::new).collect::<Result<_, _>>()?;
+        let Prepared {
+            key,
+            cluster,
+            sharding,
+            partitions,
+            holders,
+            verifier,
+            roots,
+            identity,
+            client: client_identity,
+        } = Prepared::of(&config, &regions)?;
+        let region = key.region.clone();
         if create == Create::Cluster && !config.node.has(Role::Core) {
             return Err(StartError::NotCore(config.node.name));
         }
@@ -206,9 +199,6 @@ impl Node {
         let health = Arc::new(Health::new(key.to_string(), generation.0));
         let supervisor = supervisor(metrics.clone(), health.clone());
         let is_core = config.node.has(Role::Core);
-        let verifier = Arc::new(Verifier::from_config(&config.auth.jwt)?);
-        let roots = Roots::load(&config.tls.peer.ca)?;
-        let identity = Identity::load(&config.tls.peer.cert, &config.tls.peer.key)?;
 
         // The store comes first: a node that cannot open it must not be seen by others.
         let (mut reply_senders, mut reply_queues) = (Vec::new(), Vec::new());
@@ -220,7 +210,7 @@ impl Node {
         health.set_ready("shards", Err("the node has just started".to_owned()));
         let store = if is_core {
             let wanted = Wanted {
-                cluster: cluster.0,
+                cluster,
                 sharding,
                 region: region.clone(),
                 holders: holders.clone(),
@@ -248,7 +238,7 @@ impl Node {
         }
         let known = Arc::new(Known::default());
         let hello = PeerHello {
-            cluster_id: cluster.0,
+            cluster_id: cluster,
             node: key.clone(),
             generation,
             partitions,
@@ -322,13 +312,8 @@ impl Node {
             );
         }
 
-        let client = config.listen.client.filter(|_| config.node.has(Role::Edge));
-        let listener = match client {
-            Some(addr) => {
-                let identity = match &config.tls.client {
-                    Some(tls) => Identity::load(&tls.cert, &tls.key)?,
-                    None => Identity::load(&config.tls.peer.cert, &config.tls.peer.key)?,
-                };
+        let listener = match config.listen.client.zip(client_identity) {
+            Some((addr, identity)) => {
                 let mut listen = ClientListenerConfig::new(addr, identity);
                 listen.limits = config.client_limits();
                 listen.supervisor = supervisor.clone();

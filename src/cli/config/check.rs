@@ -7,12 +7,13 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::cli::{args, output};
+use crate::server::prepare::Prepared;
 use crate::server::regions::Regions;
 
 /// Check a node's configuration file, or a folder of region files.
 ///
-/// The IRIS_ variables of the environment count, as they do when the node starts. Files that the configuration names and that
-/// are not on this machine are warned of.
+/// The IRIS_ variables of the environment count, as they do when the node starts. The certificates and keys that it names are
+/// read, so this is for the node's own machine. Addresses and the store are not tried.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -34,13 +35,9 @@ impl Check {
             output::print(&format!("{} is good: {}\n", self.file.display(), ids.join(", ")))?;
             return Ok(ExitCode::SUCCESS);
         }
-        let mut loaded = args::load(Some(self.file.clone()), &self.set)?;
-        for (key, path) in loaded.config.paths() {
-            // The node makes its data folder itself.
-            if key != "node.data" && !path.exists() {
-                eprintln!("warning: {key} = {}: not on this machine", path.display());
-            }
-        }
+        let loaded = args::load(Some(self.file.clone()), &self.set)?;
+        Prepared::of(&loaded.config, &loaded.regions)
+            .with_context(|| format!("a node cannot start with {}", self.file.display()))?;
         let node = &loaded.config.node;
         let roles: Vec<String> = node.roles.iter().map(ToString::to_string).collect();
         let (file, roles) = (self.file.display(), roles.join(" and "));
@@ -48,6 +45,12 @@ impl Check {
             "{file} is good: the {roles} node {} of {}\n",
             node.name, node.region
         ))?;
+        if !node.data.join("generation").exists() {
+            let data = node.data.display();
+            eprintln!(
+                "note: node.data = {data} holds no node yet: its first start needs --create, that of a cluster --new-cluster"
+            );
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -9,7 +9,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::error::{ConfigError, Place, Problem};
-use super::source::{TomlText, is_secret, join, shorten};
+use super::source::{TomlText, is_secret, join, said, shorten};
 
 /// The prefix of environment variables; `__` separates tables from keys: `IRIS_LIMITS__MAX_BODY`.
 pub const ENV_PREFIX: &str = "IRIS_";
@@ -223,7 +223,7 @@ impl Layers {
                 );
                 self.problem(&path, message)
             }
-            kind => self.problem(&path, kind.to_string()),
+            kind => self.problem(&path, said(&kind.to_string())),
         }
     }
 

@@ -94,7 +94,7 @@ impl TomlText {
             Problem {
                 place: Place::File(self.file.clone(), line),
                 value: self.value(&key),
-                message: message.to_owned(),
+                message: said(message),
                 key,
             }
             .into()
@@ -145,6 +145,15 @@ impl TomlText {
             .max_by_key(|(key, _)| key.split('.').count())
             .map(|(key, _)| key.clone())
     }
+}
+
+/// The message of a parser, with what it leaves out.
+pub(super) fn said(message: &str) -> String {
+    // As the standard library says it of an address, without a word of what one looks like.
+    if message.contains("invalid socket address syntax") {
+        return "expected an IP address and a port, such as 10.0.0.5:7410 or [fd00::5]:7410; names are not looked up".to_owned();
+    }
+    message.to_owned()
 }
 
 /// Whether the value of `key` must not be shown.

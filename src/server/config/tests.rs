@@ -345,3 +345,15 @@ fn a_node_that_its_region_does_not_list_needs_addresses() {
     ];
     assert!(files.load(&env).is_ok());
 }
+
+#[test]
+fn an_address_that_is_none_is_refused_with_an_example() {
+    let files = Files::new(GOOD);
+    for (name, value) in [
+        ("IRIS_LISTEN__PEER", "1.2.3.4"),
+        ("IRIS_LISTEN__CLIENT", "edge:7400"),
+    ] {
+        let error = files.load(&[(name, value)]).unwrap_err();
+        assert!(error.contains("such as 10.0.0.5:7410"), "{error}");
+    }
+}
