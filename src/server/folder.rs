@@ -24,8 +24,24 @@ pub enum FolderError {
     /// `--create` and `--new-cluster` make something new.
     #[error("the data folder {0} holds a node's data already: start without --create or --new-cluster")]
     NotEmpty(PathBuf),
+    /// The counter of incarnations is gone, and a store is there: a number that comes again would be taken for the process before.
+    #[error(
+        "the data folder {0} holds a store, and its file `generation` is missing: restore it, or write one that holds the \
+         time in milliseconds since 1970 (date +%s%3N), which is above every earlier number where the clock was right"
+    )]
+    GenerationMissing(PathBuf),
+    /// The counter of incarnations is at its end.
+    #[error(
+        "{path} holds {found}, and no number is above it: write one that is above every earlier one, and lower"
+    )]
+    GenerationSpent {
+        /// The file.
+        path: PathBuf,
+        /// Its content.
+        found: u64,
+    },
     /// A file in it.
-    #[error("{path}: {source}")]
+    #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -62,6 +78,9 @@ impl NodeFolder {
             source,
         };
         let used = path.join(GENERATION).exists();
+        if !used && path.join("store").exists() {
+            return Err(FolderError::GenerationMissing(path.to_owned()));
+        }
         match create {
             Create::No if !used => return Err(FolderError::Empty(path.to_owned())),
             // A node that died while its store was made has an incarnation and no store yet.
@@ -70,7 +89,7 @@ impl NodeFolder {
             }
             _ => {}
         }
-        fs::create_dir_all(path).map_err(io)?;
+        make_durable(path).map_err(io)?;
         let begun = match create {
             Create::No => None,
             Create::Store => Some("create"),
@@ -133,10 +152,33 @@ impl NodeFolder {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_millis();
-        let next = (stored + 1).max(u64::try_from(clock).unwrap_or(0));
+        let next = stored
+            .checked_add(1)
+            .ok_or_else(|| FolderError::GenerationSpent {
+                path: path.clone(),
+                found: stored,
+            })?;
+        let next = next.max(u64::try_from(clock).unwrap_or(0));
         write_synced(&self.path, GENERATION, &next.to_string())?;
         Ok(Generation(next))
     }
+}
+
+/// Makes a folder and those above it that are missing. Each is durable when this returns: without its entry in the folder
+/// above it, what is synced within it would be lost with it.
+fn make_durable(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    if let Some(above) = above {
+        make_durable(above)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::File::open(above.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Replaces a small file, durable when this returns.
@@ -195,12 +237,43 @@ mod tests {
     }
 
     #[test]
+    fn a_store_without_its_generation_is_not_taken_for_a_new_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/node");
+        NodeFolder::open(&path, Create::Cluster)
+            .unwrap()
+            .next_generation()
+            .unwrap();
+        fs::create_dir(path.join("store")).unwrap();
+        fs::remove_file(path.join(GENERATION)).unwrap();
+        for create in [
+            Create::No,
+            Create::Store,
+            Create::Cluster,
+            Create::IfMissing,
+            Create::ClusterIfMissing,
+        ] {
+            let opened = NodeFolder::open(&path, create);
+            assert!(
+                matches!(opened, Err(FolderError::GenerationMissing(_))),
+                "{create:?}"
+            );
+        }
+        assert_eq!(fs::read_to_string(path.join(BEGUN)).unwrap(), "new-cluster");
+    }
+
+    #[test]
     fn generations_rise_when_the_clock_goes_back() {
         let folder = tempfile::tempdir().unwrap();
         let far = u64::MAX / 2;
         fs::write(folder.path().join(GENERATION), far.to_string()).unwrap();
         let open = NodeFolder::open(folder.path(), Create::No).unwrap();
         assert_eq!(open.next_generation().unwrap(), Generation(far + 1));
+        fs::write(folder.path().join(GENERATION), u64::MAX.to_string()).unwrap();
+        assert!(matches!(
+            open.next_generation(),
+            Err(FolderError::GenerationSpent { found: u64::MAX, .. })
+        ));
         fs::write(folder.path().join(GENERATION), "x").unwrap();
         assert!(matches!(
             open.next_generation(),
