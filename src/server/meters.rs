@@ -1,8 +1,8 @@
 //! Carries the core's counters over to the metrics.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -32,8 +32,31 @@ pub(super) struct Meters {
     applied: BTreeMap<Addr, u64>,
     presence: Presence,
     gauges: BTreeMap<&'static str, i64>,
+    link_states: LinkStates,
+    partition: u8,
     next: Mono,
     next_shards: Mono,
+}
+
+/// By region: whether every link is up, and the operations that wait for all of them.
+type ByRegion = BTreeMap<String, (bool, u64)>;
+
+/// What each partition of a node has of its links: a region has links with all of them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LinkStates(Arc<Mutex<BTreeMap<u8, ByRegion>>>);
+
+impl LinkStates {
+    /// Puts down what a partition has; gives what the node has.
+    fn tell(&self, partition: u8, links: ByRegion) -> ByRegion {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(partition, links);
+        let mut node = ByRegion::new();
+        for (region, (up, lag)) in all.values().flatten() {
+            let entry = node.entry(region.clone()).or_insert((true, 0));
+            *entry = (entry.0 && *up, entry.1.saturating_add(*lag));
+        }
+        node
+    }
 }
 
 #[derive(Default)]
@@ -44,9 +67,11 @@ struct Presence {
 }
 
 impl Meters {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, link_states: LinkStates, partition: u8) -> Self {
         Self {
             metrics,
+            link_states,
+            partition,
             edge: EdgeStats::default(),
             owner: OwnerStats::default(),
             applied: BTreeMap::new(),
@@ -121,6 +146,7 @@ impl Meters {
     }
 
     fn links(&mut self, core: &Partition, now: Now) {
+        let mut regions = ByRegion::new();
         for link in core.links().snapshot(now) {
             let label = Link {
                 region: link.link.node.region.to_string(),
@@ -129,17 +155,10 @@ impl Meters {
                 .pull
                 .as_ref()
                 .is_some_and(|pull| pull.state == LinkState::Live);
-            self.metrics.link_up.get_or_create(&label).set(i64::from(up));
-            let lag: u64 = link
-                .serve
-                .iter()
-                .flat_map(|serve| &serve.lag)
-                .map(|(_, lag)| lag)
-                .sum();
-            self.metrics
-                .link_lag
-                .get_or_create(&label)
-                .set(i64::try_from(lag).unwrap_or(i64::MAX));
+            let lag = link.serve.iter().flat_map(|serve| &serve.lag).map(|(_, lag)| lag);
+            let entry = regions.entry(label.region.clone()).or_insert((true, 0_u64));
+            entry.0 &= up;
+            entry.1 = lag.fold(entry.1, |sum, lag| sum.saturating_add(*lag));
             if let Some(pull) = link.pull {
                 let old = self.applied.insert(link.link, pull.applied).unwrap_or_default();
                 self.metrics
@@ -147,6 +166,12 @@ impl Meters {
                     .get_or_create(&label)
                     .inc_by(pull.applied.saturating_sub(old));
             }
+        }
+        for (region, (up, lag)) in self.link_states.tell(self.partition, regions) {
+            let label = Link { region };
+            self.metrics.link_up.get_or_create(&label).set(i64::from(up));
+            let lag = i64::try_from(lag).unwrap_or(i64::MAX);
+            self.metrics.link_lag.get_or_create(&label).set(lag);
         }
     }
 
@@ -191,5 +216,19 @@ pub(super) async fn watch_listener(stats: impl Fn() -> ClientStats, metrics: Arc
             counter.inner().store(count, Relaxed);
         }
         tokio::time::sleep(EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_up_where_it_is_in_every_partition_and_lags_are_added() {
+        let states = LinkStates::default();
+        let of = |up, lag| ByRegion::from([("eu-west".to_owned(), (up, lag))]);
+        assert_eq!(states.tell(0, of(false, 5)), of(false, 5));
+        assert_eq!(states.tell(1, of(true, 2)), of(false, 7));
+        assert_eq!(states.tell(0, of(true, 1)), of(true, 3));
     }
 }

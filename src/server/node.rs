@@ -19,7 +19,7 @@ use super::config::NodeConfig;
 use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::intake::{ClientSink, PeerSink};
-use super::meters::{Meters, watch_listener};
+use super::meters::{LinkStates, Meters, watch_listener};
 use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
 use super::partition::{Clock, Event, PartitionStatus, PartitionTask, SIBLING_QUEUE};
@@ -267,6 +267,7 @@ impl Node {
         let (peer_addrs, peer_addrs_seen) = watch::channel(BTreeMap::new());
         let mut tasks = JoinSet::new();
         let mut status = Vec::new();
+        let link_states = LinkStates::default();
         let clock = Clock::start();
         for (index, (queue, replies)) in queues.into_iter().zip(reply_queues).enumerate() {
             let me = Addr {
@@ -299,7 +300,7 @@ impl Node {
                 replies,
                 status: status_sender,
                 peer_addrs: peer_addrs_seen.clone(),
-                meters: Meters::new(metrics.clone()),
+                meters: Meters::new(metrics.clone(), link_states.clone(), index as u8),
                 supervisor: supervisor.clone(),
                 recovered: (0, "".into()),
             };
