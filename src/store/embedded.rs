@@ -647,6 +647,6 @@ fn open_error(location: &str, error: &JournalError) -> OpenError {
             expected: expected.clone(),
         },
         JournalError::Full { .. } | JournalError::Io(_) => OpenError::Io { location, reason },
-        _ => OpenError::Corrupt { location, reason },
+        _ => OpenError::Journal { location, reason },
     }
 }

@@ -76,7 +76,15 @@ pub enum OpenError {
         /// By whom, as far as known.
         reason: String,
     },
-    /// Journal and tables are not from the same moment, or one of them is damaged: names the place and the way out.
+    /// The journal is damaged: names the file and the way out.
+    #[error("the journal of the store in {location} is damaged: {reason}")]
+    Journal {
+        /// The store.
+        location: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// Journal and tables are not from the same moment, or the tables are damaged: names the place and the way out.
     #[error("the store in {location} is damaged: {reason}")]
     Corrupt {
         /// Where.
