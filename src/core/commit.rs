@@ -457,6 +457,9 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                         }
                     }
                 }
+                // Whoever has a message here that is known there under another coordinate.
+                let known = page.dedup.iter().filter(|(key, _)| shard.dedup.contains_key(key));
+                out.extend(known.map(|(key, _)| Need::User(id, key.recipient.clone())));
                 for user in &page.users {
                     inbox_needs(id, shard, &user.user, From::Device(None), &mut out);
                 }

@@ -4,6 +4,9 @@
 //! [`Partition::handle_timeout`] when [`Partition::poll_timeout`] is due, then takes every output. Messages between
 //! machines of one partition never leave it. One commit is in flight at a time; the next takes all that queued up since.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand_chacha::ChaCha8Rng;

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::commit::{Outcome, Refusal, Work};
+use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Origin, RegionId, Seq, UserId};
 use super::op::{self, LoggedOp, Op};
 use super::state::{
@@ -239,7 +240,7 @@ impl SnapshotPage {
 }
 
 /// What a user's row becomes by a merge: judged, so that applying it needs no other row.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MergedUser {
     /// To be merged with those that are known.
     pub devices: BTreeMap<DeviceId, DeviceRow>,
@@ -268,11 +269,13 @@ impl Work<'_> {
             });
             let new: Vec<(u128, Coord)> = new.copied().collect();
             if !new.is_empty() {
+                let learned = self.learned(key, &new);
                 self.record(Decision::DedupMerged {
                     shard: self.shard,
                     key: key.clone(),
                     bodies: new,
                 });
+                self.learn_copies(&key.recipient, learned);
             }
         }
         for user in &page.users {
@@ -282,6 +285,40 @@ impl Work<'_> {
             self.jump(cut);
         }
         Outcome::Done { more: false }
+    }
+
+    /// What waits here and turns out to be a copy of messages that may be gone by now: the copies learn of each other as if
+    /// these came by log (R15).
+    fn learned(&self, key: &DedupKey, new: &[(u128, Coord)]) -> BTreeMap<Coord, BTreeSet<Coord>> {
+        let shard = self.row();
+        let mut learned: BTreeMap<Coord, BTreeSet<Coord>> = BTreeMap::new();
+        let (Some(known), Some(user)) = (shard.dedup.get(key), shard.users.get(&key.recipient)) else {
+            return learned;
+        };
+        for (digest, at) in new {
+            for ours in known.coords(*digest).filter(|ours| user.keeps(*ours)) {
+                learned.entry(ours).or_default().insert(*at);
+            }
+        }
+        learned
+    }
+
+    fn learn_copies(&mut self, user: &UserId, siblings: BTreeMap<Coord, BTreeSet<Coord>>) {
+        if siblings.is_empty() || defect::on(Defect::SnapshotWithoutSiblings) {
+            return;
+        }
+        let merged = MergedUser {
+            siblings,
+            ..MergedUser::default()
+        };
+        self.record(Decision::UserMerged {
+            shard: self.shard,
+            user: user.clone(),
+            merged: Box::new(merged),
+        });
+        // One of them may be consumed: that is looked for later, with the rows that it needs.
+        let unfinished = (self.shard, user.clone());
+        self.state.unfinished.insert(unfinished);
     }
 
     /// Our own logs of what the cut goes beyond are trimmed first, in bounded steps: it is stable (R9), and a message may
@@ -320,6 +357,9 @@ impl Work<'_> {
                 known.into_iter().flat_map(|row| row.coords(digest)).collect();
             siblings.extend(page.siblings.get(&at).into_iter().flatten());
             siblings.remove(&at);
+            if defect::on(Defect::SnapshotWithoutSiblings) {
+                siblings.clear();
+            }
             self.record(Decision::Merged {
                 shard: self.shard,
                 user: page.user.clone(),
@@ -367,7 +407,8 @@ impl Work<'_> {
             let new = page.entries.iter().any(|entry| entry.at == *at);
             new && self.applied(at.origin) < at.seq
         };
-        let stays = |at: &Coord| known.is_some_and(|known| known.keeps(*at)) || comes(at);
+        let without = defect::on(Defect::SnapshotWithoutSiblings);
+        let stays = |at: &Coord| !without && (known.is_some_and(|known| known.keeps(*at)) || comes(at));
         let siblings = page.siblings.iter().filter(|(at, _)| stays(at));
         let siblings = siblings.map(|(at, others)| (*at, others.clone())).collect();
         MergedUser {
@@ -395,12 +436,13 @@ impl Work<'_> {
                 hlc.observe(log.hlc, self.now_ms)
             };
         }
+        let confirmed = match defect::on(Defect::SnapshotWithoutConfirmations) {
+            true => BTreeMap::new(),
+            false => cut.confirmed.clone(),
+        };
         self.record(Decision::Jumped {
             shard: self.shard,
-            cut: Box::new(Cut {
-                logs,
-                confirmed: cut.confirmed.clone(),
-            }),
+            cut: Box::new(Cut { logs, confirmed }),
             hlc,
         });
     }

@@ -45,6 +45,7 @@ use super::journal::{self, Journal, JournalError, MAX_RECORD};
 use super::keys;
 use super::opening::{OpenError, StoredIdentity};
 use crate::core::commit::{Outcome, StoreOp, decide};
+use crate::core::defect::{self, Defect};
 use crate::core::ids::{ShardId, UserId};
 use crate::core::state::{Decision, ShardState, StoreIdentity, USER_WEIGHT};
 use checkpoint::{Budget, Step};
@@ -248,7 +249,8 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
             );
             return Err(OpenError::Corrupt { location, reason });
         }
-        let used = |shard: &ShardState| shard.row.logs.contains_key(&origin);
+        let used =
+            |shard: &ShardState| shard.row.logs.contains_key(&origin) && !defect::on(Defect::OriginReused);
         if origin.0 == 0 || view.state.shards.values().any(used) {
             let origin = origin.0;
             return Err(OpenError::OriginUsed { location, origin });

@@ -22,6 +22,8 @@ pub(super) struct Recovery {
     pub life: Origin,
     /// What is to be written, where the store could not.
     due: Option<bool>,
+    /// What was written last.
+    written: bool,
 }
 
 impl Recovery {
@@ -30,6 +32,7 @@ impl Recovery {
             on: row.recovery == state::Recovery::Recovering,
             life: row.recovered_in,
             due: None,
+            written: false,
         }
     }
 
@@ -125,6 +128,9 @@ impl Owner {
     ) {
         match outcome {
             Ok(Outcome::Done { .. }) => {
+                if let Some(shard) = self.shards.get_mut(&id) {
+                    shard.recovery.written = on;
+                }
                 self.out.push_back(OwnerOutput::Read(Question::Recovered(id)));
             }
             Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.handle_fenced(id, now),
@@ -153,7 +159,7 @@ impl Owner {
     /// The head could not be read: what was written is written once more, which changes nothing but leads here again.
     pub(super) fn recovery_failed(&mut self, id: ShardId) {
         if let Some(shard) = self.shards.get_mut(&id) {
-            shard.recovery.due.get_or_insert(!shard.recovery.on);
+            shard.recovery.due.get_or_insert(shard.recovery.written);
         }
     }
 

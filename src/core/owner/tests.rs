@@ -1,6 +1,7 @@
 //! The owner with a scripted store and edge.
 
 mod holes;
+mod recovery;
 
 use bytes::Bytes;
 

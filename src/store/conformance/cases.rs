@@ -15,7 +15,7 @@ use crate::core::op::{DeviceChange, Op};
 use crate::core::vector::Vector;
 use crate::store::engine::{LogPage, Read, ReadReply};
 
-type Case = fn(&mut dyn Harness);
+pub(super) type Case = fn(&mut dyn Harness);
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 

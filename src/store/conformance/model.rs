@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::commit::{ID_FUTURE_MS, ID_WINDOW_MS, Outcome, Refusal, Stop, StoreOp, TIME_MARGIN_MS};
 use crate::core::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, UserId};
 use crate::core::op::{DeviceChange, LoggedOp, Op, digest};
-use crate::core::state::{Logged, StoreIdentity};
+use crate::core::snapshot::Cut;
+use crate::core::state::{DedupKey, Logged, StoreIdentity};
 use crate::core::time::Hlc;
 use crate::core::vector::Vector;
 use crate::store::engine::InboxEntry;
@@ -19,6 +20,8 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub(crate) struct Model {
     pub(crate) identity: StoreIdentity,
     pub(crate) epoch: Epoch,
+    /// It says nothing of its own (R4).
+    recovers: bool,
     pub(crate) logs: BTreeMap<Origin, Log>,
     pub(crate) messages: Vec<Message>,
     pub(crate) devices: BTreeMap<(UserId, DeviceId), Device>,
@@ -68,6 +71,7 @@ impl Model {
         Self {
             identity,
             epoch: Epoch(0),
+            recovers: false,
             logs: BTreeMap::new(),
             messages: Vec::new(),
             devices: BTreeMap::new(),
@@ -118,8 +122,27 @@ impl Model {
             assert_eq!(*outcome, fenced);
             return;
         }
+        let own = matches!(
+            op,
+            StoreOp::Append { .. }
+                | StoreOp::Cursor { .. }
+                | StoreOp::Register { .. }
+                | StoreOp::Confirm { .. }
+        );
+        if own && self.recovers {
+            assert_eq!(*outcome, Outcome::Refused(Refusal::Recovering));
+            return;
+        }
         match op {
-            StoreOp::Recover { .. } | StoreOp::Merge { .. } => {
+            StoreOp::Recover { recovering, .. } => {
+                if self.recovers && !recovering {
+                    // What it confirmed before may be more than it has: that is news.
+                    self.since.0 += 1;
+                }
+                self.recovers = *recovering;
+                assert_eq!(*outcome, Outcome::Done { more: false });
+            }
+            StoreOp::Merge { .. } => {
                 unreachable!("the model knows one store: conformance::snapshots compares two")
             }
             StoreOp::Bump { .. } => {
@@ -451,6 +474,17 @@ impl Model {
             (&m.to, &m.from, m.id, m.digest) == (&message.to, &message.from, message.id, message.digest)
         };
         self.messages.iter().filter(same).map(|m| m.at).collect()
+    }
+
+    /// The ids that must still be answered for, of messages below a cut.
+    pub(crate) fn remembered(&self, cut: &Cut) -> BTreeSet<DedupKey> {
+        let below = self.messages.iter().filter(|m| m.remembered && cut.covers(m.at));
+        let keys = below.map(|m| DedupKey {
+            id: m.id,
+            recipient: m.to.clone(),
+            sender: m.from.clone(),
+        });
+        keys.collect()
     }
 
     /// Checks an inbox: nothing is missing that may not be, everything has the right bytes and stands in order.

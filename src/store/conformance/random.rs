@@ -1,6 +1,9 @@
 //! Random operations against several engines at once: every outcome and every read must be the same, and as the model
 //! has it.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -8,9 +11,10 @@ use super::Harness;
 use super::kit::{HERE, Remote, S, T0, THERE, device, envelope, id, identity, user, vector};
 use super::model::Model;
 use crate::core::commit::StoreOp;
-use crate::core::ids::{Epoch, Origin, Seq, UserId};
+use crate::core::ids::{Coord, Epoch, Origin, Seq, UserId};
 use crate::core::op::{DeviceChange, Op};
-use crate::core::state::StoreIdentity;
+use crate::core::snapshot::{Cut, SnapshotAt};
+use crate::core::state::{DedupKey, ShardRow, StoreIdentity};
 use crate::core::vector::Vector;
 use crate::store::engine::{Engine, InboxEntry, LogPage, Read, ReadReply};
 
@@ -49,6 +53,8 @@ pub(crate) enum Act {
     Settle,
     /// The store ends and starts again.
     Restart,
+    /// The shard begins to recover, or is open.
+    Recover(bool),
     /// Everything is read.
     Look(u8),
 }
@@ -92,6 +98,7 @@ pub(crate) fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
         3 => Just(Act::Idle),
         2 => Just(Act::Settle),
         1 => Just(Act::Restart),
+        1 => prop::bool::weighted(0.3).prop_map(Act::Recover),
         3 => (1u8..6).prop_map(Act::Look),
     ];
     proptest::collection::vec(act, 1..most)
@@ -220,6 +227,11 @@ impl Run<'_> {
             }
             Act::Settle => self.settle(),
             Act::Restart => self.restart(),
+            Act::Recover(recovering) => self.batch.push(StoreOp::Recover {
+                shard,
+                epoch,
+                recovering: *recovering,
+            }),
             Act::Look(page) => {
                 self.commit();
                 self.look(usize::from(*page));
@@ -308,6 +320,33 @@ impl Run<'_> {
         for (origin, log) in &row.logs {
             self.check_log(*origin, log.floor, page);
         }
+        self.check_snapshot(&row, page);
+    }
+
+    /// A snapshot in pages of this size holds of each user what waits below the cut, and each id that is remembered there.
+    fn check_snapshot(&mut self, row: &ShardRow, page: usize) {
+        let engines = self.engines.iter_mut();
+        let mut found = engines.map(|engine| snapshot(engine.as_mut(), page));
+        let (cut, dedup, messages) = found.next().expect("an engine");
+        for other in found {
+            assert_eq!(
+                other,
+                (cut.clone(), dedup.clone(), messages.clone()),
+                "the engines differ"
+            );
+        }
+        for (origin, log) in &row.logs {
+            assert!(cut.seq(*origin) >= log.floor && cut.seq(*origin) <= log.seq);
+        }
+        for name in USERS {
+            let user = user(name);
+            let waits = self.inbox(&user, 100).into_iter().map(|entry| entry.at);
+            let below: BTreeSet<Coord> = waits.filter(|at| cut.covers(*at)).collect();
+            assert_eq!(messages.get(&user).cloned().unwrap_or_default(), below);
+        }
+        assert!(dedup.values().flatten().all(|(_, at)| cut.covers(*at)));
+        let ids: BTreeSet<DedupKey> = dedup.into_keys().collect();
+        assert_eq!(ids, self.model.remembered(&cut));
     }
 
     fn check_log(&mut self, origin: Origin, floor: Seq, page: usize) {
@@ -460,6 +499,39 @@ impl Run<'_> {
         };
         vector(&[(origin.0, seq)])
     }
+}
+
+type Bodies = BTreeMap<DedupKey, Vec<(u128, Coord)>>;
+
+/// A whole snapshot in pages of this size: dedup records, and each user's messages.
+fn snapshot(engine: &mut dyn Engine, page: usize) -> (Arc<Cut>, Bodies, BTreeMap<UserId, BTreeSet<Coord>>) {
+    let (mut cut, mut at) = (None, Some(SnapshotAt::Start));
+    let (mut dedup, mut messages) = (Bodies::new(), BTreeMap::<UserId, BTreeSet<Coord>>::new());
+    while let Some(after) = at {
+        let read = Read::Snapshot {
+            shard: S,
+            cut: cut.clone(),
+            after,
+            max_items: page,
+            max_bytes: 300 * page,
+        };
+        let ReadReply::Snapshot(of, found) = engine.read(&read).unwrap() else {
+            panic!("not a snapshot");
+        };
+        assert!(cut.is_none_or(|cut| cut == of), "the cut moves");
+        for (key, bodies) in found.dedup {
+            assert_eq!(dedup.insert(key, bodies), None, "a record comes twice");
+        }
+        for user in found.users {
+            let known = messages.entry(user.user).or_default();
+            for entry in user.entries {
+                assert!(known.insert(entry.at), "a message comes twice");
+            }
+        }
+        at = found.next;
+        cut = Some(of);
+    }
+    (cut.expect("at least one page"), dedup, messages)
 }
 
 fn log_read(origin: Origin, after: Seq, page: usize) -> Read {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::conformance::random::{acts, drive};
+use crate::store::conformance::snapshots;
 use crate::store::memory::tests::Memory;
 use proptest::prelude::*;
 
@@ -29,5 +30,17 @@ proptest! {
         let mut small = Simulated::new(tiny());
         let mut usual = Simulated::new(Options { segment_bytes: 64 * 1024, ..Options::default() });
         drive(vec![&mut memory, &mut small, &mut usual], &acts, both);
+    }
+
+    /// A store that lost something takes it back from another, by logs and snapshots, whatever comes between the pages.
+    #[test]
+    fn a_store_takes_back_what_it_lost(plan in snapshots::plans()) {
+        let mut provider = (Memory::default(), Simulated::new(tiny()));
+        let mut receiver = (Memory::default(), Simulated::new(tiny()));
+        snapshots::drive(
+            vec![&mut provider.0, &mut provider.1],
+            vec![&mut receiver.0, &mut receiver.1],
+            &plan,
+        );
     }
 }
