@@ -45,6 +45,12 @@ pub enum Defect {
     DropsWhenFull,
     /// A device is not told what is gone behind messages that wait (R11).
     GapUntold,
+    /// A store that is opened again goes on under the origin of before (R1).
+    OriginReused,
+    /// A snapshot leaves out what the holders confirmed (R11).
+    SnapshotWithoutConfirmations,
+    /// What a snapshot brings does not know of its copies (R11, R15).
+    SnapshotWithoutSiblings,
 }
 
 #[cfg(any(test, feature = "defects"))]

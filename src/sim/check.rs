@@ -653,6 +653,7 @@ impl World {
                 .or_default();
             *floor = (*floor).max(log.seq);
         }
+        self.check_confirmed(region, shard, cut);
     }
 
     fn check_appended(&mut self, region: usize, shard: ShardId, at: Coord, number: u64, words: Vec<String>) {

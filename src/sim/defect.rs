@@ -16,6 +16,10 @@ pub enum Defect {
     TrimWithoutStable,
     /// The end of a session is not told to other regions.
     TerminalDropped,
+    /// The end of a session is not told to other regions as long as messages are sent; later it is.
+    TerminalLate,
+    /// That a session stands is not told to other regions as long as messages are sent; later it is.
+    OnlineLate,
     /// Two deposits of one session change places between edge and owner.
     DepositsSwapped,
     /// An operation changes on its way to another region.
@@ -30,12 +34,14 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 28] = [
+    pub const ALL: [(Defect, &'static str); 33] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
         (Defect::TrimWithoutStable, "trim-without-stable"),
         (Defect::TerminalDropped, "terminal-dropped"),
+        (Defect::TerminalLate, "terminal-late"),
+        (Defect::OnlineLate, "online-late"),
         (Defect::DepositsSwapped, "deposits-swapped"),
         (Defect::OperationGarbled, "operation-garbled"),
         (Defect::SyncIgnored, "sync-ignored"),
@@ -62,6 +68,15 @@ impl Defect {
         (Defect::Core(Core::DropsWhenFull), "drops-when-full"),
         (Defect::Core(Core::NoFencing), "no-fencing"),
         (Defect::Core(Core::GapUntold), "gap-untold"),
+        (Defect::Core(Core::OriginReused), "origin-reused"),
+        (
+            Defect::Core(Core::SnapshotWithoutConfirmations),
+            "snapshot-without-confirmations",
+        ),
+        (
+            Defect::Core(Core::SnapshotWithoutSiblings),
+            "snapshot-without-siblings",
+        ),
     ];
 
     /// The one of the machines, if it is one.

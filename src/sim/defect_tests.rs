@@ -166,3 +166,89 @@ fn asking_for_all_copies_is_found() {
         ],
     );
 }
+
+/// Cases of several regions, each with a store of its own, in which this and nothing else goes wrong.
+fn aimed(seeds: u64, faults: impl Fn(&str, &str) -> Vec<Fault>) -> impl Iterator<Item = Case> {
+    let fit = |case: &Case| case.places.len() > 1 && case.engine != EngineKind::Shared;
+    let cases = (0..seeds).map(draw::draw).filter(fit);
+    cases.map(move |mut case| {
+        let (here, there) = (case.places[0].id.to_string(), case.places[1].id.to_string());
+        case.work = 14 * SECOND;
+        case.random = None;
+        case.faults = faults(&here, &there);
+        case.workload
+            .iter_mut()
+            .for_each(|workload| workload.copies = 400);
+        case
+    })
+}
+
+/// Without the defect nothing is found in them.
+fn sound(cases: impl Iterator<Item = Case>) {
+    for case in cases {
+        let seed = case.seed;
+        let violation = run_case(case, Options::default()).violation;
+        assert!(
+            violation.is_none(),
+            "seed {seed}, without a defect: {violation:?}"
+        );
+    }
+}
+
+/// A disk that is replaced, so that its region takes snapshots.
+fn disks(seeds: u64) -> impl Iterator<Item = Case> {
+    aimed(seeds, |here, _| {
+        vec![
+            Fault::new(9 * SECOND, Kind::DiskReplaced)
+                .on(here)
+                .lasting(SECOND),
+        ]
+    })
+}
+
+/// A store that goes on where an old copy of it ended gives sequences a second time.
+#[test]
+fn a_reused_origin_is_found() {
+    let restored = |seeds| {
+        aimed(seeds, |here, there| {
+            vec![
+                Fault::new(4 * SECOND, Kind::Backup).on(here),
+                Fault::new(8 * SECOND, Kind::Restore).on(here).lasting(SECOND),
+                Fault::new(8 * SECOND, Kind::Cut)
+                    .between(here, there)
+                    .lasting(3 * SECOND),
+            ]
+        })
+    };
+    sound(restored(12));
+    found(
+        Core::OriginReused,
+        restored(60),
+        &["equal coordinates, equal bytes", "no alarms"],
+    );
+}
+
+/// What the holders confirmed comes by log as well, a little later: only a look at the rows tells.
+#[test]
+fn a_snapshot_without_confirmations_is_found() {
+    sound(disks(12));
+    found(
+        Core::SnapshotWithoutConfirmations,
+        disks(60),
+        &["a snapshot is complete (R11)"],
+    );
+}
+
+#[test]
+fn a_snapshot_without_siblings_is_found() {
+    found(
+        Core::SnapshotWithoutSiblings,
+        disks(200),
+        &[
+            "once in effect",
+            "equal inboxes",
+            "equal siblings",
+            "consumed by every device (R10)",
+        ],
+    );
+}

@@ -72,6 +72,11 @@ pub(super) struct Slowness {
 }
 
 impl Wrong {
+    /// The faults of the case that hold now.
+    pub(super) fn lasting(&self) -> Vec<usize> {
+        self.active.keys().copied().collect()
+    }
+
     /// Whether nothing gets from one node to another.
     pub(super) fn cut(&self, from: usize, to: usize) -> bool {
         self.cuts.contains_key(&(from, to))
@@ -149,6 +154,7 @@ impl World {
         let fault = self.plan.faults[index].clone();
         let now = self.now;
         self.trace.event(now, 15, index as u64, &round.to_be_bytes());
+        self.disturb_places(index);
         if round == 0 {
             self.trace.chapter(now, || format!("fault: {}", fault.words()));
             if let Some(lasts) = fault.lasts.filter(|_| keeps(fault.kind)) {
@@ -343,6 +349,7 @@ impl World {
         let Some(active) = self.wrong.active.remove(&index) else {
             return;
         };
+        self.disturb_places(index);
         for way in active.client_cuts {
             lower(&mut self.wrong.client_cuts, way);
         }
@@ -486,6 +493,7 @@ impl World {
         }
         let lasts = lasts.unwrap_or(self.plan.work.saturating_sub(self.now));
         self.nodes[node].paused_until = self.now + lasts;
+        self.disturb(node);
         for pair in 0..self.pairs.len() {
             if lasts > self.plan.network.idle && self.pairs[pair].has(node) {
                 self.peer_break(pair);

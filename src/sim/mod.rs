@@ -18,7 +18,7 @@
 //! | `storage` | engines below an effect with latency, crashes |
 //! | `device` | the client machine and an application above it; the workload |
 //! | `faults`, `loss`, `spoil` | how faults strike and end; lost disks and restored backups; deliberate defects |
-//! | `check`, `order`, `stored`, `settle`, `expect` | what must hold all along, and in the end |
+//! | `check`, `order`, `stored`, `ghosts`, `settle`, `expect` | what must hold all along, and in the end |
 //! | [`scenario`], [`validate`] | scenario files; whether a case makes sense |
 //! | [`trace`], [`timeline`], `report` | the hash of a run, its story, its picture |
 //!
@@ -35,6 +35,7 @@ pub mod draw;
 mod expect;
 pub mod fault;
 mod faults;
+mod ghosts;
 pub mod html;
 mod loss;
 mod network;

@@ -290,6 +290,8 @@ impl World {
 
     fn tell_reachable(&mut self, pair: usize, side: usize, up: bool) {
         let [node, other] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
+        self.disturb(node);
+        self.disturb(other);
         let key = self.nodes[other].key.clone();
         let (now, me) = (self.now, self.nodes[node].key.clone());
         self.trace.tell(now, || {

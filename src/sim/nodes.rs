@@ -34,6 +34,7 @@ impl World {
         } else {
             None
         };
+        self.disturb(index);
         let now = self.now;
         let node = &mut self.nodes[index];
         node.boot += 1;
@@ -115,6 +116,7 @@ impl World {
         let Some(process) = self.nodes[index].process.take() else {
             return;
         };
+        self.disturb(index);
         let (now, key) = (self.now, self.nodes[index].key.clone());
         self.trace.chapter(now, || format!("{key} dies"));
         self.nodes[index].boot += 1;
@@ -183,6 +185,7 @@ impl World {
     }
 
     fn tell_members(&mut self, observer: usize) {
+        self.disturb(observer);
         let members = self.members(observer);
         let (now, key) = (self.now, self.nodes[observer].key.clone());
         self.trace.tell(now, || {

@@ -202,7 +202,7 @@ impl World {
         (0..self.stores.len()).filter(|region| !self.wrong.gone.contains(region))
     }
 
-    fn shard_row(&mut self, region: usize, shard: ShardId) -> Option<ShardRow> {
+    pub(super) fn shard_row(&mut self, region: usize, shard: ShardId) -> Option<ShardRow> {
         match self.engine(region)?.read(&Read::Shard(shard)) {
             Ok(ReadReply::Shard(row)) => Some(*row),
             _ => None,

@@ -1,7 +1,7 @@
 //! The deliberate defects that live in messages between partitions.
 
 use super::defect::Defect;
-use super::world::World;
+use super::world::{Stage, World};
 use crate::core::msg::{Message, ToEdge, ToOwner, ToSubscriber};
 
 impl World {
@@ -73,6 +73,19 @@ impl World {
                 },
             ) => {
                 records.retain(|(_, entry)| !entry.version().is_terminal());
+                Some(message)
+            }
+            (
+                Some(late @ (Defect::TerminalLate | Defect::OnlineLate)),
+                Message::ToSubscriber {
+                    body: ToSubscriber::Presence(records),
+                    ..
+                },
+            ) => {
+                if self.stage == Stage::Work {
+                    let told = late == Defect::OnlineLate;
+                    records.retain(|(_, entry)| entry.version().is_terminal() == told);
+                }
                 Some(message)
             }
             _ => Some(message),

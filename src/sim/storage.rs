@@ -120,6 +120,15 @@ impl RegionStore {
         }
     }
 
+    /// The origin under which the store was first opened: this one, where it was not.
+    fn first_origin(&mut self, origin: u64) -> u64 {
+        let first = &mut self.identity.origin.0;
+        if *first == 0 {
+            *first = origin;
+        }
+        *first
+    }
+
     /// Opens the store under a new origin (R1).
     fn open(&mut self, origin: u64) -> Result<Box<dyn Engine>, String> {
         let identity = StoreIdentity {
@@ -287,7 +296,10 @@ impl World {
     }
 
     pub(super) fn open_store(&mut self, region: usize) -> Option<Store> {
-        let origin = self.rng.bits() | 1;
+        let mut origin = self.rng.bits() | 1;
+        if self.defect == Some(Defect::Core(CoreDefect::OriginReused)) {
+            origin = self.stores[region].first_origin(origin);
+        }
         match self.stores[region].open(origin) {
             Ok(engine) => {
                 let mut store = Store {

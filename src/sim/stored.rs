@@ -1,9 +1,14 @@
 //! What stores hold: looked at after commits, and when they are opened.
 
+use std::collections::BTreeMap;
+
 use super::world::World;
 use crate::core::ids::{Coord, Origin, RegionId, Seq, ShardId, UserId};
+use crate::core::op::Op;
+use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{LogPage, Read, ReadReply};
+use crate::core::time::Hlc;
 use crate::store::engine::Engine;
 
 impl World {
@@ -60,6 +65,34 @@ impl World {
                     let alone = row.devices.values().all(|device| device.expired);
                     self.check_gone(region, shard, &user, origin, (before, to), alone);
                 }
+            }
+        }
+    }
+
+    /// A snapshot was merged: of each holder the last confirmation that its cut covers counts here (R11). Nothing else would
+    /// tell: a holder's last confirmation is never stable, so that the log brings it later.
+    pub(super) fn check_confirmed(&mut self, region: usize, shard: ShardId, cut: &Cut) {
+        let Some(row) = self.shard_row(region, shard) else {
+            return;
+        };
+        let mut confirmed: BTreeMap<RegionId, (Hlc, Origin, Seq)> = BTreeMap::new();
+        for (origin, log) in &cut.logs {
+            let covered = (shard, *origin, 1)..=(shard, *origin, log.seq);
+            for ((_, origin, seq), entry) in self.check.ledger.range(covered) {
+                if let Ok(Op::Confirm { holder, .. }) = entry.op.decode() {
+                    let known = confirmed.entry(holder).or_default();
+                    *known = (*known).max((entry.op.hlc(), *origin, *seq));
+                }
+            }
+        }
+        for (holder, at) in confirmed {
+            let here = row.confirmed.get(&holder).map(|row| row.at);
+            if here.is_none_or(|here| here < at) {
+                let name = self.region_name(region);
+                let detail = format!(
+                    "{name} took a snapshot of shard {shard} with {at:?} of {holder} below its cut, and knows {here:?}"
+                );
+                return self.fail("a snapshot is complete (R11)", detail, Vec::new());
             }
         }
     }

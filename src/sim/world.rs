@@ -11,6 +11,7 @@ use super::defect::Defect;
 use super::device::Device;
 use super::expect::Apart;
 use super::faults::{Undo, Wrong};
+use super::ghosts::Calm;
 use super::network::{Pair, Stalled};
 use super::rng::SimRng;
 use super::storage::{RegionStore, Store};
@@ -107,6 +108,8 @@ pub(super) enum Event {
     Undo(Undo),
     /// Somebody looks from outside; nothing changes by it.
     Look,
+    /// The same, at what watchers see.
+    Ghosts,
     /// Everything heals.
     Heal,
     /// Whether all is as it must be by now.
@@ -195,6 +198,7 @@ pub(super) struct World {
     pub(super) named_users: BTreeMap<String, usize>,
     pub(super) wrong: Wrong,
     pub(super) apart: Apart,
+    pub(super) calm: Calm,
     pub(super) timeline: Timeline,
     pub(super) check: Checker,
     pub(super) stage: Stage,
@@ -249,6 +253,7 @@ impl World {
                 .collect(),
             wrong: Wrong::default(),
             apart: Apart::default(),
+            calm: Calm::new(&plan),
             timeline: Timeline::new(options.timeline),
             devices,
             check,
@@ -284,6 +289,7 @@ impl World {
         if self.plan.expect.unreachable_within.is_some() || self.timeline.wanted() {
             self.at(super::expect::LOOK, Event::Look);
         }
+        self.begin_to_look_for_ghosts();
         let end = self.plan.work;
         self.at(end, Event::Heal);
     }
@@ -420,6 +426,7 @@ impl World {
             Event::Fault { fault, round } => self.fault(fault, round),
             Event::Undo(undo) => self.undo(undo),
             Event::Look => self.look(),
+            Event::Ghosts => self.look_for_ghosts(),
             Event::Heal => self.heal(),
             Event::Settle => self.settle(),
         }
