@@ -30,11 +30,25 @@ fn holders() -> BTreeSet<RegionId> {
     ["a", "b"].map(|name| RegionId::new(name).unwrap()).into()
 }
 
+fn members(cores: &[Addr]) -> Members {
+    Members::new(cores.iter().map(|addr| Member {
+        key: addr.node.clone(),
+        generation: Generation(1),
+        partitions: 1,
+        core: true,
+        edge: true,
+        ready: true,
+        client: None,
+    }))
+}
+
 struct Node {
     partition: Partition,
     state: State,
     stops: Vec<LinkAlarm>,
     outputs: usize,
+    /// Of the other region's subscription.
+    lane: u64,
 }
 
 impl Node {
@@ -64,18 +78,9 @@ impl Node {
             state,
             stops: Vec::new(),
             outputs: 0,
+            lane: 0,
         };
-        let member = |addr: Addr| Member {
-            key: addr.node,
-            generation: Generation(1),
-            partitions: 1,
-            core: true,
-            edge: true,
-            ready: true,
-            client: None,
-        };
-        let members = Members::new([me, addr("b", "core")].map(member));
-        node.input(Input::Members(members));
+        node.input(Input::Members(members(&[me, addr("b", "core")])));
         let up = true;
         node.input(Input::Reachable {
             node: addr("b", "core").node,
@@ -127,9 +132,11 @@ impl Node {
             wanted: holders().into_iter().collect(),
             last: true,
         };
+        self.lane += 1;
+        let lane = self.lane;
         self.input(Input::Peer {
             from: addr("b", "core"),
-            message: Message::ToProvider { lane: 1, body },
+            message: Message::ToProvider { lane, body },
         });
     }
 
@@ -179,8 +186,12 @@ fn a_rollback_that_a_peer_proves_stops_the_node() {
     node.deposit(2);
     node.deposit(3);
     assert_eq!(node.head(), 4);
-    // The disk went back under the open store.
+    // The disk went back under the open store, and the shard is taken over anew.
     node.state = before;
+    let (me, other) = (addr("a", "core"), addr("b", "core"));
+    node.input(Input::Members(members(std::slice::from_ref(&other))));
+    node.input(Input::Members(members(&[me, other])));
+    assert!(node.partition.owner().all_active() && node.stops.is_empty());
     node.report(4);
     let [
         LinkAlarm::AheadOfUs {

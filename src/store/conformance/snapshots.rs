@@ -5,22 +5,26 @@
 //! for a while without knowing, recovers, and takes logs and pages of snapshots in whatever order a plan says. In the end
 //! it must have all that the provider has.
 
+mod check;
+mod node;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use node::{Node, Past};
+
 use super::Harness;
 use super::kit::{HERE, S, T0, THERE, device, envelope, id, identity, region, user};
 use crate::core::commit::{Outcome, Refusal, Stop, StoreOp};
 use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, UserId};
 use crate::core::op::{Envelope, LoggedOp, Op};
-use crate::core::snapshot::{Cut, CutLog, SnapshotAt, SnapshotPage};
-use crate::core::state::{ShardRow, StoreIdentity, UserRow};
-use crate::core::time::Hlc;
+use crate::core::snapshot::{Cut, SnapshotAt, SnapshotPage};
+use crate::core::state::StoreIdentity;
 use crate::core::vector::Vector;
-use crate::store::engine::{Committed, Engine, InboxEntry, LogPage, Read, ReadReply};
+use crate::store::engine::{LogPage, Read, ReadReply};
 
 const USERS: [&str; 3] = ["bob", "carol", "erin-marie"];
 const DEVICES: [&str; 3] = ["phone", "tablet", "laptop"];
@@ -117,23 +121,6 @@ pub(crate) fn plans() -> impl Strategy<Value = Plan> {
     )
 }
 
-/// Something that a store did, to do it again.
-enum Past {
-    Commit(Vec<StoreOp>, u64),
-    Open(StoreIdentity),
-}
-
-/// One store, on several engines.
-struct Node<'a> {
-    harnesses: Vec<&'a mut dyn Harness>,
-    engines: Vec<Box<dyn Engine>>,
-    identity: StoreIdentity,
-    epoch: Epoch,
-    recovers: bool,
-    turns: usize,
-    past: Vec<Past>,
-}
-
 /// A snapshot that is being taken.
 #[derive(Default)]
 struct Taking {
@@ -189,158 +176,6 @@ pub(crate) fn drive<'a>(provider: Vec<&'a mut dyn Harness>, receiver: Vec<&'a mu
     run.recover(false);
     run.check_equal();
     run.check_emptied();
-}
-
-impl<'a> Node<'a> {
-    fn create(mut harnesses: Vec<&'a mut dyn Harness>, identity: StoreIdentity) -> Self {
-        let engines = harnesses
-            .iter_mut()
-            .map(|harness| harness.create(identity.clone()));
-        let engines = engines.collect();
-        Self {
-            harnesses,
-            engines,
-            identity,
-            epoch: Epoch(0),
-            recovers: false,
-            turns: 0,
-            past: Vec::new(),
-        }
-    }
-
-    fn commit(&mut self, ops: Vec<StoreOp>, now: u64) -> Committed {
-        let engines = self.engines.iter_mut();
-        let mut results = engines.map(|engine| engine.commit(ops.clone(), now).unwrap());
-        let first = results.next().expect("an engine");
-        for result in results {
-            assert_eq!(result, first, "the engines differ: {ops:?}");
-        }
-        self.past.push(Past::Commit(ops, now));
-        first
-    }
-
-    /// Ends as in a crash, and opens under another origin (R1).
-    fn open(&mut self, identity: StoreIdentity) {
-        self.identity = identity.clone();
-        let old = std::mem::take(&mut self.engines);
-        for (harness, engine) in self.harnesses.iter_mut().zip(old) {
-            self.engines.push(harness.reopen(engine, identity.clone()));
-        }
-        self.past.push(Past::Open(identity));
-    }
-
-    fn read(&mut self, read: &Read) -> ReadReply {
-        let mut replies = self.engines.iter_mut().map(|engine| engine.read(read).unwrap());
-        let first = replies.next().expect("an engine");
-        for reply in replies {
-            assert_eq!(reply, first, "the engines differ: {read:?}");
-        }
-        first
-    }
-
-    fn shard(&mut self) -> ShardRow {
-        match self.read(&Read::Shard(S)) {
-            ReadReply::Shard(row) => *row,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn user(&mut self, name: &UserId) -> UserRow {
-        match self.read(&Read::User(S, name.clone())) {
-            ReadReply::User(row) => *row,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn inbox(&mut self, user: &UserId) -> Vec<InboxEntry> {
-        let read = Read::Inbox {
-            shard: S,
-            user: user.clone(),
-            after: Vector::new(),
-            max_items: 1_000,
-            max_bytes: usize::MAX,
-        };
-        match self.read(&read) {
-            ReadReply::Inbox(page) if page.end => page.entries,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// A page from one of the engines, each in its turn: where one of them ended another goes on. How far dedup records of
-    /// a page go is their own affair.
-    fn page(
-        &mut self,
-        cut: Option<Arc<Cut>>,
-        after: SnapshotAt,
-        items: usize,
-        bytes: usize,
-    ) -> (Arc<Cut>, SnapshotPage) {
-        let read = Read::Snapshot {
-            shard: S,
-            cut,
-            after,
-            max_items: items,
-            max_bytes: bytes,
-        };
-        let engines = self.engines.iter_mut();
-        let mut found: Vec<(Arc<Cut>, SnapshotPage)> = engines
-            .map(|engine| match engine.read(&read).unwrap() {
-                ReadReply::Snapshot(cut, page) => (cut, *page),
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        let longest = found
-            .iter()
-            .map(|(_, page)| &page.dedup)
-            .max_by_key(|dedup| dedup.len());
-        let longest = longest.expect("an engine").clone();
-        for (cut, page) in &found {
-            assert_eq!(
-                (cut, &page.users),
-                (&found[0].0, &found[0].1.users),
-                "the engines differ: {read:?}"
-            );
-            assert_eq!(
-                page.dedup,
-                longest[..page.dedup.len()],
-                "the engines differ: {read:?}"
-            );
-        }
-        self.turns += 1;
-        let turn = self.turns % found.len();
-        found.swap_remove(turn)
-    }
-
-    /// Every row but the counts that only say when the next confirmation is due.
-    fn everything(&mut self) -> (ShardRow, Vec<UserRow>, SnapshotPage) {
-        let mut row = self.shard();
-        (row.news, row.confirms) = (0, 0);
-        let all = |origin: &Origin, region: &_| {
-            let log = CutLog {
-                region: Clone::clone(region),
-                seq: Seq::MAX,
-                hash: 0,
-                previous: None,
-                hlc: Hlc::default(),
-            };
-            (*origin, log)
-        };
-        let logs = row.logs.iter().map(|(origin, log)| all(origin, &log.region));
-        let cut = Arc::new(Cut {
-            logs: logs.collect(),
-            confirmed: BTreeMap::new(),
-        });
-        let mut pages = SnapshotPage::default();
-        let mut at = Some(SnapshotAt::Start);
-        while let Some(after) = at {
-            let (_, page) = self.page(Some(cut.clone()), after, 1_000, usize::MAX);
-            at = page.next;
-            pages.dedup.extend(page.dedup);
-            pages.users.extend(page.users);
-        }
-        let users = USERS.iter().map(|name| self.user(&user(name))).collect();
-        (row, users, pages)
-    }
 }
 
 impl<'a> Run<'a> {
@@ -683,208 +518,6 @@ impl<'a> Run<'a> {
         }
         out
     }
-
-    /// What holds of a store at any time.
-    fn check_shape(&mut self, side: Side) {
-        for name in USERS {
-            let user = user(name);
-            let (row, inbox) = (self.node(side).user(&user), self.node(side).inbox(&user));
-            let coords: BTreeSet<Coord> = inbox.iter().map(|entry| entry.at).collect();
-            assert_eq!(coords.len(), inbox.len(), "a message waits twice");
-            for entry in &inbox {
-                let at = entry.at;
-                let (envelope, op) = &self.messages[&at];
-                assert_eq!((&envelope.to, op), (&user, &entry.op), "another message at {at}");
-                assert!(!row.trimmed.covers(at), "{at} waits, and is gone");
-                assert!(!in_gap(&row, at), "{at} waits, and is told to be gone");
-                let copies = self.copies(at);
-                let siblings = row.siblings.get(&at).into_iter().flatten();
-                for sibling in siblings {
-                    assert!(
-                        copies.contains(sibling) && *sibling != at,
-                        "{at} takes {sibling} for a copy"
-                    );
-                }
-            }
-            let unread = inbox.iter().filter(|entry| !row.counted.covers(entry.at));
-            let (count, bytes) =
-                unread.fold((0, 0), |(n, bytes), entry| (n + 1, bytes + entry.op.len() as u64));
-            assert_eq!((row.unread, row.unread_bytes), (count, bytes), "{user}: {row:?}");
-        }
-    }
-
-    /// The coordinates of a message and of its copies.
-    fn copies(&self, at: Coord) -> BTreeSet<Coord> {
-        let (envelope, op) = &self.messages[&at];
-        let same = self.messages.iter().filter(|(_, (other, theirs))| {
-            (&other.to, &other.from, other.id) == (&envelope.to, &envelope.from, envelope.id)
-                && op.body() == theirs.body()
-        });
-        same.map(|(at, _)| *at).collect()
-    }
-
-    /// Nothing that waits for a device is missing, what is gone is told, and cursors and logs are where they belong.
-    fn check_caught_up(&mut self, known: &[(UserId, DeviceId, Vector)]) {
-        let (theirs, ours) = (self.provider.shard(), self.receiver.shard());
-        for (origin, log) in &theirs.logs {
-            let here = &ours.logs[origin];
-            assert!(here.seq >= log.seq, "{origin:?} to {}, not {}", here.seq, log.seq);
-            assert!(
-                here.seq > log.seq || here.hash == log.hash,
-                "{origin:?} has other bytes"
-            );
-        }
-        for origin in ours.logs.keys() {
-            self.check_log(*origin);
-        }
-        let mut known = known.to_vec();
-        known.extend(self.cursors());
-        for (user, device, cursor) in known {
-            let row = self.receiver.user(&user);
-            let here = &row.devices[&device].cursor;
-            assert!(
-                here.includes(&cursor),
-                "{user}/{device}: {here:?}, not {cursor:?}"
-            );
-        }
-        let applied = ours.applied();
-        for name in USERS {
-            let user = user(name);
-            let (there, here) = (self.provider.user(&user), self.receiver.user(&user));
-            let inbox: BTreeSet<Coord> = self.receiver.inbox(&user).iter().map(|entry| entry.at).collect();
-            for entry in self.provider.inbox(&user) {
-                let consumed = there.all_consumed(entry.at);
-                assert!(
-                    consumed || inbox.contains(&entry.at),
-                    "{} of {user} is missing",
-                    entry.at
-                );
-            }
-            let messages = self.messages.iter().filter(|(at, (envelope, _))| {
-                envelope.to == user && applied.covers(**at) && !inbox.contains(at)
-            });
-            for (at, _) in messages {
-                let gone = there.trimmed.covers(*at) || here.all_consumed(*at);
-                assert!(gone, "{at} of {user} is missing");
-                let told = here.trimmed.covers(*at) || in_gap(&here, *at) || here.all_consumed(*at);
-                assert!(told, "{at} of {user} is gone, and nobody is told: {here:?}");
-            }
-        }
-    }
-
-    /// From its floor to its end a log is gapless, and its hashes lead to one another.
-    fn check_log(&mut self, origin: Origin) {
-        let log = self.receiver.shard().logs[&origin].clone();
-        let read = Read::Log {
-            shard: S,
-            origin,
-            after: log.floor,
-            max_items: 1_000,
-            max_bytes: usize::MAX,
-        };
-        let ReadReply::Log(LogPage::Run { before, entries, end }) = self.receiver.read(&read) else {
-            panic!("trimmed above its floor");
-        };
-        let (mut seq, mut hash) = (log.floor, log.floor_hash);
-        assert_eq!((before, end), (hash, true));
-        for entry in entries {
-            (seq, hash) = (seq + 1, entry.op.running_hash(hash));
-            assert_eq!((entry.seq, entry.hash), (seq, hash));
-        }
-        assert_eq!((seq, hash), (log.seq, log.hash));
-    }
-
-    /// Once it is open, both become the same, and answer for the same messages.
-    fn check_equal(&mut self) {
-        for _ in 0..4 {
-            self.round();
-        }
-        assert_eq!(self.provider.shard().applied(), self.receiver.shard().applied());
-        for name in USERS {
-            let user = user(name);
-            let (there, here) = (self.provider.user(&user), self.receiver.user(&user));
-            assert_eq!(there.devices, here.devices, "{user}");
-            let inbox: BTreeSet<Coord> = self.receiver.inbox(&user).iter().map(|entry| entry.at).collect();
-            for entry in self.provider.inbox(&user) {
-                let at = entry.at;
-                assert!(
-                    here.all_consumed(at) || inbox.contains(&at),
-                    "{at} of {user} is missing"
-                );
-                if inbox.contains(&at) {
-                    assert_eq!(
-                        there.siblings.get(&at),
-                        here.siblings.get(&at),
-                        "copies of {at} of {user}"
-                    );
-                }
-            }
-        }
-        let applied = self.provider.shard().applied();
-        let messages: Vec<(Coord, Envelope, Bytes)> = self
-            .messages
-            .iter()
-            .filter(|(at, _)| applied.covers(**at))
-            .map(|(at, (envelope, op))| (*at, envelope.clone(), op.body()))
-            .collect();
-        for (at, envelope, body) in messages {
-            for side in [Provider, Receiver] {
-                let op = StoreOp::Append {
-                    shard: S,
-                    epoch: self.node(side).epoch,
-                    envelope: Box::new(envelope.clone()),
-                    body: body.clone(),
-                    seen_ms: 0,
-                    known_only: true,
-                };
-                let copies: BTreeSet<Coord> = self
-                    .copies(at)
-                    .into_iter()
-                    .filter(|at| applied.covers(*at))
-                    .collect();
-                match self.one(side, op) {
-                    Outcome::Duplicate(coords) => {
-                        let coords: BTreeSet<Coord> = coords.into_iter().collect();
-                        assert_eq!(coords, copies, "{at} at the {side:?}");
-                    }
-                    other => panic!("{at} at the {side:?}: {other:?}"),
-                }
-            }
-        }
-    }
-
-    /// When all devices consumed everything, nothing is kept for them.
-    fn check_emptied(&mut self) {
-        let applied = self.receiver.shard().applied();
-        for name in USERS {
-            let user = user(name);
-            for device in self.receiver.user(&user).devices.into_keys() {
-                let op = StoreOp::Cursor {
-                    shard: S,
-                    epoch: self.receiver.epoch,
-                    user: user.clone(),
-                    device,
-                    cursor: applied.clone(),
-                };
-                self.own(Receiver, op);
-            }
-        }
-        for _ in 0..4 {
-            self.round();
-        }
-        for side in [Provider, Receiver] {
-            self.check_shape(side);
-            for name in USERS {
-                let user = user(name);
-                let row = self.node(side).user(&user);
-                if !row.devices.is_empty() {
-                    let inbox = self.node(side).inbox(&user);
-                    assert_eq!(inbox, Vec::new(), "{user} at the {side:?}: {row:?}");
-                    assert_eq!(row.siblings, BTreeMap::new(), "{user} at the {side:?}");
-                }
-            }
-        }
-    }
 }
 
 fn append(epoch: Epoch, to: &str, from: &str, number: u8, odd: bool) -> StoreOp {
@@ -896,11 +529,6 @@ fn append(epoch: Epoch, to: &str, from: &str, number: u8, odd: bool) -> StoreOp 
         seen_ms: 0,
         known_only: false,
     }
-}
-
-fn in_gap(row: &UserRow, at: Coord) -> bool {
-    let mut before = row.gaps.range((at.origin, 0)..=(at.origin, at.seq));
-    before.next_back().is_some_and(|(_, to)| at.seq <= *to)
 }
 
 fn pick<'a>(names: &[&'a str], number: u8) -> &'a str {

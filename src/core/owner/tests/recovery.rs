@@ -52,6 +52,16 @@ impl Region {
         self.owner.handle_placement(BTreeSet::from([SHARD]), self.now);
         self.run();
         let generation = Generation(self.state.identity.origin.0);
+        let edge = Member {
+            key: addr("edge").node,
+            generation,
+            partitions: 1,
+            core: false,
+            edge: true,
+            ready: true,
+            client: None,
+        };
+        self.owner.handle_members(&Members::new([edge]), self.now);
         self.owner
             .handle_edge(&addr("edge"), 1, ToOwner::Open { generation }, self.now);
     }

@@ -1,0 +1,223 @@
+//! What must hold of the two stores: at any time, when the receiver has caught up, and in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::super::kit::{S, user};
+use super::{Provider, Receiver, Run, Side, USERS};
+use crate::core::commit::{Outcome, StoreOp};
+use crate::core::ids::{Coord, DeviceId, Origin, UserId};
+use crate::core::op::Envelope;
+use crate::core::state::UserRow;
+use crate::core::vector::Vector;
+use crate::store::engine::{LogPage, Read, ReadReply};
+
+impl Run<'_> {
+    /// What holds of a store at any time.
+    pub(super) fn check_shape(&mut self, side: Side) {
+        for name in USERS {
+            let user = user(name);
+            let (row, inbox) = (self.node(side).user(&user), self.node(side).inbox(&user));
+            let coords: BTreeSet<Coord> = inbox.iter().map(|entry| entry.at).collect();
+            assert_eq!(coords.len(), inbox.len(), "a message waits twice");
+            for entry in &inbox {
+                let at = entry.at;
+                let (envelope, op) = &self.messages[&at];
+                assert_eq!((&envelope.to, op), (&user, &entry.op), "another message at {at}");
+                assert!(!row.trimmed.covers(at), "{at} waits, and is gone");
+                assert!(!in_gap(&row, at), "{at} waits, and is told to be gone");
+                let copies = self.copies(at);
+                let siblings = row.siblings.get(&at).into_iter().flatten();
+                for sibling in siblings {
+                    assert!(
+                        copies.contains(sibling) && *sibling != at,
+                        "{at} takes {sibling} for a copy"
+                    );
+                }
+            }
+            let unread = inbox.iter().filter(|entry| !row.counted.covers(entry.at));
+            let (count, bytes) =
+                unread.fold((0, 0), |(n, bytes), entry| (n + 1, bytes + entry.op.len() as u64));
+            assert_eq!((row.unread, row.unread_bytes), (count, bytes), "{user}: {row:?}");
+        }
+    }
+
+    /// The coordinates of a message and of its copies.
+    fn copies(&self, at: Coord) -> BTreeSet<Coord> {
+        let (envelope, op) = &self.messages[&at];
+        let same = self.messages.iter().filter(|(_, (other, theirs))| {
+            (&other.to, &other.from, other.id) == (&envelope.to, &envelope.from, envelope.id)
+                && op.body() == theirs.body()
+        });
+        same.map(|(at, _)| *at).collect()
+    }
+
+    /// Nothing that waits for a device is missing, what is gone is told, and cursors and logs are where they belong.
+    pub(super) fn check_caught_up(&mut self, known: &[(UserId, DeviceId, Vector)]) {
+        let (theirs, ours) = (self.provider.shard(), self.receiver.shard());
+        for (origin, log) in &theirs.logs {
+            let here = &ours.logs[origin];
+            assert!(here.seq >= log.seq, "{origin:?} to {}, not {}", here.seq, log.seq);
+            assert!(
+                here.seq > log.seq || here.hash == log.hash,
+                "{origin:?} has other bytes"
+            );
+        }
+        for origin in ours.logs.keys() {
+            self.check_log(*origin);
+        }
+        let mut known = known.to_vec();
+        known.extend(self.cursors());
+        for (user, device, cursor) in known {
+            let row = self.receiver.user(&user);
+            let here = &row.devices[&device].cursor;
+            assert!(
+                here.includes(&cursor),
+                "{user}/{device}: {here:?}, not {cursor:?}"
+            );
+        }
+        let applied = ours.applied();
+        for name in USERS {
+            let user = user(name);
+            let (there, here) = (self.provider.user(&user), self.receiver.user(&user));
+            let inbox: BTreeSet<Coord> = self.receiver.inbox(&user).iter().map(|entry| entry.at).collect();
+            for entry in self.provider.inbox(&user) {
+                let consumed = there.all_consumed(entry.at);
+                assert!(
+                    consumed || inbox.contains(&entry.at),
+                    "{} of {user} is missing",
+                    entry.at
+                );
+            }
+            let messages = self.messages.iter().filter(|(at, (envelope, _))| {
+                envelope.to == user && applied.covers(**at) && !inbox.contains(at)
+            });
+            for (at, _) in messages {
+                let gone = there.trimmed.covers(*at) || here.all_consumed(*at);
+                assert!(gone, "{at} of {user} is missing");
+                let told = here.trimmed.covers(*at) || in_gap(&here, *at) || here.all_consumed(*at);
+                assert!(told, "{at} of {user} is gone, and nobody is told: {here:?}");
+            }
+        }
+    }
+
+    /// From its floor to its end a log is gapless, and its hashes lead to one another.
+    fn check_log(&mut self, origin: Origin) {
+        let log = self.receiver.shard().logs[&origin].clone();
+        let read = Read::Log {
+            shard: S,
+            origin,
+            after: log.floor,
+            max_items: 1_000,
+            max_bytes: usize::MAX,
+        };
+        let ReadReply::Log(LogPage::Run { before, entries, end }) = self.receiver.read(&read) else {
+            panic!("trimmed above its floor");
+        };
+        let (mut seq, mut hash) = (log.floor, log.floor_hash);
+        assert_eq!((before, end), (hash, true));
+        for entry in entries {
+            (seq, hash) = (seq + 1, entry.op.running_hash(hash));
+            assert_eq!((entry.seq, entry.hash), (seq, hash));
+        }
+        assert_eq!((seq, hash), (log.seq, log.hash));
+    }
+
+    /// Once it is open, both become the same, and answer for the same messages.
+    pub(super) fn check_equal(&mut self) {
+        for _ in 0..4 {
+            self.round();
+        }
+        assert_eq!(self.provider.shard().applied(), self.receiver.shard().applied());
+        for name in USERS {
+            let user = user(name);
+            let (there, here) = (self.provider.user(&user), self.receiver.user(&user));
+            assert_eq!(there.devices, here.devices, "{user}");
+            let inbox: BTreeSet<Coord> = self.receiver.inbox(&user).iter().map(|entry| entry.at).collect();
+            for entry in self.provider.inbox(&user) {
+                let at = entry.at;
+                assert!(
+                    here.all_consumed(at) || inbox.contains(&at),
+                    "{at} of {user} is missing"
+                );
+                if inbox.contains(&at) {
+                    assert_eq!(
+                        there.siblings.get(&at),
+                        here.siblings.get(&at),
+                        "copies of {at} of {user}"
+                    );
+                }
+            }
+        }
+        let applied = self.provider.shard().applied();
+        let messages: Vec<(Coord, Envelope, Bytes)> = self
+            .messages
+            .iter()
+            .filter(|(at, _)| applied.covers(**at))
+            .map(|(at, (envelope, op))| (*at, envelope.clone(), op.body()))
+            .collect();
+        for (at, envelope, body) in messages {
+            for side in [Provider, Receiver] {
+                let op = StoreOp::Append {
+                    shard: S,
+                    epoch: self.node(side).epoch,
+                    envelope: Box::new(envelope.clone()),
+                    body: body.clone(),
+                    seen_ms: 0,
+                    known_only: true,
+                };
+                let copies: BTreeSet<Coord> = self
+                    .copies(at)
+                    .into_iter()
+                    .filter(|at| applied.covers(*at))
+                    .collect();
+                match self.one(side, op) {
+                    Outcome::Duplicate(coords) => {
+                        let coords: BTreeSet<Coord> = coords.into_iter().collect();
+                        assert_eq!(coords, copies, "{at} at the {side:?}");
+                    }
+                    other => panic!("{at} at the {side:?}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    /// When all devices consumed everything, nothing is kept for them.
+    pub(super) fn check_emptied(&mut self) {
+        let applied = self.receiver.shard().applied();
+        for name in USERS {
+            let user = user(name);
+            for device in self.receiver.user(&user).devices.into_keys() {
+                let op = StoreOp::Cursor {
+                    shard: S,
+                    epoch: self.receiver.epoch,
+                    user: user.clone(),
+                    device,
+                    cursor: applied.clone(),
+                };
+                self.own(Receiver, op);
+            }
+        }
+        for _ in 0..4 {
+            self.round();
+        }
+        for side in [Provider, Receiver] {
+            self.check_shape(side);
+            for name in USERS {
+                let user = user(name);
+                let row = self.node(side).user(&user);
+                if !row.devices.is_empty() {
+                    let inbox = self.node(side).inbox(&user);
+                    assert_eq!(inbox, Vec::new(), "{user} at the {side:?}: {row:?}");
+                    assert_eq!(row.siblings, BTreeMap::new(), "{user} at the {side:?}");
+                }
+            }
+        }
+    }
+}
+
+fn in_gap(row: &UserRow, at: Coord) -> bool {
+    let mut before = row.gaps.range((at.origin, 0)..=(at.origin, at.seq));
+    before.next_back().is_some_and(|(_, to)| at.seq <= *to)
+}
