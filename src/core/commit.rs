@@ -522,7 +522,7 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             return Outcome::Refused(Refusal::Fenced { current });
         }
     }
-    if op.is_own() && work.row().row.recovery == Recovery::Recovering {
+    if op.is_own() && work.row().row.recovery.recovers() {
         return Outcome::Refused(Refusal::Recovering);
     }
     match op {
@@ -559,7 +559,7 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
         StoreOp::Trim { .. } => work.trim(),
         StoreOp::Remove { user, .. } => {
             let more = work.consume(user);
-            work.remove(user);
+            work.remove_below(user, None);
             Outcome::Done { more }
         }
         StoreOp::DropDedup { day, .. } => work.drop_dedup(*day),
@@ -585,7 +585,7 @@ impl Work<'_> {
     }
 
     fn recover(&mut self, recovering: bool) {
-        if (self.row().row.recovery == Recovery::Recovering) == recovering {
+        if self.row().row.recovery.recovers() == recovering {
             return;
         }
         let began = recovering.then_some(self.state.identity.origin);
@@ -815,7 +815,7 @@ impl Work<'_> {
             Op::Start { .. } | Op::Confirm { .. } => None,
         };
         if let Some(user) = user {
-            if self.consume(&user) {
+            if self.consume(&user) && self.row().row.recovery != Recovery::Merging {
                 self.state.unfinished.insert((self.shard, user.clone()));
             }
             self.remove(&user);
@@ -886,9 +886,12 @@ impl Work<'_> {
     }
 
     /// Removes what is consumed and stable (R10), once it was trimmed from the log: an entry of the log always finds
-    /// its message in the inbox, so a body is stored once. What is trimmed was stable (R9).
+    /// its message in the inbox, so a body is stored once. What is trimmed was stable (R9). Where logs are trimmed for a
+    /// snapshot that is not complete, nothing is removed but with the user's page of it ([`Recovery::Merging`]).
     pub(super) fn remove(&mut self, user: &UserId) {
-        self.remove_below(user, None);
+        if self.row().row.recovery != Recovery::Merging {
+            self.remove_below(user, None);
+        }
     }
 
     /// As [`Work::remove`]; while a snapshot is merged also what lies below its cut, of logs of which nothing is kept here.

@@ -426,7 +426,7 @@ impl Partition {
                 let logs = row.logs.iter();
                 let logs = logs.map(|(origin, log)| (*origin, log.region.clone(), log.seq));
                 self.links.handle_owned(shard, Some(logs.collect()), now);
-                if row.recovery == Recovery::Recovering {
+                if row.recovery.recovers() {
                     self.links.handle_recovering(shard, true, now);
                     let detail = "it begins with less than the other regions may have".to_owned();
                     self.tell_recovery(shard, true, detail);

@@ -535,7 +535,7 @@ impl Owner {
                 self.handle_outcome(Tag::Remove(cursor.shard, cursor.user), Ok(outcome), now);
             }
             (Tag::Remove(shard, user), Ok(Outcome::Done { more: true })) => {
-                if let Some(epoch) = self.epoch(shard) {
+                if let Some(epoch) = self.open_epoch(shard) {
                     let op = StoreOp::Remove {
                         shard,
                         epoch,

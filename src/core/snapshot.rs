@@ -256,7 +256,7 @@ pub struct MergedUser {
 
 impl Work<'_> {
     pub(super) fn merge(&mut self, cut: &Cut, page: &SnapshotPage) -> Outcome {
-        if self.row().row.recovery != Recovery::Recovering {
+        if !self.row().row.recovery.recovers() {
             return Outcome::Refused(Refusal::NotRecovering);
         }
         if self.trim_covered(cut) {
@@ -288,7 +288,7 @@ impl Work<'_> {
     }
 
     /// What waits here and turns out to be a copy of messages that may be gone by now: the copies learn of each other as if
-    /// these came by log (R15).
+    /// these came by log (R15). What is consumed by that is marked with the user's page, which comes later.
     fn learned(&self, key: &DedupKey, new: &[(u128, Coord)]) -> BTreeMap<Coord, BTreeSet<Coord>> {
         let shard = self.row();
         let mut learned: BTreeMap<Coord, BTreeSet<Coord>> = BTreeMap::new();
@@ -316,16 +316,16 @@ impl Work<'_> {
             user: user.clone(),
             merged: Box::new(merged),
         });
-        // One of them may be consumed: that is looked for later, with the rows that it needs.
-        let unfinished = (self.shard, user.clone());
-        self.state.unfinished.insert(unfinished);
     }
 
     /// Our own logs of what the cut goes beyond are trimmed first, in bounded steps: it is stable (R9), and a message may
-    /// then be removed wherever it stands. Says whether work is left.
+    /// then be removed wherever it stands, but only with the page that tells of the user's devices. Says whether work is left.
     fn trim_covered(&mut self, cut: &Cut) -> bool {
         let logs = covered(&self.row().row, cut);
         let logs: Vec<(Origin, Seq, Seq)> = logs.collect();
+        if !logs.is_empty() && self.row().row.recovery == Recovery::Recovering {
+            self.record(Decision::Merging { shard: self.shard });
+        }
         let mut more = false;
         for (origin, floor, to) in logs {
             more |= self.trim_log(origin, floor, to);
@@ -490,6 +490,9 @@ impl ShardRow {
             if ours.is_none_or(|ours| ours.at < theirs.at) {
                 self.confirmed.insert(holder.clone(), theirs.clone());
             }
+        }
+        if self.recovery == Recovery::Merging {
+            self.recovery = Recovery::Recovering;
         }
         self.hlc = hlc;
         self.news += 1;

@@ -87,6 +87,16 @@ pub enum Recovery {
     Recovering,
     /// It is open.
     Open,
+    /// It recovers, and for a snapshot that is not complete it trimmed logs beyond what is stable as far as it knows: of
+    /// messages in them devices may not have consumed that it does not know (R11).
+    Merging,
+}
+
+impl Recovery {
+    /// Whether it neither accepts nor attaches.
+    pub fn recovers(self) -> bool {
+        matches!(self, Recovery::Recovering | Recovery::Merging)
+    }
 }
 
 /// What a holder last logged about what it has (R8).
@@ -520,6 +530,11 @@ pub enum Decision {
         /// Our hybrid time after it.
         hlc: Hlc,
     },
+    /// Logs are trimmed for a snapshot: see [`Recovery::Merging`].
+    Merging {
+        /// The shard.
+        shard: ShardId,
+    },
 }
 
 /// An operation that was logged.
@@ -567,7 +582,8 @@ impl Decision {
             | Decision::DedupMerged { shard, .. }
             | Decision::UserMerged { shard, .. }
             | Decision::Merged { shard, .. }
-            | Decision::Jumped { shard, .. } => *shard,
+            | Decision::Jumped { shard, .. }
+            | Decision::Merging { shard } => *shard,
         }
     }
 }
@@ -708,6 +724,11 @@ impl State {
                     shard
                         .dedup(id, DedupKey::of(&envelope), ledger)
                         .insert(digest, *at);
+                }
+            }
+            Decision::Merging { .. } => {
+                if parts.shard {
+                    shard.row.recovery = Recovery::Merging;
                 }
             }
             Decision::Jumped { cut, hlc, .. } => {

@@ -312,7 +312,7 @@ impl Touched {
         match decision {
             Decision::Epoch { .. } => {}
             Decision::Logged(logged) => self.add_logged(logged, state),
-            Decision::Recovery { .. } | Decision::Jumped { .. } => {}
+            Decision::Recovery { .. } | Decision::Jumped { .. } | Decision::Merging { .. } => {}
             Decision::DedupMerged { key, .. } => {
                 self.dedup.insert((shard, key.clone()));
             }

@@ -29,7 +29,7 @@ pub(super) struct Recovery {
 impl Recovery {
     pub fn of(row: &ShardRow) -> Self {
         Self {
-            on: row.recovery == state::Recovery::Recovering,
+            on: row.recovery.recovers(),
             life: row.recovered_in,
             due: None,
             written: false,

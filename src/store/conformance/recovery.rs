@@ -24,6 +24,10 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("a snapshot is merged, across crashes", merged),
     ("a message that comes again is known", known_again),
     ("what is gone behind what waits is a gap", gap),
+    (
+        "what waits for a device that was forgotten stays",
+        forgotten_device,
+    ),
     ("a copy learns of what the snapshot knows", learned_copy),
     ("own logs below the cut go in steps", trimmed_in_steps),
 ];
@@ -408,6 +412,57 @@ fn gap(harness: &mut dyn Harness) {
     }
     assert_eq!(store.coords("bob"), []);
     assert!(store.user("bob").gaps.is_empty());
+}
+
+/// The backup is from before the tablet came: all devices that it knows have consumed the message, and the tablet has not.
+fn forgotten_device(harness: &mut dyn Harness) {
+    let mut here = Remote::new(HERE, 10, None, T0);
+    let message = here.append(T0, "bob", 1);
+    here.cursor(T0, "bob", "phone", vector(&[(10, message.seq)]));
+    let there = StoreIdentity {
+        region: region(THERE),
+        ..identity(20, &[HERE, THERE])
+    };
+    let mut there = Store::own(harness.create(there));
+    assert_eq!(there.apply(&here, 1, 3), applied(3));
+    there.register("bob", "tablet", Vector::new());
+    there.confirm();
+    here.confirm(T0, vector(&[(10, 3), (20, 3)]));
+    assert_eq!(there.apply(&here, 4, 4), applied(4));
+    there.trim();
+    assert_eq!(there.coords("bob"), [message]);
+    let (cut, pages) = pages(&mut there, 1, usize::MAX);
+    assert_eq!((cut.seq(Origin(10)), cut.seq(Origin(20))), (3, 2));
+
+    let mut store = Store::own(harness.create(identity(30, &[HERE, THERE])));
+    assert_eq!(store.apply(&here, 1, 2), applied(2));
+    assert_eq!(store.cursor("bob", "phone", vector(&[(10, message.seq)])), done());
+    recover(&mut store, true);
+    for page in &pages {
+        assert_eq!(merge(&mut store, &cut, page), done());
+        // Whatever else comes meanwhile, and through a crash.
+        store.remove("carol");
+        store.trim();
+        store = crash(
+            harness,
+            store,
+            identity(31 + store_number(&pages, page), &[HERE, THERE]),
+        );
+        assert_eq!(store.coords("bob"), [message]);
+    }
+    recover(&mut store, false);
+    assert_eq!(store.shard().recovery, Recovery::Open);
+    // With the tablet's cursor it goes, as ever.
+    assert_eq!(
+        store.cursor("bob", "tablet", vector(&[(10, message.seq)])),
+        done()
+    );
+    assert_eq!(store.coords("bob"), []);
+}
+
+fn store_number(pages: &[SnapshotPage], page: &SnapshotPage) -> u64 {
+    let at = pages.iter().position(|other| other == page);
+    at.expect("one of them") as u64
 }
 
 /// The provider has removed a message that was consumed as another copy, and still knows its id; here it was accepted once

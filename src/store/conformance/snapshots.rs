@@ -138,6 +138,9 @@ struct Run<'a> {
     /// Every message that ever was durable anywhere.
     messages: BTreeMap<Coord, (Envelope, LoggedOp)>,
     taking: Taking,
+    /// What the receiver removed by itself, and not as it merged: a device that registers elsewhere meanwhile finds what is
+    /// still there (R17).
+    removed: BTreeMap<UserId, Vector>,
 }
 
 /// Runs a plan; the stores are of [`THERE`] and of [`HERE`].
@@ -153,6 +156,7 @@ pub(crate) fn drive<'a>(provider: Vec<&'a mut dyn Harness>, receiver: Vec<&'a mu
         origins: 0,
         messages: BTreeMap::new(),
         taking: Taking::default(),
+        removed: BTreeMap::new(),
     };
     run.bump(Provider);
     run.bump(Receiver);
@@ -167,6 +171,7 @@ pub(crate) fn drive<'a>(provider: Vec<&'a mut dyn Harness>, receiver: Vec<&'a mu
         run.recover(true);
     }
     let known = run.cursors();
+    run.removed = run.trimmed();
     for step in &plan.steps {
         run.step(step);
         run.check_shape(Receiver);
@@ -434,10 +439,16 @@ impl<'a> Run<'a> {
             }
             Step::Anew => self.taking = Taking::default(),
             Step::Log(most) => {
+                let before = self.trimmed();
                 self.ship(Provider, usize::from(*most));
+                self.note_removed(&before);
             }
             Step::Live(Receiver, Life::Ship(_) | Life::Round) | Step::Live(Provider, Life::Round) => {}
-            Step::Live(side, life) => self.live(*side, life),
+            Step::Live(side, life) => {
+                let before = self.trimmed();
+                self.live(*side, life);
+                self.note_removed(&before);
+            }
         }
     }
 
@@ -487,7 +498,10 @@ impl<'a> Run<'a> {
     /// Takes logs and snapshots until the receiver has what the provider has.
     fn catch_up(&mut self) {
         for _ in 0..4 {
-            if !self.ship(Provider, 1_000) {
+            let before = self.trimmed();
+            let needs = self.ship(Provider, 1_000);
+            self.note_removed(&before);
+            if !needs {
                 return;
             }
             loop {

@@ -97,7 +97,8 @@ impl<'a, T: Tables> Replay<'a, T> {
             Decision::Epoch { .. }
             | Decision::DedupDropped { .. }
             | Decision::Recovery { .. }
-            | Decision::Jumped { .. } => false,
+            | Decision::Jumped { .. }
+            | Decision::Merging { .. } => false,
         };
         Ok(Parts { shard, user })
     }
