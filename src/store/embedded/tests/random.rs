@@ -31,6 +31,10 @@ proptest! {
         let mut usual = Simulated::new(Options { segment_bytes: 64 * 1024, ..Options::default() });
         drive(vec![&mut memory, &mut small, &mut usual], &acts, both);
     }
+}
+
+proptest! {
+    #![proptest_config(cases(40))]
 
     /// A store that lost something takes it back from another, by logs and snapshots, whatever comes between the pages.
     #[test]
