@@ -68,7 +68,7 @@ impl Calm {
 }
 
 impl World {
-    /// Looks for the first time, if the run is long enough for anything to be calm.
+    /// Looks for the first time.
     pub(super) fn begin_to_look_for_ghosts(&mut self) {
         self.at(EVERY, Event::Ghosts);
     }
@@ -243,6 +243,7 @@ mod tests {
     fn violations(away: Micros, defect: Option<Defect>) -> Vec<Option<&'static str>> {
         let options = Options {
             defect,
+            ghosts: true,
             ..Options::default()
         };
         let runs = cases(away).map(|case| run_case(case, options).violation);

@@ -265,6 +265,9 @@ impl World {
             plan,
         };
         world.begin();
+        if options.ghosts {
+            world.begin_to_look_for_ghosts();
+        }
         world
     }
 
@@ -289,7 +292,6 @@ impl World {
         if self.plan.expect.unreachable_within.is_some() || self.timeline.wanted() {
             self.at(super::expect::LOOK, Event::Look);
         }
-        self.begin_to_look_for_ghosts();
         let end = self.plan.work;
         self.at(end, Event::Heal);
     }
