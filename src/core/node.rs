@@ -23,7 +23,7 @@ use super::link::{ApplyToken, LinkAlarm, LinkConfig, LinkOutput, Links, ReadToke
 use super::members::Members;
 use super::msg::Message;
 use super::owner::{Owner, OwnerConfig, OwnerOutput, Question, Tag};
-use super::state::{Recovery, ShardRow};
+use super::state::ShardRow;
 use super::storage::{Committed, Read, ReadReply, StoreError};
 use super::time::{Mono, Now};
 use super::wire::{ClientFrame, Code, Hello, RegionEndpoints, ServerFrame};
