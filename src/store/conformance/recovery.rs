@@ -354,8 +354,10 @@ fn known_again(harness: &mut dyn Harness) {
     // The snapshot was given up behind a message, which then comes by log.
     let mut there = Remote::new(THERE, 20, None, T0);
     let message = there.append(T0, "dave", 1);
-    let mut page = SnapshotPage::default();
-    page.next = Some(SnapshotAt::Users);
+    let mut page = SnapshotPage {
+        next: Some(SnapshotAt::Users),
+        ..SnapshotPage::default()
+    };
     let mut dave = pages
         .iter()
         .flat_map(|page| &page.users)
