@@ -580,7 +580,7 @@ admin_http = "127.0.0.1:7002"
         refused(
             ":7001",
             "",
-            "north.toml:11: nodes.0.peer = \"127.0.0.1\": invalid socket address",
+            "north.toml:11: nodes.0.peer = \"127.0.0.1\": expected an IP address and a port",
         );
         refused(
             "latitude",

@@ -35,6 +35,8 @@ pub(super) struct Sight {
     pub(super) rss: u64,
     /// Counters summed over nodes and labels; none where not every node answered.
     pub(super) metrics: Option<Counters>,
+    /// Incarnations of the nodes, in their order: those that started again count from 0.
+    pub(super) generations: Vec<Option<u64>>,
 }
 
 /// The metrics that are read.
@@ -80,10 +82,14 @@ impl Servers {
         }
         let mut counters = Counters::default();
         for addr in &self.admin {
-            let Ok(Ok(text)) = tokio::time::timeout(SCRAPE, scrape(*addr)).await else {
+            let asked = async {
+                std::io::Result::Ok((scrape(*addr, "/metrics").await?, scrape(*addr, "/readyz").await?))
+            };
+            let Ok(Ok((text, ready))) = tokio::time::timeout(SCRAPE, asked).await else {
                 return sight;
             };
             counters.add(&text);
+            sight.generations.push(generation(&ready));
         }
         if !self.admin.is_empty() {
             sight.metrics = Some(counters);
@@ -117,9 +123,15 @@ impl Counters {
     }
 }
 
-async fn scrape(addr: SocketAddr) -> std::io::Result<String> {
+/// What an answer of `/readyz` says of the node's incarnation.
+fn generation(ready: &str) -> Option<u64> {
+    let body = ready.split_once("\r\n\r\n")?.1;
+    serde_json::from_str::<serde_json::Value>(body).ok()?["generation"].as_u64()
+}
+
+async fn scrape(addr: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = tokio::net::TcpStream::connect(addr).await?;
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut text = String::new();
     stream.take(MAX_SCRAPE).read_to_string(&mut text).await?;

@@ -47,6 +47,8 @@ pub(super) struct Latency {
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Check {
     pub(super) passed: bool,
+    /// Why not.
+    pub(super) failed: Vec<&'static str>,
     pub(super) sent: u64,
     /// Messages of an open loop that were due and not sent before the end: the client could not keep up.
     pub(super) not_sent: u64,
@@ -118,6 +120,18 @@ impl Report {
     pub(super) fn of(totals: &Totals, lost: u64, seconds: f64) -> Self {
         let per_s = |count: u64| count as f64 / seconds;
         let unanswered = totals.sent - totals.answered();
+        let reasons = [
+            (totals.accepted == 0, "nothing was accepted"),
+            (lost > 0, "accepted messages were not delivered"),
+            (totals.duplicates > 0, "messages were delivered twice"),
+            (totals.wrong > 0, "messages came to the wrong recipient"),
+            (totals.holes > 0, "there were holes"),
+        ];
+        let failed: Vec<&str> = reasons
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, why)| *why)
+            .collect();
         Self {
             seconds,
             accepted_per_s: per_s(totals.measured.accepted),
@@ -125,7 +139,8 @@ impl Report {
             send_to_accepted: Latency::of(&totals.accept_us),
             send_to_delivered: Latency::of(&totals.deliver_us),
             check: Check {
-                passed: lost == 0 && totals.duplicates == 0 && totals.wrong == 0 && totals.holes == 0,
+                passed: failed.is_empty(),
+                failed,
                 sent: totals.sent,
                 not_sent: 0,
                 accepted: totals.accepted,
@@ -147,7 +162,11 @@ impl Report {
 
     /// Adds what the servers showed at the beginning and the end of the time that was measured.
     pub(super) fn servers(&mut self, pids: &[u32], before: &Sight, after: &Sight, accepted: u64) {
-        if let (Some(before), Some(after)) = (before.metrics, after.metrics) {
+        if before.generations != after.generations {
+            let note =
+                "a node was started again meanwhile: what the servers count began anew and is not shown";
+            self.notes.push(note.to_owned());
+        } else if let (Some(before), Some(after)) = (before.metrics, after.metrics) {
             let commits = after.commits - before.commits;
             let operations = after.commit_operations - before.commit_operations;
             let time = after.commit_seconds - before.commit_seconds;
@@ -270,10 +289,60 @@ impl Report {
             row("disconnects", check.disconnects.to_string());
         }
         let passed = if check.passed {
-            "every accepted message was delivered once"
+            "every accepted message was delivered once".to_owned()
         } else {
-            "FAILED"
+            format!("FAILED: {}", check.failed.join("; "))
         };
-        row("check", passed.to_owned());
+        row("check", passed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Plan, Shape};
+    use super::*;
+
+    fn totals() -> Totals {
+        let shape = Shape {
+            run: 1,
+            regions: 1,
+            users: 2,
+            devices: 1,
+            away: 0,
+            away_share: 0.0,
+            cross: false,
+            return_home: true,
+        };
+        Totals::new(&Plan::new(shape).unwrap(), 2)
+    }
+
+    #[test]
+    fn a_run_in_which_nothing_was_accepted_fails_with_the_reason() {
+        let mut totals = totals();
+        let report = Report::of(&totals, 0, 1.0);
+        assert!(!report.check.passed);
+        assert_eq!(report.check.failed, ["nothing was accepted"]);
+        totals.accepted = 1;
+        totals.sent = 1;
+        assert!(Report::of(&totals, 0, 1.0).check.passed);
+        assert!(!Report::of(&totals, 1, 1.0).check.passed);
+    }
+
+    #[test]
+    fn the_counts_of_a_server_that_was_started_again_are_not_shown() {
+        let sight = |generation, acked| Sight {
+            metrics: Some(super::super::observe::Counters {
+                acked,
+                ..Default::default()
+            }),
+            generations: vec![Some(7), Some(generation)],
+            ..Sight::default()
+        };
+        let mut report = Report::of(&totals(), 0, 2.0);
+        report.servers(&[], &sight(1, 100.0), &sight(2, 165.0), 1);
+        assert_eq!((report.acknowledged_per_s, report.notes.len()), (None, 1));
+        let mut report = Report::of(&totals(), 0, 2.0);
+        report.servers(&[], &sight(1, 100.0), &sight(1, 700.0), 1);
+        assert_eq!(report.acknowledged_per_s, Some(300.0));
     }
 }
