@@ -36,6 +36,7 @@ mod tests;
 mod view;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -649,6 +650,12 @@ fn open_error(location: &str, error: &JournalError) -> OpenError {
             expected: expected.clone(),
         },
         JournalError::Full { .. } | JournalError::Io(_) => OpenError::Io { location, reason },
-        _ => OpenError::Journal { location, reason },
+        // Journal and tables, which of the two it is nobody knows.
+        JournalError::Behind { .. } => OpenError::Corrupt { location, reason },
+        _ => {
+            let journal = Path::new(&location).with_file_name("journal");
+            let location = journal.display().to_string();
+            OpenError::Journal { location, reason }
+        }
     }
 }

@@ -77,9 +77,9 @@ pub enum OpenError {
         reason: String,
     },
     /// The journal is damaged: names the file and the way out.
-    #[error("the journal of the store in {location} is damaged: {reason}")]
+    #[error("the journal in {location} is damaged: {reason}")]
     Journal {
-        /// The store.
+        /// The folder of its segments.
         location: String,
         /// What is wrong and what to do.
         reason: String,

@@ -153,6 +153,23 @@ fn copies_of_different_moments_recover_or_are_refused() {
     let error = refusal(path, 4);
     assert!(error.to_string().contains("older than the journal"), "{error}");
 
+    // A segment of the journal that is cut: it is the journal's damage.
+    let tried = tempfile::tempdir().unwrap();
+    copy(old.path(), tried.path());
+    let mut segments: Vec<_> = fs::read_dir(tried.path().join("store/journal"))
+        .unwrap()
+        .collect();
+    let segment = segments.pop().unwrap().unwrap().path();
+    fs::File::options()
+        .write(true)
+        .open(&segment)
+        .unwrap()
+        .set_len(100)
+        .unwrap();
+    let error = refusal(tried.path(), 4);
+    assert!(matches!(error, OpenError::Journal { .. }), "{error}");
+    assert!(error.to_string().contains("store/journal is damaged"), "{error}");
+
     // Half a store.
     fs::remove_dir_all(path.join("store/tables")).unwrap();
     assert!(matches!(refusal(path, 4), OpenError::Corrupt { .. }));
