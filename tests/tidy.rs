@@ -24,7 +24,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
 
 /// What does input or output, or reads a clock: nothing for the deterministic core. Clippy denies some types and
 /// functions there; this covers whole crates.
-const NOT_IN_CORE: [&str; 16] = [
+const NOT_IN_CORE: [&str; 22] = [
     "tokio::",
     "quinn::",
     "rustls::",
@@ -41,6 +41,12 @@ const NOT_IN_CORE: [&str; 16] = [
     "std::process",
     "std::sync::Mutex",
     "std::io::std",
+    "ring::rand",
+    "rand::",
+    "getrandom::",
+    "RandomState",
+    "DefaultHasher",
+    "SystemRandom",
 ];
 
 /// A file longer than this holds a second thing that wants its own.
