@@ -104,7 +104,7 @@ pub struct Verified {
     pub user: UserId,
     /// `iat`, seconds since 1970.
     pub issued_at: u64,
-    /// `exp`, seconds since 1970. A session lasts no longer.
+    /// `exp`, seconds since 1970. Checked when a session begins; the session may outlast it.
     pub expires_at: u64,
     /// `jti`.
     pub token_id: Option<String>,
