@@ -39,15 +39,26 @@ pub fn print_table(headings: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()
 
 /// Prints an error and its causes to stderr; the exit code of failure.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let mut text = format!("error: {error}\n");
+    // Nothing is left to do when stderr is gone.
+    let _ = io::stderr().lock().write_all(told(error).as_bytes());
+    ExitCode::FAILURE
+}
+
+/// An error, then its causes, outermost first. Many errors tell their cause in their own line: it is not told again.
+fn told(error: &anyhow::Error) -> String {
+    let mut last = error.to_string();
+    let mut text = format!("error: {last}\n");
     for cause in error.chain().skip(1) {
-        for line in cause.to_string().lines() {
+        let cause = cause.to_string();
+        if last.contains(&cause) {
+            continue;
+        }
+        for line in cause.lines() {
             text.push_str(&format!("  {line}\n"));
         }
+        last = cause;
     }
-    // Nothing is left to do when stderr is gone.
-    let _ = io::stderr().lock().write_all(text.as_bytes());
-    ExitCode::FAILURE
+    text
 }
 
 fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
@@ -79,6 +90,15 @@ fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = io::Error::other("disk on fire");
+        let path = std::path::PathBuf::from("/x");
+        let error = crate::server::dev::DevError::Io { path, source: cause };
+        let error = anyhow::Error::new(error).context("it cannot start");
+        assert_eq!(told(&error), "error: it cannot start\n  /x: disk on fire\n");
+    }
 
     #[test]
     fn columns_are_as_wide_as_they_need() {
