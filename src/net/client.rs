@@ -55,7 +55,8 @@ pub struct ClientLimits {
     pub max_handshakes: usize,
     /// With more unfinished handshakes than this, an address must first prove by Retry that it is real.
     pub retry_above: usize,
-    /// From the first packet to a finished handshake, and again from there to the first byte on the stream.
+    /// From the first packet to the whole first frame, the handshake and the opening of the stream included: nobody holds
+    /// a place for longer without a `Hello`.
     pub handshake_timeout: Duration,
     /// A connection without a packet for so long is closed (clients keep it alive if they want it longer).
     pub idle_timeout: Duration,
@@ -259,7 +260,7 @@ pub struct ClientStats {
     pub refused: u64,
     /// Attempts answered with Retry.
     pub retried: u64,
-    /// Handshakes that failed or took too long, and connections that never opened a stream.
+    /// Handshakes that failed or took too long, and connections without a whole first frame in time.
     pub failed: u64,
     /// Frames received.
     pub frames_in: u64,

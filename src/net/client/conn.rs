@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quinn::{Incoming, ReadError};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{ClientEvent, ClosedBy, Shared, Ticket};
@@ -163,12 +163,15 @@ struct Open<S: EventSink<ClientEvent>> {
     sink: S,
     recv: quinn::RecvStream,
     writer: JoinHandle<()>,
+    /// When its first frame must be here as a whole.
+    greet_by: Instant,
     _ticket: Ticket,
 }
 
 async fn open<S: EventSink<ClientEvent>>(incoming: Incoming, mut ticket: Ticket, sink: S) -> Option<Open<S>> {
     let shared = ticket.shared.clone();
-    let Some((connection, send, recv)) = handshake(incoming, &mut ticket).await else {
+    let greet_by = Instant::now() + shared.limits.handshake_timeout;
+    let Some((connection, send, recv)) = handshake(incoming, &mut ticket, greet_by).await else {
         shared.counters.failed.fetch_add(1, Relaxed);
         return None;
     };
@@ -206,6 +209,7 @@ async fn open<S: EventSink<ClientEvent>>(incoming: Incoming, mut ticket: Ticket,
         sink,
         recv,
         writer,
+        greet_by,
         _ticket: ticket,
     })
 }
@@ -234,11 +238,12 @@ async fn close<S: EventSink<ClientEvent>>(open: Open<S>, reason: ClosedBy) {
 async fn handshake(
     incoming: Incoming,
     ticket: &mut Ticket,
+    until: Instant,
 ) -> Option<(quinn::Connection, quinn::SendStream, quinn::RecvStream)> {
     let shared = ticket.shared.clone();
     let mut stop = shared.stop.subscribe();
     tokio::select! {
-        opened = handshake_steps(incoming, ticket) => opened,
+        opened = handshake_steps(incoming, ticket, until) => opened,
         _ = stop.wait_for(|stop| *stop) => None,
     }
 }
@@ -246,10 +251,10 @@ async fn handshake(
 async fn handshake_steps(
     incoming: Incoming,
     ticket: &mut Ticket,
+    until: Instant,
 ) -> Option<(quinn::Connection, quinn::SendStream, quinn::RecvStream)> {
-    let limit = ticket.shared.limits.handshake_timeout;
     let remote = incoming.remote_address();
-    let connection = match timeout(limit, incoming.into_future()).await {
+    let connection = match timeout_at(until, incoming.into_future()).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "handshake of a client failed");
@@ -261,7 +266,7 @@ async fn handshake_steps(
         }
     };
     ticket.handshake_done();
-    match timeout(limit, connection.accept_bi()).await {
+    match timeout_at(until, connection.accept_bi()).await {
         Ok(Ok((send, recv))) => Some((connection, send, recv)),
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "a client left before it opened its stream");
@@ -279,12 +284,25 @@ async fn read_loop<S: EventSink<ClientEvent>>(open: &mut Open<S>) -> ClosedBy {
         guard: OpenGuard { handle, shared, .. },
         sink,
         recv,
+        greet_by,
         ..
     } = open;
+    let mut greet_by = Some(*greet_by);
     let mut decoder = FrameDecoder::new(shared.limits.max_frame);
     loop {
         let mut chunks: [Bytes; READ_CHUNKS] = Default::default();
-        let count = match recv.read_chunks(&mut chunks).await {
+        let read = recv.read_chunks(&mut chunks);
+        let read = match greet_by {
+            Some(at) => timeout_at(at, read).await,
+            None => Ok(read.await),
+        };
+        let Ok(read) = read else {
+            shared.counters.failed.fetch_add(1, Relaxed);
+            let reason = CloseReason::new(CloseCode::TOO_SLOW, "no whole Hello came in time");
+            handle.close_now(reason.clone());
+            return ClosedBy::Local(reason);
+        };
+        let count = match read {
             Ok(Some(count)) => count,
             Ok(None) => return ClosedBy::Remote(CloseReason::new(CloseCode::NORMAL, "end of stream")),
             Err(error) => return closed_by_read(error),
@@ -303,6 +321,8 @@ async fn read_loop<S: EventSink<ClientEvent>>(open: &mut Open<S>) -> ClosedBy {
         }
         shared.counters.bytes_in.fetch_add(bytes, Relaxed);
         if !frames.is_empty() {
+            // Whoever takes the frames refuses a first one that is no Hello.
+            greet_by = None;
             shared.counters.frames_in.fetch_add(frames.len() as u64, Relaxed);
             shared.counters.batches_in.fetch_add(1, Relaxed);
             if sink

@@ -412,6 +412,40 @@ async fn a_connection_without_a_stream_does_not_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_without_a_whole_first_frame_does_not_stay() {
+    let limit = Duration::from_millis(500);
+    let limits = ClientLimits {
+        handshake_timeout: limit,
+        ..ClientLimits::default()
+    };
+    let mut rig = rig(limits, 64, 1);
+    let (mut slow, mut quick) = (rig.client().await, rig.client().await);
+    // A byte now and then does not help.
+    let began = Instant::now();
+    let hello = numbered(1, 100);
+    let sent = |at: usize| vec![hello.slice(at..at + 1)];
+    quick.send(vec![hello.clone()]).await.unwrap();
+    slow.send(sent(0)).await.unwrap();
+    let mut at = 1;
+    let end = loop {
+        match timeout(limit / 4, slow.recv()).await {
+            Err(_) if at < 40 => slow.send(sent(at)).await.unwrap_or_default(),
+            Err(_) => panic!("still open after {:?}", began.elapsed()),
+            Ok(Err(end)) => break end,
+            Ok(Ok(other)) => panic!("expected the end, not {other:?}"),
+        }
+        at += 1;
+    };
+    assert!(matches!(end, ClosedBy::Remote(reason) if reason.code == CloseCode::TOO_SLOW));
+    assert_eq!(rig.listener.stats().failed, 1);
+    // One that greeted stays, whatever it does not say after.
+    quick.send(vec![hello.slice(..1)]).await.unwrap();
+    assert!(timeout(2 * limit, quick.recv()).await.is_err());
+    wait_until(|| rig.listener.stats().open == 1).await;
+    while !matches!(rig.event().await, ClientEvent::Closed { .. }) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_tells_everybody_and_ends() {
     let mut rig = rig(ClientLimits::default(), 64, 2);
     let mut clients = Vec::new();

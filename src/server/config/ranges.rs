@@ -121,7 +121,7 @@ section! {
     Timeouts at "timeouts" {
         /// Of a client's connection without any traffic; whole seconds.
         idle: Duration = Duration::from_secs(core().idle_seconds.into()), in SECOND => DAY;
-        /// From the first packet of a client to a finished handshake, and from there to its `Hello`.
+        /// From the first packet of a client to its whole `Hello`, the handshake included.
         handshake: Duration = ClientLimits::default().handshake_timeout, in Duration::from_millis(100) => MINUTE;
         /// Of a session's admission by the owner of its user.
         attach: Duration = ms(core().attach_timeout_ms), in Duration::from_millis(10) => HOUR;
