@@ -106,6 +106,27 @@ async fn a_partition_or_store_that_is_lost_makes_the_node_not_ready_and_says_why
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_edge_without_its_core_is_not_ready_and_names_what_is_missing() {
+    let mut cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    let admin = cluster.node("us-east-edge").admin_addr().unwrap();
+    let status = async || get(admin, "/readyz").await.unwrap();
+    assert!(status().await.starts_with("HTTP/1.1 200"));
+    cluster.stop_node("us-east-core").await;
+    until("the edge is not ready", async || {
+        let answer = status().await;
+        answer.starts_with("HTTP/1.1 503") && answer.contains("\"owners\"") && answer.contains("shards have no")
+    })
+    .await;
+    let figures = get(admin, "/metrics").await.unwrap();
+    assert!(!figures.contains("iris_edge_shards_unserved 0\n"), "{figures}");
+    cluster.start_node("us-east-core").await;
+    until("it is again", async || status().await.starts_with("HTTP/1.1 200")).await;
+    let figures = get(admin, "/metrics").await.unwrap();
+    assert!(figures.contains("iris_edge_shards_unserved 0\n"), "{figures}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_process_whose_partition_is_lost_ends_with_an_error() {
     let mut cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
     cluster.stop_node("us-east-core").await;

@@ -70,6 +70,7 @@ mod tests;
 use bucket::Buckets;
 use inbound::Watched;
 use lanes::Routing;
+pub use lanes::Unserved;
 pub use session::DEPOSIT_COST;
 use session::Session;
 pub use stats::{Durations, EdgeStats};

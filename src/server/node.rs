@@ -25,7 +25,7 @@ use super::open::{self, Wanted};
 use super::partition::{Clock, Event, PartitionStatus, PartitionTask, SIBLING_QUEUE};
 use super::prepare::Prepared;
 use super::regions::{Regions, Role};
-use super::shards::{futures_any, watch_shards};
+use super::shards::{Watched, futures_any, watch_shards};
 use super::store::StoreThread;
 use super::token::KeyError;
 use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, Origin, RegionId};
@@ -207,7 +207,11 @@ impl Node {
             reply_senders.push(sender);
             reply_queues.push(queue);
         }
-        health.set_ready("shards", Err("the node has just started".to_owned()));
+        let starting = || Err("the node has just started".to_owned());
+        health.set_ready("shards", starting());
+        if config.node.has(Role::Edge) {
+            health.set_ready("owners", starting());
+        }
         let store = if is_core {
             let wanted = Wanted {
                 cluster,
@@ -301,6 +305,7 @@ impl Node {
                 status: status_sender,
                 peer_addrs: peer_addrs_seen.clone(),
                 meters: Meters::new(metrics.clone(), link_states.clone(), index as u8),
+                routes_version: u64::MAX,
                 supervisor: supervisor.clone(),
                 recovered: (0, "".into()),
             };
@@ -373,8 +378,13 @@ impl Node {
         let run = move || view.clone().run(nodes.clone(), stopping.clone());
         tasks.spawn(supervisor.clone().keep("members", "members".to_owned(), run));
         let shards = {
-            let (status, health, fresh) = (status.clone(), health.clone(), folder.is_fresh());
-            move || watch_shards(is_core, fresh, status.clone(), health.clone(), stopped.clone())
+            let (status, health, metrics) = (status.clone(), health.clone(), metrics.clone());
+            let watched = Watched {
+                core: is_core,
+                edge: config.node.has(Role::Edge),
+                fresh: folder.is_fresh(),
+            };
+            move || watch_shards(watched, status.clone(), health.clone(), metrics.clone(), stopped.clone())
         };
         tasks.spawn(supervisor.clone().keep("shards", "shards".to_owned(), shards));
         tracing::info!(node = %key, generation = generation.0, peer = %pool.addr(), "the node runs");

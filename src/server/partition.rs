@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::meters::Meters;
 use super::metrics::{LinkReason, Queue, Reason, code_name};
 use super::store::{StoreReply, StoreRequest};
+use crate::core::edge::Unserved;
 use crate::core::ids::{Addr, ConnId, NodeKey, UserId};
 use crate::core::link::{LinkAlarm, StopReason};
 use crate::core::msg::Message;
@@ -108,6 +109,8 @@ pub struct PartitionStatus {
     pub began_recovery: usize,
     /// Why the last one did.
     pub recovery_why: Arc<str>,
+    /// Shards that clients at this node are not served, by what is missing.
+    pub unserved: Unserved,
 }
 
 /// What a partition's task works with.
@@ -124,6 +127,8 @@ pub(super) struct PartitionTask {
     pub(super) status: watch::Sender<PartitionStatus>,
     pub(super) peer_addrs: watch::Receiver<BTreeMap<NodeKey, std::net::SocketAddr>>,
     pub(super) meters: Meters,
+    /// Of the routes that the status was made from; any number that is none at first.
+    pub(super) routes_version: u64,
     /// Told where the node must end.
     pub(super) supervisor: Supervisor,
     /// How many shards began to recover, and why the last one did.
@@ -531,6 +536,13 @@ impl PartitionTask {
             recovering: owner.recovering_count(),
             began_recovery: self.recovered.0,
             recovery_why: self.recovered.1.clone(),
+            unserved: match self.core.edge().routes_version() {
+                same if same == self.routes_version => self.status.borrow().unserved.clone(),
+                new => {
+                    self.routes_version = new;
+                    self.core.edge().unserved()
+                }
+            },
         };
         self.status.send_if_modified(|old| {
             let changed = *old != status;

@@ -1,4 +1,4 @@
-//! Whether a node's shards are ready, and what is said of those that recover (R4): a line when it begins and one when it
+//! Whether a node's shards are ready, whether an edge reaches the owners of all, and what is said of those that recover (R4): a line when it begins and one when it
 //! ends, with the number. Each shard's own is at level debug.
 
 use std::sync::Arc;
@@ -7,33 +7,49 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::http::Health;
+use super::metrics::Metrics;
 use super::partition::PartitionStatus;
 
 /// Shards of a store begin to recover within this of each other; the line waits for it, so that it counts them all.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// Keeps the component `shards` of a node's health.
+/// What a node is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Watched {
+    pub(super) core: bool,
+    pub(super) edge: bool,
+    /// Whether its store was made at this start.
+    pub(super) fresh: bool,
+}
+
+/// Keeps the components `shards` and, for an edge, `owners` of a node's health.
 pub(super) async fn watch_shards(
-    is_core: bool,
-    fresh: bool,
+    node: Watched,
     mut status: Vec<watch::Receiver<PartitionStatus>>,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
 ) {
-    if !is_core {
-        health.set_ready("shards", Ok(()));
-        return;
-    }
     let mut told = Recoveries::default();
     loop {
         let seen: Vec<PartitionStatus> = status
             .iter_mut()
             .map(|status| status.borrow_and_update().clone())
             .collect();
-        health.set_ready("shards", readiness(&seen));
-        let due = told.look(&seen, Instant::now(), &mut |news| tell(&news, fresh));
+        health.set_ready("shards", if node.core { readiness(&seen) } else { Ok(()) });
+        if node.edge {
+            let (served, unserved) = owners(&seen);
+            health.set_ready("owners", served);
+            metrics.shards_unserved.set(unserved.into());
+        }
+        let due = told.look(&seen, Instant::now(), &mut |news| tell(&news, node.fresh));
         tokio::select! {
-            _ = futures_any(status.iter_mut().map(|status| Box::pin(status.changed()))) => {}
+            changed = futures_any(status.iter_mut().map(|status| Box::pin(status.changed()))) => {
+                if !matches!(changed, Some(Ok(()))) {
+                    // A partition is gone, and its own component says so.
+                    return;
+                }
+            }
             () = tokio::time::sleep(due.unwrap_or(Duration::from_secs(3600))) => {}
             _ = stop.changed() => return,
         }
@@ -52,6 +68,18 @@ fn readiness(status: &[PartitionStatus]) -> Result<(), String> {
         Err("not all shards placed here are active".to_owned())
     } else {
         Ok(())
+    }
+}
+
+/// Whether every partition of an edge has an open lane to the owner of every shard, and how many shards lack one.
+fn owners(status: &[PartitionStatus]) -> (Result<(), String>, u32) {
+    let unserved = || status.iter().map(|status| &status.unserved);
+    if unserved().any(|unserved| unserved.shards == 0) {
+        return (Err("the node has just started".to_owned()), 0);
+    }
+    match unserved().max_by_key(|unserved| unserved.count()) {
+        Some(worst) if worst.count() > 0 => (Err(worst.to_string()), worst.count()),
+        _ => (Ok(()), 0),
     }
 }
 

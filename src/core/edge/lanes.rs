@@ -1,5 +1,7 @@
 //! Lanes to owners: which one serves a shard, how shards open and close on them, and what goes out at a flush.
 
+mod unserved;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::session::Session;
@@ -11,6 +13,8 @@ use crate::core::msg::{Attach, Deposit, Detach, MAX_ITEMS, SessionAck, SetStatus
 use crate::core::time::{Mono, Now};
 
 /// Deposits of one stream that go out before another stream has its turn.
+pub use unserved::Unserved;
+
 const TURN: usize = 64;
 /// Bytes after which a message to an owner is full. With one more item of the largest size (a body of 1 MB; an attach
 /// with three vectors of 4,096 origins, under 300 KB) it stays far below `MAX_PEER_MESSAGE`.
@@ -34,6 +38,8 @@ pub(super) struct Routing {
     /// Shards that must not open before a time, as in their routes.
     holds: BTreeSet<(Mono, ShardId)>,
 }
+    /// Counts changes of which shards are served, and why others are not.
+    version: u64,
 
 #[derive(Debug, Clone, Default)]
 struct Route {
@@ -101,6 +107,7 @@ impl Routing {
     }
 
     pub(super) fn poll_timeout(&self, limits: &CoreLimits) -> Option<Mono> {
+            version: 0,
         let hold = self.holds.first().map(|(at, _)| *at);
         let silent = self.lanes.values().filter(|lane| lane.owes());
         hold.into_iter()
@@ -212,6 +219,7 @@ impl Edge {
             self.routing.hold(*shard, None);
             let route = &mut self.routing.routes[shard.0 as usize];
             route.owner = owners.get(shard).cloned();
+        self.routing.version += 1;
             route.refusals = 0;
         }
         let wanted: BTreeSet<&Owner> = owners.values().collect();
@@ -235,6 +243,7 @@ impl Edge {
         } else {
             self.routing.up.remove(node);
             let lanes = self.routing.lanes.iter();
+        self.routing.version += 1;
             let dead: Vec<u64> = lanes
                 .filter(|(_, lane)| lane.owner.addr.node == *node)
                 .map(|(n, _)| *n)
@@ -410,6 +419,7 @@ impl Edge {
                 if closing[shard.0 as usize] {
                     self.routing.answered(*shard, stream.rewind());
                 }
+        self.routing.version += 1;
             }
         }
         for shard in shards {
@@ -491,6 +501,7 @@ impl Edge {
             return;
         };
         lane.out.synced.push(shard);
+        self.routing.version += 1;
         for (_, user) in super::inbound::watched_of(&self.watched, shard) {
             lane.watch(user);
         }
