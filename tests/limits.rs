@@ -434,6 +434,7 @@ fn hello(token: &str, device: &str) -> Hello {
         status: Status::Online,
         text: String::new(),
         agent: "test".to_owned(),
+        memory: 0,
     }
 }
 

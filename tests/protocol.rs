@@ -54,6 +54,7 @@ fn client_frames() -> Vec<(&'static str, ClientFrame)> {
         status: Status::Online,
         text: "at lunch".into(),
         agent: "example/1.0".into(),
+        memory: 0x0102_0304_0506_0708,
     };
     let sends_only = Hello {
         capabilities: SENDS_ONLY,

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub use self::endpoints::Target;
 use self::endpoints::{Endpoints, Was};
@@ -258,6 +259,8 @@ pub struct Machine {
     /// Whether the token was refused and no session stood since.
     token_refused: bool,
     connect_epoch: u64,
+    /// Under which the server compares connect epochs. It goes with the seed of the state, which it does not betray.
+    memory: u64,
     clock: Option<ServerClock>,
     /// Messages whose ids were made before the server's time was known; none of them went out.
     provisional: Vec<Ticket>,
@@ -301,6 +304,7 @@ impl Machine {
             attempt: 0,
             token_refused: false,
             connect_epoch: state.connect_epoch,
+            memory: xxh3_64_with_seed(b"memory", seed).max(1),
             clock: None,
             provisional: Vec::new(),
             max_body: MAX_BODY,
@@ -572,6 +576,7 @@ impl Machine {
             status: self.config.status,
             text: self.config.status_text.clone(),
             agent: self.config.agent.clone(),
+            memory: self.memory,
         };
         // The next one says more, so that a server knows which of two came later.
         self.connect_epoch = self.connect_epoch.saturating_add(1);

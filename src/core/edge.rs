@@ -230,6 +230,7 @@ impl Edge {
             acked: Vector::new(),
             connect_epoch: hello.connect_epoch,
             hello_epoch: hello.connect_epoch,
+            memory: hello.memory,
             welcomed: false,
             store: crate::core::ids::Origin(0),
             since_ms: now.wall_ms,

@@ -121,6 +121,8 @@ pub struct Attach {
     /// Unix milliseconds at which it connected.
     pub since_ms: u64,
     /// Its status.
+    /// The memory of its `Hello`, under which that counts; 0 = not told.
+    pub memory: u64,
     pub status: Status,
     /// Its status text.
     pub text: String,

@@ -286,6 +286,10 @@ pub struct Hello {
     pub text: String,
     /// Name and version of the client library, for logs.
     pub agent: String,
+    /// A random number made together with what the client remembers, and lost with it; 0 = not told, as by clients that
+    /// leave the field out. Only under the same number are two connect epochs those of one count.
+    #[serde(default)]
+    pub memory: u64,
 }
 
 /// A message to send.

@@ -27,6 +27,8 @@ pub(super) struct Session {
     pub(super) connect_epoch: u64,
     /// As the client said.
     pub(super) hello_epoch: u64,
+    /// The same.
+    pub(super) memory: u64,
     pub(super) welcomed: bool,
     /// The life of the shard in its store, as the owner told; see [`Attach::store`].
     pub(super) store: Origin,
@@ -80,6 +82,7 @@ impl Session {
             acked: self.acked.clone(),
             connect_epoch: self.connect_epoch,
             hello_epoch: self.hello_epoch,
+            memory: self.memory,
             welcomed: self.welcomed,
             since_ms: self.since_ms,
             status: self.status,

@@ -179,6 +179,7 @@ fn hello(device: &str) -> Hello {
         text: String::new(),
         agent: String::new(),
     }
+        memory: 5,
 }
 
 impl Rig {

@@ -12,7 +12,7 @@ use crate::core::defect::{self, Defect};
 use crate::core::ids::{Addr, DeviceId, Generation, NodeKey, RegionId, SessionId, ShardId, UserId};
 use crate::core::limits::ms;
 use crate::core::link::{DeviceKey, PresenceSource};
-use crate::core::msg::{self, ToEdge};
+use crate::core::msg::{self, Attach, ToEdge};
 use crate::core::presence::{Admission, AdmitError, Claim, Edge, Effect, Entry, MergeOutcome, StatusText};
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{Code, PresenceEvent};
@@ -24,6 +24,36 @@ pub(super) struct Probe {
     user: UserId,
     device: DeviceId,
     until: Mono,
+}
+
+/// What says which of two sessions of a device is the newer.
+#[derive(Debug, Clone, Copy)]
+struct Came {
+    memory: u64,
+    hello_epoch: u64,
+    since_ms: u64,
+}
+
+impl Came {
+    fn of(attach: &Attach) -> Came {
+        Came {
+            memory: attach.memory,
+            hello_epoch: attach.hello_epoch,
+            since_ms: attach.since_ms,
+        }
+    }
+
+    /// Whether `self` is the older one. The client's own count of its tries says it; where it lost that, as after it was
+    /// installed anew, the clocks of edges do, and of two at the same time neither is older.
+    fn is_before(&self, other: &Came) -> bool {
+        // Of a client that does not tell its memory, nothing but an epoch of 0 says that it has none.
+        let told = self.memory != 0 || (self.hello_epoch != 0 && other.hello_epoch != 0);
+        if told && self.memory == other.memory && self.hello_epoch != other.hello_epoch {
+            self.hello_epoch < other.hello_epoch
+        } else {
+            self.since_ms < other.since_ms
+        }
+    }
 }
 
 impl PresenceSource for Owner {
@@ -125,7 +155,7 @@ impl Owner {
                 }
             },
         };
-        let came = (attach.hello_epoch, attach.since_ms);
+        let came = Came::of(attach);
         let admitted = shard.presence.admit(admission);
         self.presence_touched(id, now);
         match admitted {
@@ -408,7 +438,7 @@ impl Owner {
                         continue;
                     };
                     let attach = &beaten.attach;
-                    let (lane, came) = (beaten.lane, (attach.hello_epoch, attach.since_ms));
+                    let (lane, came) = (beaten.lane, Came::of(attach));
                     let code = self.code_for_beaten(id, by, came);
                     let detail = if code == Code::Unavailable {
                         format!("session {by} of the same device was attached late: connect again")
@@ -428,11 +458,10 @@ impl Owner {
     }
 
     /// What a session that lost to session `by` is told. An older session may come late: it waited at its edge, or the
-    /// `Hello` of a connection that was given up did on its way. The newer one must try again, not give up for good. Which
-    /// one is newer the client's own count of its tries says, and after it forgot that, the clocks of edges.
-    fn code_for_beaten(&mut self, id: ShardId, by: SessionId, (epoch, since_ms): (u64, u64)) -> Code {
-        let winner = self.attachment(id, by).map(|winner| &winner.attach);
-        if winner.is_some_and(|winner| winner.hello_epoch < epoch || winner.since_ms < since_ms) {
+    /// `Hello` of a connection that was given up did on its way. The newer one must try again, not give up for good.
+    fn code_for_beaten(&mut self, id: ShardId, by: SessionId, beaten: Came) -> Code {
+        let winner = self.attachment(id, by).map(|winner| Came::of(&winner.attach));
+        if winner.is_some_and(|winner| winner.is_before(&beaten)) {
             Code::Unavailable
         } else {
             Code::Superseded

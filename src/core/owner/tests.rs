@@ -65,6 +65,7 @@ fn attach(lane: u64) -> Attach {
         acked: Vector::new(),
         connect_epoch: lane - 1,
         hello_epoch: 0,
+        memory: 1,
         welcomed: lane > 1,
         since_ms: 1,
         status: Status::Online,
@@ -77,6 +78,7 @@ fn attach(lane: u64) -> Attach {
 struct Script {
     owner: Owner,
     given: Vec<u64>,
+    ended: Vec<(SessionId, Code)>,
 }
 
 impl Script {
@@ -96,6 +98,7 @@ impl Script {
         assert!(script.owner.all_active());
         script
     }
+            ended: Vec::new(),
 
     /// Answers all that is asked, but for pages of inboxes, which are given back.
     fn run(&mut self) -> Vec<Question> {
@@ -132,12 +135,31 @@ impl Script {
         pages
     }
 
+                OwnerOutput::ToEdge {
+                    body: ToEdge::Ended { session, code, .. },
+                    ..
+                } => self.ended.push((session, code)),
     /// Bob's session is attached on a new lane.
     fn attach(&mut self, lane: u64) -> Vec<Question> {
         self.open(lane);
         self.say_attach(lane);
         self.run()
     }
+    /// Two sessions of Bob's phone: what the edge of the first is told when the second comes.
+    fn beaten(first: Attach, second: Attach) -> Code {
+        let mut script = Script::new();
+        script.open(1);
+        for attach in [first.clone(), second] {
+            let body = ToOwner::Attach(vec![attach]);
+            script.owner.handle_edge(&addr("edge"), 1, body, NOW);
+            script.run();
+        }
+        match script.ended[..] {
+            [(session, code)] if session == first.session => code,
+            _ => panic!("one end was expected, of the first: {:?}", script.ended),
+        }
+    }
+
 
     fn open(&mut self, lane: u64) {
         let edge = addr("edge");
@@ -255,6 +277,106 @@ fn an_owner_that_finishes_answers_what_it_took_and_takes_no_more() {
     assert!(!script.owner.is_settled(), "one is in the commit");
     script.deposit(1, 2);
     let (more, told) = script.outputs();
+/// A session of Bob's phone: its number, which memory its client has, the count of its tries there, and when it came.
+fn came(session: u64, memory: u64, hello_epoch: u64, since_ms: u64) -> Attach {
+    Attach {
+        session: SessionId(session),
+        connect_epoch: hello_epoch,
+        hello_epoch,
+        memory,
+        since_ms,
+        ..attach(1)
+    }
+}
+
+#[test]
+fn a_client_that_forgot_its_epoch_wins_over_the_session_before() {
+    // The second was installed anew, or runs in another folder: it knows nothing of the first one's count.
+    for tries in 0..3 {
+        let second = came(2, 8, tries, 2_000);
+        assert_eq!(Script::beaten(came(1, 7, 5, 1_000), second), Code::Superseded);
+    }
+    // A client that does not tell its memory has none at its first try.
+    let untold = Script::beaten(came(1, 0, 5, 1_000), came(2, 0, 0, 2_000));
+    assert_eq!(untold, Code::Superseded);
+    // By the clocks of edges it is the other one that came later: that one comes again.
+    let waited = Script::beaten(came(1, 7, 5, 2_000), came(2, 8, 0, 1_000));
+    assert_eq!(waited, Code::Unavailable);
+}
+
+#[test]
+fn an_older_try_of_a_client_that_comes_late_does_not_win() {
+    // Its `Hello` was on its way for long, so that it looks younger to its edge.
+    for memory in [0, 7] {
+        let late = Script::beaten(came(1, memory, 6, 1_000), came(2, memory, 5, 2_000));
+        assert_eq!(late, Code::Unavailable, "memory {memory}");
+    }
+    let first_of_all = Script::beaten(came(1, 7, 1, 1_000), came(2, 7, 0, 2_000));
+    assert_eq!(first_of_all, Code::Unavailable);
+    // In its own order the clocks of edges do not count.
+    let next = Script::beaten(came(1, 7, 5, 2_000), came(2, 7, 6, 1_000));
+    assert_eq!(next, Code::Superseded);
+}
+
+#[test]
+fn deliveries_wait_for_room_on_their_lane_and_come_in_order_when_the_edge_took_the_others() {
+    let cost = delivery_cost(message(1).bytes()) as u64;
+    let mut script = Script::limited(|limits| limits.lane_bytes = 4 * cost as usize);
+    let page = script.attach(1).remove(0);
+    script.page(page, &[]);
+    for seq in 1..=9 {
+        assert!(script.commit(seq).is_empty());
+    }
+    assert_eq!(script.given, [1, 2, 3, 4]);
+    // Less than half of it is no turn yet.
+    assert!(script.say(1, ToOwner::Taken { bytes: cost }).is_empty());
+    let page = script.say(1, ToOwner::Taken { bytes: cost }).remove(0);
+    // The page holds more than there is room for.
+    assert!(script.page(page, &[5, 6, 7, 8, 9]).is_empty());
+    assert_eq!(script.given, [1, 2, 3, 4, 5, 6]);
+    let page = script.say(1, ToOwner::Taken { bytes: 4 * cost }).remove(0);
+    script.page(page, &[7, 8, 9]);
+    assert_eq!(script.given, (1..=9).collect::<Vec<u64>>());
+    // A new lane begins with all of its room.
+    script.say(1, ToOwner::Taken { bytes: 3 * cost });
+    (10..=12).for_each(|seq| drop(script.commit(seq)));
+    assert_eq!(script.given, (1..=12).collect::<Vec<u64>>());
+}
+
+#[test]
+fn a_session_whose_turn_brings_nothing_does_not_hold_up_the_next() {
+    let cost = delivery_cost(message(1).bytes()) as u64;
+    let mut script = Script::limited(|limits| {
+        limits.lane_bytes = 2 * cost as usize;
+        limits.window_bytes = 4 * cost as usize;
+    });
+    let page = script.attach(1).remove(0);
+    script.page(page, &[]);
+    let other = Attach {
+        session: SessionId(10),
+        device: DeviceId::new("laptop").unwrap(),
+        ..attach(1)
+    };
+    let page = script.say(1, ToOwner::Attach(vec![other])).remove(0);
+    script.page(page, &[]);
+    // Both are given the first, and both wait with the second.
+    script.commit(1);
+    script.commit(2);
+    assert_eq!(script.given, [1, 1]);
+    let pages = script.say(1, ToOwner::Taken { bytes: 2 * cost });
+    assert_eq!(pages.len(), 1, "one at a time");
+    let empty = pages.into_iter().next().unwrap();
+    assert!(script.page(empty, &[]).is_empty());
+    let later = Now {
+        mono: Mono(10_000_000),
+        ..NOW
+    };
+    script.owner.handle_timeout(later);
+    let page = script.run().remove(0);
+    script.page(page, &[2]);
+    assert_eq!(script.given, [1, 1, 2]);
+}
+
     assert!(more.is_empty());
     let code = |told: &[ToEdge]| match told {
         [ToEdge::Answers(answers)] => match &answers[0].verdict {
