@@ -472,7 +472,7 @@ impl Edge {
             if let Some(at) = stream.paused {
                 self.retries.remove(&(at, id, *shard));
             }
-            self.routing.answered(*shard, stream.sent);
+            self.routing.answered(*shard, stream.in_flight());
         }
         for user in std::mem::take(&mut session.watching) {
             self.unwatch(id, &user);

@@ -16,6 +16,10 @@ pub struct CoreLimits {
     pub edge_bytes: usize,
     /// Deposits in flight on a lane; the rest waits at the edge. A few commits' worth keeps the owner busy.
     pub lane_deposits: usize,
+    /// Bytes of deposits in flight on a lane, and of deliveries that the edge did not take off it yet. Far below what a
+    /// connection between nodes queues, so that a few lanes one after another, each said to the end, fit into it; enough
+    /// for 300 MB/s at 50 ms for an answer.
+    pub lane_bytes: usize,
     /// Deposits that an owner partition holds for commits; beyond it they are refused retryably.
     pub owner_deposits: usize,
     /// Messages in flight to one device.
@@ -63,6 +67,7 @@ impl Default for CoreLimits {
             sends_in_flight: 1024,
             edge_bytes: 256 * 1024 * 1024,
             lane_deposits: 16 * 1024,
+            lane_bytes: 16 * 1024 * 1024,
             owner_deposits: 64 * 1024,
             window_messages: 256,
             window_bytes: 1024 * 1024,

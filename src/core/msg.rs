@@ -74,6 +74,11 @@ pub enum ToOwner {
     Deposit(Vec<Deposit>),
     /// What sessions consumed, cumulative per origin.
     Ack(Vec<SessionAck>),
+    /// The edge took so many bytes of deliveries off this lane: that much more may be under way.
+    Taken {
+        /// As [`crate::core::owner::delivery_cost`] counts them.
+        bytes: u64,
+    },
     /// Sessions that ended.
     Detach(Vec<Detach>),
     /// Status changes.
@@ -116,13 +121,13 @@ pub struct Attach {
     pub connect_epoch: u64,
     /// The epoch of its `Hello`: a client raises it with each, so that the later of two is known as such.
     pub hello_epoch: u64,
+    /// The memory of its `Hello`, under which that counts; 0 = not told.
+    pub memory: u64,
     /// Whether the session was welcomed already: its epoch stays.
     pub welcomed: bool,
     /// Unix milliseconds at which it connected.
     pub since_ms: u64,
     /// Its status.
-    /// The memory of its `Hello`, under which that counts; 0 = not told.
-    pub memory: u64,
     pub status: Status,
     /// Its status text.
     pub text: String,

@@ -14,6 +14,7 @@
 //! and attaches before that are refused retryably. Whatever is committed comes back through
 //! [`Owner::handle_committed`], own operations and applied ones alike; delivery reads only from there and from the store.
 
+mod credit;
 mod delivery;
 mod deposits;
 mod holes;
@@ -44,6 +45,7 @@ use crate::core::commit;
 
 use parts::{PARTS, Parts};
 
+pub use credit::{TAKEN_STEP, delivery_cost};
 pub use delivery::DeliveryStats;
 pub use deposits::DepositStats;
 
@@ -246,6 +248,10 @@ struct Lane {
     generation: Generation,
     answers: Vec<Answer>,
     deliveries: Vec<Delivery>,
+    /// Bytes of deliveries that the edge did not say that it took.
+    in_flight: usize,
+    /// Sessions that found no room, in the order of their turns.
+    waiting: VecDeque<(ShardId, SessionId)>,
     presence: BTreeMap<UserId, PresenceEvent>,
     sessions: BTreeSet<(ShardId, SessionId)>,
     watches: BTreeSet<UserId>,
@@ -497,6 +503,7 @@ impl Owner {
             ToOwner::Ack(acks) => acks
                 .into_iter()
                 .for_each(|ack| self.ack(ack.shard, ack.session, ack.at)),
+            ToOwner::Taken { bytes } => self.taken(lane, bytes),
             ToOwner::Detach(ended) => {
                 ended
                     .into_iter()
@@ -643,6 +650,7 @@ impl Owner {
         if self.presence_at <= now.mono {
             self.presence_at = now.mono + ms(self.config.limits.presence_ms);
             self.presence_tick(now);
+            self.use_all_room();
         }
     }
 
@@ -750,6 +758,8 @@ impl Owner {
             generation,
             answers: Vec::new(),
             deliveries: Vec::new(),
+            in_flight: 0,
+            waiting: VecDeque::new(),
             presence: BTreeMap::new(),
             sessions: BTreeSet::new(),
             watches: BTreeSet::new(),

@@ -195,7 +195,7 @@ fn draw_limits(rng: &mut SimRng) -> CoreLimits {
     if rng.chance(500) {
         return defaults;
     }
-    CoreLimits {
+    let limits = CoreLimits {
         sends_in_flight: rng.between(2, 16) as u32,
         lane_deposits: rng.between(2, 32) as usize,
         owner_deposits: rng.between(4, 64) as usize,
@@ -206,6 +206,11 @@ fn draw_limits(rng: &mut SimRng) -> CoreLimits {
         edge_bytes: rng.between(8, 64) as usize * 1024,
         deposit_timeout_ms: rng.between(2_000, 10_000),
         ..defaults
+    };
+    CoreLimits {
+        // Some windows together exceed it.
+        lane_bytes: 2 * limits.window_bytes,
+        ..limits
     }
 }
 

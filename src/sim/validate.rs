@@ -82,6 +82,7 @@ impl Case {
             ("sends_in_flight", limits.sends_in_flight.into(), 1),
             ("edge_bytes", limits.edge_bytes as u64, 4096),
             ("lane_deposits", limits.lane_deposits as u64, 1),
+            ("lane_bytes", limits.lane_bytes as u64, 1024),
             ("owner_deposits", limits.owner_deposits as u64, 1),
             ("window_messages", limits.window_messages as u64, 1),
             ("window_bytes", limits.window_bytes as u64, 1),

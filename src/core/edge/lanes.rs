@@ -4,17 +4,18 @@ mod unserved;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::session::Session;
+use super::session::{InFlight, Session};
 use super::{Edge, EdgeConfig, EdgeOutput};
 use crate::core::ids::{Addr, Generation, NodeKey, SessionId, ShardId, UserId};
 use crate::core::limits::{CoreLimits, ms};
 use crate::core::members::Owner;
 use crate::core::msg::{Attach, Deposit, Detach, MAX_ITEMS, SessionAck, SetStatus, ToEdge, ToOwner};
+use crate::core::owner::{TAKEN_STEP, delivery_cost};
 use crate::core::time::{Mono, Now};
 
-/// Deposits of one stream that go out before another stream has its turn.
 pub use unserved::Unserved;
 
+/// Deposits of one stream that go out before another stream has its turn.
 const TURN: usize = 64;
 /// Bytes after which a message to an owner is full. With one more item of the largest size (a body of 1 MB; an attach
 /// with three vectors of 4,096 origins, under 300 KB) it stays far below `MAX_PEER_MESSAGE`.
@@ -37,9 +38,9 @@ pub(super) struct Routing {
     up: BTreeSet<NodeKey>,
     /// Shards that must not open before a time, as in their routes.
     holds: BTreeSet<(Mono, ShardId)>,
-}
     /// Counts changes of which shards are served, and why others are not.
     version: u64,
+}
 
 #[derive(Debug, Clone, Default)]
 struct Route {
@@ -58,7 +59,7 @@ pub(super) struct Lane {
     owner: Owner,
     opened: Mono,
     /// Deposits without an answer: the sum over the streams of its shards.
-    in_flight: usize,
+    in_flight: InFlight,
     /// Attaches without an answer.
     pub(super) attaching: usize,
     /// Since when the owner owes an answer, or when it last said something.
@@ -87,7 +88,10 @@ pub(super) struct LaneOut {
     /// Acknowledgements of sessions that ended.
     acks: Vec<SessionAck>,
     pub(super) detach: Vec<Detach>,
+    /// Messages that need no order among the others.
     probed: Vec<ToOwner>,
+    /// Bytes of deliveries that came and were not told as taken.
+    taken: u64,
 }
 
 impl Routing {
@@ -103,11 +107,11 @@ impl Routing {
             own: config.me.node.clone(),
             up: BTreeSet::new(),
             holds: BTreeSet::new(),
+            version: 0,
         }
     }
 
     pub(super) fn poll_timeout(&self, limits: &CoreLimits) -> Option<Mono> {
-            version: 0,
         let hold = self.holds.first().map(|(at, _)| *at);
         let silent = self.lanes.values().filter(|lane| lane.owes());
         hold.into_iter()
@@ -131,11 +135,12 @@ impl Routing {
     }
 
     /// So many deposits to a shard are not in flight any more.
-    pub(super) fn answered(&mut self, shard: ShardId, count: usize) {
-        if count > 0
+    pub(super) fn answered(&mut self, shard: ShardId, some: InFlight) {
+        if some.count > 0
             && let Some(lane) = self.lane_of(shard)
         {
-            lane.in_flight -= count;
+            lane.in_flight.count -= some.count;
+            lane.in_flight.bytes -= some.bytes;
         }
     }
 
@@ -165,7 +170,7 @@ impl Routing {
 
 impl Lane {
     fn owes(&self) -> bool {
-        self.in_flight > 0 || self.attaching > 0
+        self.in_flight.count > 0 || self.attaching > 0
     }
 
     fn owe(&mut self, now: Mono) {
@@ -214,12 +219,12 @@ impl Edge {
         if moved.is_empty() {
             return;
         }
+        self.routing.version += 1;
         self.close_shards(&moved);
         for shard in &moved {
             self.routing.hold(*shard, None);
             let route = &mut self.routing.routes[shard.0 as usize];
             route.owner = owners.get(shard).cloned();
-        self.routing.version += 1;
             route.refusals = 0;
         }
         let wanted: BTreeSet<&Owner> = owners.values().collect();
@@ -238,12 +243,12 @@ impl Edge {
         if *node == self.routing.own {
             return;
         }
+        self.routing.version += 1;
         if up {
             self.routing.up.insert(node.clone());
         } else {
             self.routing.up.remove(node);
             let lanes = self.routing.lanes.iter();
-        self.routing.version += 1;
             let dead: Vec<u64> = lanes
                 .filter(|(_, lane)| lane.owner.addr.node == *node)
                 .map(|(n, _)| *n)
@@ -270,7 +275,13 @@ impl Edge {
             ToEdge::NotOwner(shards) => self.on_not_owner(lane, shards),
             ToEdge::Answers(answers) => answers.into_iter().for_each(|answer| self.on_answer(answer, now)),
             ToEdge::Presence(events) => events.into_iter().for_each(|event| self.on_presence(lane, event)),
-            ToEdge::Deliver(deliveries) => deliveries.into_iter().for_each(|d| self.on_delivery(lane, d)),
+            ToEdge::Deliver(deliveries) => {
+                let cost: usize = deliveries.iter().map(|some| delivery_cost(&some.op)).sum();
+                if let Some(lane) = self.routing.lane_mut(lane) {
+                    lane.out.taken += cost as u64;
+                }
+                deliveries.into_iter().for_each(|d| self.on_delivery(lane, d));
+            }
             ToEdge::Hole { session, hole } => self.on_hole(lane, session, hole),
             ToEdge::Attached {
                 session,
@@ -408,6 +419,7 @@ impl Edge {
         if !any {
             return;
         }
+        self.routing.version += 1;
         for session in self.sessions.values_mut() {
             if session.lane != 0 && closing[session.shard.0 as usize] {
                 if let Some(lane) = self.routing.lane_mut(session.lane) {
@@ -419,7 +431,6 @@ impl Edge {
                 if closing[shard.0 as usize] {
                     self.routing.answered(*shard, stream.rewind());
                 }
-        self.routing.version += 1;
             }
         }
         for shard in shards {
@@ -490,6 +501,7 @@ impl Edge {
     }
 
     fn open_shard(&mut self, number: u64, shard: ShardId) {
+        self.routing.version += 1;
         let route = &mut self.routing.routes[shard.0 as usize];
         (route.lane, route.opened) = (number, self.mono);
         let sessions = self
@@ -501,7 +513,6 @@ impl Edge {
             return;
         };
         lane.out.synced.push(shard);
-        self.routing.version += 1;
         for (_, user) in super::inbound::watched_of(&self.watched, shard) {
             lane.watch(user);
         }
@@ -516,7 +527,7 @@ impl Edge {
         let lane = Lane {
             owner: owner.clone(),
             opened: self.mono,
-            in_flight: 0,
+            in_flight: InFlight::default(),
             attaching: 0,
             owed_from: self.mono,
             queue: VecDeque::new(),
@@ -534,9 +545,11 @@ impl Edge {
 
     pub(super) fn flush_lanes(&mut self) {
         let window = self.config.limits.lane_deposits.max(1);
+        let most = self.config.limits.lane_bytes;
         let routes = &self.routing.routes;
         for (number, lane) in &mut self.routing.lanes {
-            while lane.in_flight < window
+            while lane.in_flight.count < window
+                && lane.in_flight.bytes < most
                 && let Some((id, shard)) = lane.queue.pop_front()
             {
                 let Some(stream) = self.sessions.get_mut(&id).and_then(|s| s.streams.get_mut(&shard)) else {
@@ -545,23 +558,34 @@ impl Edge {
                 if routes[shard.0 as usize].lane != *number || !stream.queued {
                     continue;
                 }
-                let end = stream
-                    .items
-                    .len()
-                    .min(stream.sent + TURN.min(window - lane.in_flight));
+                let turn = TURN.min(window - lane.in_flight.count);
+                lane.owe(self.mono);
+                let mut end = stream.sent;
+                // The one that reaches the limit goes, so that none is too large for it.
+                for item in stream.items.range(stream.sent..).take(turn) {
+                    if lane.in_flight.bytes >= most {
+                        break;
+                    }
+                    lane.in_flight.bytes += item.cost();
+                    end += 1;
+                }
                 let attempt = stream.attempt;
                 let turn = stream.items.range(stream.sent..end);
-                lane.owe(self.mono);
                 lane.out
                     .deposits
                     .extend(turn.map(|item| item.deposit(shard, attempt)));
-                lane.in_flight += end - stream.sent;
+                lane.in_flight.count += end - stream.sent;
                 self.stats.deposited += (end - stream.sent) as u64;
                 stream.sent = end;
                 stream.queued = end < stream.items.len();
                 if stream.queued {
                     lane.queue.push_back((id, shard));
                 }
+            }
+            let step = TAKEN_STEP.min(most / 4) as u64;
+            if lane.out.taken >= step.max(1) {
+                let bytes = std::mem::take(&mut lane.out.taken);
+                lane.out.probed.push(ToOwner::Taken { bytes });
             }
             let (to, lane_number) = (&lane.owner.addr, *number);
             self.stats.acks_forwarded += lane.out.drain(lane_number, &mut self.sessions, &mut |body| {
@@ -679,7 +703,12 @@ fn batches<T>(items: &mut Vec<T>, bytes: impl Fn(&T) -> usize, mut send: impl Fn
 impl Routing {
     /// Deposits in flight on all lanes.
     pub(super) fn in_flight(&self) -> usize {
-        self.lanes.values().map(|lane| lane.in_flight).sum()
+        self.lanes.values().map(|lane| lane.in_flight.count).sum()
+    }
+
+    /// Their bytes.
+    pub(super) fn bytes_in_flight(&self) -> usize {
+        self.lanes.values().map(|lane| lane.in_flight.bytes).sum()
     }
 
     /// Attaches without an answer on all lanes.

@@ -1,6 +1,6 @@
 //! Sends and what becomes of them: judging, answers, further attempts, giving up.
 
-use super::session::{DEPOSIT_COST, Item, Stream};
+use super::session::{DEPOSIT_COST, InFlight, Item, Stream};
 use super::{Edge, stats, tell};
 use crate::core::ids::{MessageId, SessionId, ShardId};
 use crate::core::limits::ms;
@@ -146,7 +146,8 @@ impl Edge {
         }
         if at < stream.sent {
             stream.sent -= 1;
-            self.routing.answered(shard, 1);
+            let bytes = stream.items[at].cost();
+            self.routing.answered(shard, InFlight { count: 1, bytes });
         }
         let item = stream.items.remove(at).expect("the position was just found");
         let left = item.deadline.since(now.mono);

@@ -152,15 +152,30 @@ impl Stream {
             .ok()
     }
 
-    /// What was in flight must go again, under a higher attempt. Says how many those were.
-    pub(super) fn rewind(&mut self) -> usize {
+    /// What was in flight must go again, under a higher attempt. Says how much that was.
+    pub(super) fn rewind(&mut self) -> InFlight {
         self.queued = false;
-        let sent = std::mem::take(&mut self.sent);
-        if sent > 0 {
+        let was = self.in_flight();
+        if std::mem::take(&mut self.sent) > 0 {
             self.attempt += 1;
         }
-        sent
+        was
     }
+
+    pub(super) fn in_flight(&self) -> InFlight {
+        InFlight {
+            count: self.sent,
+            bytes: self.items.range(..self.sent).map(Item::cost).sum(),
+        }
+    }
+}
+
+/// Deposits on a lane that have no answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct InFlight {
+    pub(super) count: usize,
+    /// By [`Item::cost`].
+    pub(super) bytes: usize,
 }
 
 #[derive(Debug)]

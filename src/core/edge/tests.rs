@@ -99,6 +99,7 @@ impl Out {
             ToOwner::Synced(_) => "synced",
             ToOwner::Deposit(_) => "deposit",
             ToOwner::Ack(_) => "ack",
+            ToOwner::Taken { .. } => "taken",
             ToOwner::Detach(_) => "detach",
             ToOwner::SetStatus(_) => "status",
             ToOwner::Watch(_) => "watch",
@@ -178,8 +179,8 @@ fn hello(device: &str) -> Hello {
         status: Status::Online,
         text: String::new(),
         agent: String::new(),
-    }
         memory: 5,
+    }
 }
 
 impl Rig {
@@ -374,10 +375,11 @@ fn assert_empty(edge: &Edge) {
     assert_eq!(
         (
             edge.routing.in_flight(),
+            edge.routing.bytes_in_flight(),
             edge.routing.attaching(),
             edge.buckets.len()
         ),
-        (0, 0, 0)
+        (0, 0, 0, 0)
     );
     let stats = edge.stats();
     assert_eq!(

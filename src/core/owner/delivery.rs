@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::credit::delivery_cost;
 use super::holes::{self, Gone};
 use super::{AttachId, LaneId, Owner, OwnerOutput, Question, Tag, parts, refusal_code};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
@@ -38,6 +39,8 @@ pub struct DeliveryStats {
     pub pages: u64,
     /// Holes told.
     pub holes: u64,
+    /// Times that a session waited for room on the lane of its edge.
+    pub waited: u64,
     /// Acknowledgements of what was never given, ignored.
     pub bad_acks: u64,
 }
@@ -59,6 +62,8 @@ pub(super) struct Attachment {
     pub(super) window_messages: usize,
     window_bytes: usize,
     pub(super) mode: Mode,
+    /// Whether it stands among those that wait for room on their lane.
+    pub(super) waits: bool,
     /// The cursor as last handed to the store.
     written: Vector,
     /// For a defect: read through here, by time.
@@ -196,6 +201,7 @@ impl Owner {
             gone: Gone::new(),
             window_messages: 0,
             window_bytes: 0,
+            waits: false,
             mode: if receives { Mode::Registering } else { Mode::Sends },
             #[cfg(any(test, feature = "defects"))]
             read: crate::core::time::Hlc::default(),
@@ -356,18 +362,31 @@ impl Owner {
             return;
         };
         let settled = attachment.settle(at.origin, seq);
-        let user = attachment.attach.user.clone();
-        let behind = attachment.mode == Mode::Behind && !attachment.owes();
-        let (messages, bytes) = (attachment.window_messages, attachment.window_bytes);
+        let waits = attachment.waits;
         self.stats.delivery.acked += settled;
         if let Some(shard) = self.shards.get_mut(&id) {
             shard.moved.insert(session);
         }
+        if !waits {
+            self.read_on(id, session);
+        }
+    }
+
+    /// Reads on for a session that is behind and has room in its window; says whether it is and has.
+    pub(super) fn read_on(&mut self, id: ShardId, session: SessionId) -> bool {
+        let Some(attachment) = self.attachment(id, session) else {
+            return false;
+        };
+        let user = attachment.attach.user.clone();
+        let behind = attachment.mode == Mode::Behind && !attachment.owes();
+        let (messages, bytes) = (attachment.window_messages, attachment.window_bytes);
         // Half a window of room is worth a page.
         let limits = &self.config.limits;
-        if behind && messages <= limits.window_messages / 2 && bytes <= limits.window_bytes / 2 {
+        let reads = behind && messages <= limits.window_messages / 2 && bytes <= limits.window_bytes / 2;
+        if reads {
             self.read_inbox(id, session, user);
         }
+        reads
     }
 
     /// The same device consumed in another region.
@@ -551,6 +570,7 @@ impl Owner {
             self.config.limits.window_messages,
             self.config.limits.window_bytes,
         );
+        let most = self.config.limits.lane_bytes;
         let Some(attachment) = self.attachment(id, session) else {
             return false;
         };
@@ -587,9 +607,15 @@ impl Owner {
             attachment.mode = Mode::Behind;
             return false;
         }
+        let lane = self.lanes.get_mut(&attachment.lane);
+        if lane.as_ref().is_some_and(|lane| lane.in_flight >= most) {
+            self.wait_for_room(id, session);
+            return false;
+        }
         attachment.flight(at, op.len(), false);
         self.stats.delivery.given += 1;
-        if let Some(lane) = self.lanes.get_mut(&attachment.lane) {
+        if let Some(lane) = lane {
+            lane.in_flight += delivery_cost(op.bytes());
             lane.deliveries.push(Delivery {
                 session,
                 at,

@@ -83,22 +83,28 @@ struct Script {
 
 impl Script {
     fn new() -> Self {
+        Self::limited(|_| {})
+    }
+
+    fn limited(change: impl FnOnce(&mut CoreLimits)) -> Self {
+        let mut limits = CoreLimits::default();
+        change(&mut limits);
         let config = OwnerConfig {
             me: addr("core"),
             sharding: Sharding { count: 1, seed: 0 },
             holders: BTreeSet::from([RegionId::new("a").unwrap()]),
-            limits: CoreLimits::default(),
+            limits,
         };
         let mut script = Self {
             owner: Owner::new(config, NOW),
             given: Vec::new(),
+            ended: Vec::new(),
         };
         script.owner.handle_placement(BTreeSet::from([SHARD]), NOW);
         script.run();
         assert!(script.owner.all_active());
         script
     }
-            ended: Vec::new(),
 
     /// Answers all that is asked, but for pages of inboxes, which are given back.
     fn run(&mut self) -> Vec<Question> {
@@ -129,22 +135,16 @@ impl Script {
                     self.given
                         .extend(deliveries.iter().map(|delivery| delivery.at.seq));
                 }
+                OwnerOutput::ToEdge {
+                    body: ToEdge::Ended { session, code, .. },
+                    ..
+                } => self.ended.push((session, code)),
                 _ => {}
             }
         }
         pages
     }
 
-                OwnerOutput::ToEdge {
-                    body: ToEdge::Ended { session, code, .. },
-                    ..
-                } => self.ended.push((session, code)),
-    /// Bob's session is attached on a new lane.
-    fn attach(&mut self, lane: u64) -> Vec<Question> {
-        self.open(lane);
-        self.say_attach(lane);
-        self.run()
-    }
     /// Two sessions of Bob's phone: what the edge of the first is told when the second comes.
     fn beaten(first: Attach, second: Attach) -> Code {
         let mut script = Script::new();
@@ -160,6 +160,12 @@ impl Script {
         }
     }
 
+    /// Bob's session is attached on a new lane.
+    fn attach(&mut self, lane: u64) -> Vec<Question> {
+        self.open(lane);
+        self.say_attach(lane);
+        self.run()
+    }
 
     fn open(&mut self, lane: u64) {
         let edge = addr("edge");
@@ -176,6 +182,11 @@ impl Script {
     fn say_attach(&mut self, lane: u64) {
         self.owner
             .handle_edge(&addr("edge"), lane, ToOwner::Attach(vec![attach(lane)]), NOW);
+    }
+
+    fn say(&mut self, lane: u64, body: ToOwner) -> Vec<Question> {
+        self.owner.handle_edge(&addr("edge"), lane, body, NOW);
+        self.run()
     }
 
     fn deposit(&mut self, lane: u64, seq: u64) {
@@ -266,17 +277,6 @@ fn what_is_committed_while_a_page_is_read_comes_after_it() {
     assert_eq!(script.given, [1, 2, 3]);
 }
 
-#[test]
-fn an_owner_that_finishes_answers_what_it_took_and_takes_no_more() {
-    let mut script = Script::new();
-    script.open(1);
-    script.deposit(1, 1);
-    let (mut commits, told) = script.outputs();
-    assert!(commits.len() == 1 && told.is_empty());
-    script.owner.handle_finish();
-    assert!(!script.owner.is_settled(), "one is in the commit");
-    script.deposit(1, 2);
-    let (more, told) = script.outputs();
 /// A session of Bob's phone: its number, which memory its client has, the count of its tries there, and when it came.
 fn came(session: u64, memory: u64, hello_epoch: u64, since_ms: u64) -> Attach {
     Attach {
@@ -377,6 +377,17 @@ fn a_session_whose_turn_brings_nothing_does_not_hold_up_the_next() {
     assert_eq!(script.given, [1, 1, 2]);
 }
 
+#[test]
+fn an_owner_that_finishes_answers_what_it_took_and_takes_no_more() {
+    let mut script = Script::new();
+    script.open(1);
+    script.deposit(1, 1);
+    let (mut commits, told) = script.outputs();
+    assert!(commits.len() == 1 && told.is_empty());
+    script.owner.handle_finish();
+    assert!(!script.owner.is_settled(), "one is in the commit");
+    script.deposit(1, 2);
+    let (more, told) = script.outputs();
     assert!(more.is_empty());
     let code = |told: &[ToEdge]| match told {
         [ToEdge::Answers(answers)] => match &answers[0].verdict {

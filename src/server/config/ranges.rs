@@ -77,6 +77,8 @@ section! {
         edge_bytes: u64 = core().edge_bytes as u64, in MIB => 256 * GIB;
         /// Deposits in flight from one edge partition to one owner. The rest waits at the edge.
         lane_deposits: u32 = number(core().lane_deposits as u64), in 1 => 1_000_000;
+        /// Bytes in flight between one edge partition and one owner, each way. The rest waits at the edge, or in the store.
+        lane_bytes: u64 = core().lane_bytes as u64, in 64 * KIB => 64 * MIB;
         /// Deposits that one owner partition holds for commits. Beyond it they are refused, retryable.
         owner_deposits: u32 = number(core().owner_deposits as u64), in 1 => 10_000_000;
         /// Bytes of operations in flight on the link to another region.
@@ -149,6 +151,7 @@ impl Limits {
             sends_in_flight: self.sends_in_flight,
             edge_bytes: size(self.edge_bytes),
             lane_deposits: self.lane_deposits as usize,
+            lane_bytes: size(self.lane_bytes),
             owner_deposits: self.owner_deposits as usize,
             window_messages: self.window_messages as usize,
             window_bytes: size(self.window_bytes),

@@ -18,6 +18,7 @@ fn limits() -> CoreLimits {
         sends_in_flight: 12,
         edge_bytes: 24 * (DEPOSIT_COST + 2),
         lane_deposits: 10,
+        lane_bytes: 8 * (DEPOSIT_COST + 2),
         sends_per_second: 1_000,
         send_burst: 20,
         deposit_timeout_ms: 1_000,
@@ -496,6 +497,8 @@ impl World {
         };
         let sent: usize = streams().map(|stream| stream.sent).sum();
         assert_eq!(self.edge.routing.in_flight(), sent);
+        let bytes: usize = streams().map(|stream| stream.in_flight().bytes).sum();
+        assert_eq!(self.edge.routing.bytes_in_flight(), bytes);
         let attaching = self
             .edge
             .sessions

@@ -251,6 +251,61 @@ fn a_lane_holds_its_window_and_is_fair() {
 }
 
 #[test]
+fn a_lane_holds_its_bytes_also_when_everything_is_said_again() {
+    let body = Bytes::from(vec![7; 10_000]);
+    let most = 50_000;
+    let cost = DEPOSIT_COST + body.len();
+    let fit = most / cost + 1;
+    let mut rig = limited(|limits| limits.lane_bytes = most);
+    let mut owed: std::collections::VecDeque<Deposit> = Default::default();
+    for seq in 1..=40 {
+        rig.send_body(1, seq, seq as u8, "carol", body.clone());
+        owed.extend(rig.out().deposits());
+    }
+    assert_eq!(owed.len(), fit);
+    assert_eq!(rig.edge.routing.bytes_in_flight(), fit * cost);
+    // A new lane begins with no more than that, and the answers bring the rest, in order.
+    rig.edge.handle_reachable(&node("one"), false, rig.now);
+    rig.edge.handle_reachable(&node("one"), true, rig.now);
+    let out = rig.out();
+    rig.lane = out.owners[0].1;
+    rig.attached(SessionId(101), 8);
+    owed = out.deposits().into();
+    assert_eq!(owed.len(), fit);
+    let mut answered = Vec::new();
+    while let Some(deposit) = owed.pop_front() {
+        assert!(rig.edge.routing.bytes_in_flight() <= fit * cost);
+        answered.push(deposit.envelope.session_seq);
+        rig.answer(&deposit, accept());
+        owed.extend(rig.out().deposits());
+    }
+    assert_eq!(answered, (1..=40).collect::<Vec<u64>>());
+    assert_eq!(rig.edge.routing.bytes_in_flight(), 0);
+}
+
+#[test]
+fn what_an_edge_takes_of_deliveries_is_told() {
+    let mut rig = limited(|limits| limits.lane_bytes = 4_000);
+    let cost = crate::core::owner::delivery_cost(&delivery(SessionId(101), 1, 1).op) as u64;
+    let (mut told, mut given) = (0, 0);
+    for seq in 1..=100 {
+        // What comes for a session that is gone was under way, too.
+        let session = SessionId(101 + u64::from(seq % 10 == 0));
+        rig.owner(ToEdge::Deliver(vec![delivery(session, 1, seq)]));
+        given += cost;
+        let out = rig.out();
+        told += out
+            .each(|body| match body {
+                ToOwner::Taken { bytes } => vec![*bytes],
+                _ => Vec::new(),
+            })
+            .iter()
+            .sum::<u64>();
+        assert!(given - told < 1_000, "{given} were given and {told} told");
+    }
+}
+
+#[test]
 fn nothing_waits_for_ever_and_all_behind_it_is_given_up_with_it() {
     let mut rig = limited(|limits| limits.link_timeout_ms = 60_000);
     let (to, same, other) = same_and_other_shard();
