@@ -179,6 +179,7 @@ impl Region {
             acked: Vector::new(),
             connect_epoch: 0,
             hello_epoch: 0,
+            memory: 0,
             welcomed: store.is_some(),
             since_ms: 1,
             status: Status::Online,
