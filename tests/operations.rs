@@ -114,7 +114,9 @@ async fn an_edge_without_its_core_is_not_ready_and_names_what_is_missing() {
     cluster.stop_node("us-east-core").await;
     until("the edge is not ready", async || {
         let answer = status().await;
-        answer.starts_with("HTTP/1.1 503") && answer.contains("\"owners\"") && answer.contains("shards have no")
+        answer.starts_with("HTTP/1.1 503")
+            && answer.contains("\"owners\"")
+            && answer.contains("shards have no")
     })
     .await;
     let figures = get(admin, "/metrics").await.unwrap();

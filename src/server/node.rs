@@ -384,7 +384,15 @@ impl Node {
                 edge: config.node.has(Role::Edge),
                 fresh: folder.is_fresh(),
             };
-            move || watch_shards(watched, status.clone(), health.clone(), metrics.clone(), stopped.clone())
+            move || {
+                watch_shards(
+                    watched,
+                    status.clone(),
+                    health.clone(),
+                    metrics.clone(),
+                    stopped.clone(),
+                )
+            }
         };
         tasks.spawn(supervisor.clone().keep("shards", "shards".to_owned(), shards));
         tracing::info!(node = %key, generation = generation.0, peer = %pool.addr(), "the node runs");

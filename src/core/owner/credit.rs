@@ -4,9 +4,9 @@
 //! are far more than a connection may queue. So what is under way on a lane is bounded too: the edge says how many bytes it
 //! took off, and sessions that found no room wait in turn. What they wait for stays in the store.
 
+use super::delivery::Mode;
 use super::{LaneId, Owner};
 use crate::core::ids::{SessionId, ShardId};
-use super::delivery::Mode;
 
 /// What a delivery costs beside its operation: ids, coordinates and places in queues.
 const DELIVERY_COST: usize = 64;
@@ -56,7 +56,11 @@ impl Owner {
     fn use_room(&mut self, id: LaneId) {
         let limits = &self.config.limits;
         let (most, window) = (limits.lane_bytes, limits.window_bytes.max(1));
-        let Some(room) = self.lanes.get(&id).map(|lane| most.saturating_sub(lane.in_flight)) else {
+        let Some(room) = self
+            .lanes
+            .get(&id)
+            .map(|lane| most.saturating_sub(lane.in_flight))
+        else {
             return;
         };
         if room < most / 2 {

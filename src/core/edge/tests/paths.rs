@@ -540,19 +540,31 @@ fn a_drain_waits_for_clients_that_answer_and_not_for_those_that_are_gone() {
 fn an_edge_says_which_shards_it_cannot_serve_and_why() {
     let mut rig = Rig::standard();
     let all = SHARDING.count;
-    assert_eq!((rig.edge.unserved().count(), rig.edge.unserved().shards), (0, all));
+    assert_eq!(
+        (rig.edge.unserved().count(), rig.edge.unserved().shards),
+        (0, all)
+    );
     let version = rig.edge.routes_version();
     rig.owner(ToEdge::NotOwner(vec![ShardId(1)]));
     assert!(rig.edge.routes_version() > version);
     let unserved = rig.edge.unserved();
     assert_eq!(unserved.refused, [(node("one"), 1)].into());
-    assert!(unserved.to_string().contains("here/one does not serve them yet"), "{unserved}");
+    assert!(
+        unserved.to_string().contains("here/one does not serve them yet"),
+        "{unserved}"
+    );
     let version = rig.edge.routes_version();
     rig.edge.handle_reachable(&node("one"), false, rig.now);
     assert!(rig.edge.routes_version() > version);
     let unserved = rig.edge.unserved();
-    assert_eq!((unserved.count(), &unserved.unreachable), (all, &[(node("one"), all)].into()));
-    assert!(unserved.to_string().contains("here/one cannot be reached"), "{unserved}");
+    assert_eq!(
+        (unserved.count(), &unserved.unreachable),
+        (all, &[(node("one"), all)].into())
+    );
+    assert!(
+        unserved.to_string().contains("here/one cannot be reached"),
+        "{unserved}"
+    );
     let version = rig.edge.routes_version();
     rig.edge.handle_placement(&BTreeMap::new(), rig.now);
     assert!(rig.edge.routes_version() > version);
