@@ -32,7 +32,7 @@ pub const TIME_MARGIN_MS: u64 = DAY_MS;
 pub const TRIM_STEP: usize = 1024;
 /// Inbox entries that one operation marks as consumed at most.
 pub const CONSUME_STEP: usize = 1024;
-pub(super) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+pub(crate) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// An operation that a shard's owner hands to the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,8 +52,8 @@ pub enum StoreOp {
         envelope: Box<Envelope>,
         /// Its body.
         body: Bytes,
-        /// The latest clock of another region that was seen, unix milliseconds: a clock of ours that was set back must not
-        /// accept an id that others forgot (R16).
+        /// The latest clock of another region that counts, unix milliseconds: a clock of ours that was set back must not
+        /// accept an id that others forgot (R16). See [`Links::clocks`](super::link::Links::clocks).
         seen_ms: u64,
         /// It was judged before: answer only if it is a duplicate (R21).
         known_only: bool,
@@ -124,13 +124,14 @@ pub enum StoreOp {
         /// The user.
         user: UserId,
     },
-    /// Drop the dedup records of a UTC day that lies outside the window and of which all is stable (R16).
+    /// Drop the dedup records of the UTC days to this one, as far as they lie outside the window and all of them is stable
+    /// (R16).
     DropDedup {
         /// The shard.
         shard: ShardId,
         /// The owner's epoch.
         epoch: Epoch,
-        /// The day, counted from 1970.
+        /// The last day, counted from 1970.
         day: u32,
     },
     /// Recover (R4), or be open.
@@ -618,7 +619,12 @@ impl Work<'_> {
         if known_only {
             return Outcome::Refused(Refusal::AlreadyJudged);
         }
-        let server_ms = self.now_ms.max(shard.row.hlc.ms).max(seen_ms);
+        // What was forgotten here was out of the window once: it stays so, whatever the clocks say by now.
+        let server_ms = self
+            .now_ms
+            .max(shard.row.hlc.ms)
+            .max(seen_ms)
+            .max(shard.row.forgotten_ms());
         let refusal = match envelope.id.unix_ms() {
             None => Some(Refusal::IdMalformed),
             Some(ms) if ms.saturating_add(ID_WINDOW_MS) < server_ms => Some(Refusal::IdTooOld { server_ms }),
@@ -693,7 +699,7 @@ impl Work<'_> {
     }
 
     fn confirm(&mut self) -> Outcome {
-        if self.row().row.confirm_due() {
+        if self.row().row.confirm_due(self.state.identity.holders.len()) {
             self.start_if_new();
             let op = Op::Confirm {
                 holder: self.state.identity.region.clone(),

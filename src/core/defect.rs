@@ -51,6 +51,8 @@ pub enum Defect {
     SnapshotWithoutConfirmations,
     /// What a snapshot brings does not know of its copies (R11, R15).
     SnapshotWithoutSiblings,
+    /// Dedup records are dropped as soon as they are stable, window or not (R16).
+    DedupDroppedEarly,
 }
 
 #[cfg(any(test, feature = "defects"))]

@@ -18,6 +18,7 @@
 //! | `serve` | lanes of subscribers, what they take |
 //! | `position` | where a subscriber stands in each log, its credit |
 //! | `ship` | shipping from memory and from the log |
+//! | `clocks` | what the clocks of the other regions say |
 //! | `recover` | what others have, whether a shard has caught up, proofs of a lost store |
 //! | `snapshot` | snapshots of shards, both sides |
 //! | `exchange` | presence to subscribers: changes in batches, full exchange in pages |
@@ -35,6 +36,7 @@
 //! larger): the provider ships only within its credit, and credit returns when the store has applied.
 
 mod apply;
+mod clocks;
 mod exchange;
 mod position;
 mod pull;
@@ -579,12 +581,6 @@ impl Links {
             self.flush_pull(peer);
             self.flush_serve(peer, presence);
         }
-    }
-
-    /// The latest wall clock that any link told, moved on by the time since, unix milliseconds; 0 where none did.
-    pub fn remote_wall_ms(&self, now: Now) -> u64 {
-        let walls = self.peers.iter().filter_map(|peer| peer.wall_at(now.mono));
-        walls.max().unwrap_or(0)
     }
 
     /// Counters since the start.

@@ -322,6 +322,7 @@ impl Partition {
             return;
         }
         self.edge.handle_timeout(now);
+        self.owner.handle_clocks(self.links.clocks(now));
         self.owner.handle_timeout(now);
         self.links.handle_timeout(now);
     }
@@ -622,7 +623,7 @@ impl Partition {
             // The simulator tells what a commit will hold before it ends.
             return self.links.handle_committed(logged, now);
         }
-        self.owner.handle_clock(self.links.remote_wall_ms(now));
+        self.owner.handle_clocks(self.links.clocks(now));
         if result.is_err() {
             // What came with this input in one batch waits behind the failed commit, too.
             self.pump();

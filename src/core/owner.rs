@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this | taking shards over, lanes of edges, the periodic work of a shard |
 //! | [`deposits`] | judging deposits in order (R21), and answering them |
+//! | [`forget`] | dropping dedup records of ids that cannot come any more (R16) |
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
 //! | [`holes`] | what is gone of an inbox, told in its place |
 //! | [`parts`] | spreads the periodic work over time |
@@ -17,6 +18,7 @@
 mod credit;
 mod delivery;
 mod deposits;
+mod forget;
 mod holes;
 mod parts;
 mod recovery;
@@ -38,7 +40,7 @@ use super::op::{Op, kind};
 use super::presence::Presence;
 use super::state::{Logged, ShardRow};
 use super::storage::{Read, ReadReply, StoreError};
-use super::time::{Mono, Now};
+use super::time::{Clocks, Mono, Now};
 use super::vector::Vector;
 use super::wire::{Code, PresenceEvent};
 use crate::core::commit;
@@ -117,6 +119,8 @@ pub enum Tag {
     Remove(ShardId, UserId),
     /// Periodic work of a shard.
     Upkeep(ShardId),
+    /// Dropping dedup records.
+    Forget(ShardId, u32),
     /// Beginning to recover, or opening.
     Recover(ShardId, bool),
 }
@@ -228,8 +232,8 @@ pub struct Owner {
     finishing: bool,
     /// An operator's word that what recovers when it is taken over is enough.
     end_recovery: bool,
-    /// The latest clock of another region.
-    seen_ms: u64,
+    /// What the clocks of the other regions say.
+    clocks: Clocks,
     upkeep: Parts,
     flush: Parts,
     presence_at: Mono,
@@ -271,6 +275,7 @@ struct Shard {
     watchers: BTreeMap<UserId, BTreeSet<LaneId>>,
     /// Something was logged since the last upkeep.
     dirty: bool,
+    forget: forget::Forget,
     /// Sessions whose cursor moved since it was last written.
     moved: BTreeSet<SessionId>,
     presence: Presence,
@@ -289,6 +294,7 @@ impl Shard {
             users: BTreeMap::new(),
             watchers: BTreeMap::new(),
             dirty: false,
+            forget: forget::Forget::default(),
             moved: BTreeSet::new(),
             presence: Presence::new(region.clone()),
             check_missing: None,
@@ -332,7 +338,7 @@ impl Owner {
             probes: BTreeMap::new(),
             finishing: false,
             end_recovery: false,
-            seen_ms: 0,
+            clocks: Clocks::default(),
             upkeep: Parts::new(now.mono, config.limits.confirm_ms),
             flush: Parts::new(now.mono, config.limits.cursor_ms),
             presence_at: now.mono + ms(config.limits.presence_ms),
@@ -376,9 +382,9 @@ impl Owner {
         self.active == self.wanted.len()
     }
 
-    /// The latest clock of another region that was seen, unix milliseconds.
-    pub fn handle_clock(&mut self, seen_ms: u64) {
-        self.seen_ms = seen_ms;
+    /// What the clocks of the other regions say by now.
+    pub fn handle_clocks(&mut self, clocks: Clocks) {
+        self.clocks = clocks;
     }
 
     /// From now on deposits are refused retryably: their edges try again where the shard goes, or here after a restart.
@@ -560,6 +566,7 @@ impl Owner {
                     shard.dirty = true;
                 }
             }
+            (Tag::Forget(shard, before), outcome) => self.forgot(shard, before, outcome, now),
             (Tag::Recover(shard, on), outcome) => self.recovery_written(shard, on, outcome, now),
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
         }
@@ -791,6 +798,7 @@ impl Owner {
     }
 
     fn upkeep(&mut self, part: u32, now: Now) {
+        self.forget(part, now);
         let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
         for (id, shard) in due {
             if let Some(output) = shard.recovery.overdue(*id, shard.epoch) {

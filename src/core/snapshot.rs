@@ -30,7 +30,7 @@ use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Origin, RegionId, Seq, UserId};
 use super::op::{self, LoggedOp, Op};
 use super::state::{
-    ConfirmRow, Decision, DedupKey, DeviceRow, LogRow, Recovery, ShardRow, UserRow, UserState,
+    ConfirmRow, Decision, DedupKey, DeviceRow, LogRow, Recovery, ShardRow, UserRow, UserState, is_zero,
 };
 use super::time::Hlc;
 use super::vector::Vector;
@@ -51,6 +51,9 @@ pub struct Cut {
     pub logs: BTreeMap<Origin, CutLog>,
     /// What the holders confirmed, as the provider knows.
     pub confirmed: BTreeMap<RegionId, ConfirmRow>,
+    /// Dedup records of ids from before this UTC day are not in it (R16).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub forgotten: u32,
 }
 
 /// One origin's log at a cut.
@@ -112,7 +115,11 @@ impl Cut {
             logs.insert(origin, log);
         }
         let confirmed = row.confirmed.clone();
-        Ok(Cut { logs, confirmed })
+        Ok(Cut {
+            logs,
+            confirmed,
+            forgotten: row.forgotten,
+        })
     }
 
     /// The sequence of an origin; 0 where nothing of it lies below the cut.
@@ -442,7 +449,12 @@ impl Work<'_> {
         };
         self.record(Decision::Jumped {
             shard: self.shard,
-            cut: Box::new(Cut { logs, confirmed }),
+            cut: Box::new(Cut {
+                logs,
+                confirmed,
+                // A clock far ahead there must not make us refuse what is in the window here.
+                forgotten: cut.forgotten.min(self.first_in_window()),
+            }),
             hlc,
         });
     }
@@ -495,6 +507,7 @@ impl ShardRow {
             self.recovery = Recovery::Recovering;
         }
         self.hlc = hlc;
+        self.forgotten = self.forgotten.max(cut.forgotten);
         self.news += 1;
     }
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::commit::{DAY_MS, ID_WINDOW_MS};
 use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
@@ -131,6 +132,14 @@ pub struct ShardRow {
     pub recovery: Recovery,
     /// The origin under which it last began to recover, 0 where it never did: sessions of before have ended (R4).
     pub recovered_in: Origin,
+    /// Dedup records of ids from before this UTC day were dropped, days counted from 1970 (R16).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub forgotten: u32,
+}
+
+/// For fields that came after their format: rows that never had them stay as they were.
+pub(super) fn is_zero(day: &u32) -> bool {
+    *day == 0
 }
 
 impl ShardRow {
@@ -156,18 +165,31 @@ impl ShardRow {
             .collect()
     }
 
-    /// Whether R8 allows another confirmation of ours.
-    pub fn confirm_due(&self) -> bool {
+    /// Whether R8 allows another confirmation of ours; `holders` is how many regions keep the shard.
+    ///
+    /// Each confirmation counts once at each of the other `holders - 1`. One that only answers confirmations uses up at least
+    /// as many as there are holders, so of those in reach fewer come to be with each, and it ends.
+    pub fn confirm_due(&self, holders: usize) -> bool {
         let enough = match defect::on(Defect::ConfirmOnConfirm) {
             true => 1,
-            false => CONFIRMS_BEFORE_CONFIRM,
+            false => holders.max(CONFIRMS_BEFORE_CONFIRM),
         };
-        self.news > 0 || self.confirms >= enough
+        self.news > 0 || self.confirms as usize >= enough
+    }
+
+    /// No id of an earlier time than this less the window is accepted: its record may have been dropped here. Unix
+    /// milliseconds, 0 where nothing was dropped yet (R16).
+    pub fn forgotten_ms(&self) -> u64 {
+        match self.forgotten {
+            0 => 0,
+            day => (u64::from(day) * DAY_MS).saturating_add(ID_WINDOW_MS),
+        }
     }
 }
 
-/// After this many confirmations of others we confirm again, so that they can be trimmed (R8).
-pub const CONFIRMS_BEFORE_CONFIRM: u32 = 8;
+/// After so many confirmations of others, or as many as there are holders if that is more, we confirm again, so that they
+/// can be trimmed (R8).
+pub const CONFIRMS_BEFORE_CONFIRM: usize = 8;
 
 /// A device that must consume.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -252,7 +274,19 @@ impl DedupKey {
 
     /// The UTC day of the id's time, counted from 1970; ids without a time stand in day 0.
     pub fn day(&self) -> u32 {
-        (self.id.unix_ms().unwrap_or(0) / 86_400_000) as u32
+        (self.id.unix_ms().unwrap_or(0) / DAY_MS) as u32
+    }
+
+    /// Not above any key of this day and of later ones, and above those of all days before.
+    pub fn first_of(day: u32) -> Self {
+        let mut id = [0; 16];
+        id[..6].copy_from_slice(&(u64::from(day) * DAY_MS).to_be_bytes()[2..]);
+        let blank = || UserId::new("\u{20}").expect("a blank is a valid id");
+        Self {
+            id: MessageId(id),
+            recipient: blank(),
+            sender: blank(),
+        }
     }
 }
 
@@ -476,11 +510,11 @@ pub enum Decision {
         /// The running hash there.
         hash: u64,
     },
-    /// Dedup records of a UTC day are dropped (R16).
+    /// Dedup records of the UTC days to this one are dropped (R16).
     DedupDropped {
         /// The shard.
         shard: ShardId,
-        /// The day, counted from 1970.
+        /// The last day, counted from 1970.
         day: u32,
     },
     /// The shard begins to recover, or is open (R4).
@@ -684,9 +718,12 @@ impl State {
                 }
             }
             Decision::DedupDropped { day, .. } => {
-                let before = shard.dedup.len();
-                shard.dedup.retain(|key, _| key.day() != *day);
-                ledger.drop((before - shard.dedup.len()) * DEDUP_WEIGHT);
+                if parts.shard && !defect::on(Defect::DedupDroppedEarly) {
+                    shard.row.forgotten = shard.row.forgotten.max(day.saturating_add(1));
+                }
+                let kept = shard.dedup.split_off(&DedupKey::first_of(day.saturating_add(1)));
+                let dropped = std::mem::replace(&mut shard.dedup, kept);
+                ledger.drop(dropped.len() * DEDUP_WEIGHT);
             }
             Decision::Recovery { began, .. } => {
                 if parts.shard {
@@ -815,6 +852,12 @@ impl ShardRow {
 }
 
 impl ShardState {
+    /// Whether a dedup record of a UTC day is loaded.
+    pub fn has_dedup_of(&self, day: u32) -> bool {
+        let first = self.dedup.range(DedupKey::first_of(day)..).next();
+        first.is_some_and(|(key, _)| key.day() == day)
+    }
+
     /// A dedup record, made where it is not known yet.
     fn dedup(&mut self, id: ShardId, key: DedupKey, ledger: &mut Ledger) -> &mut DedupRow {
         ledger.dedup.push((id, key.clone()));

@@ -41,6 +41,15 @@ pub struct Now {
     pub wall_ms: u64,
 }
 
+/// What the wall clocks of the other regions say of ours; see [`Links::clocks`](super::link::Links::clocks).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Clocks {
+    /// The latest that counts, unix milliseconds; 0 where none was heard.
+    pub latest_ms: u64,
+    /// Most of them show what ours does, within [`MAX_DRIFT`]: what goes by time may be deleted (R20).
+    pub agree: bool,
+}
+
 /// A hybrid logical clock value (Kulkarni et al., "Logical Physical Clocks", 2014): 96 bits, big-endian when stored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Hlc {

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::commit::{DAY_MS, ID_WINDOW_MS, Outcome, TIME_MARGIN_MS, TRIM_STEP, Work};
 use super::defect::{self, Defect};
 use super::ids::{Origin, Seq, UserId};
-use super::op::LoggedOp;
+use super::op::{LoggedOp, kind};
 use super::state::{Decision, Next, ShardState};
+use super::time::MAX_DRIFT;
 
 impl Work<'_> {
     pub(super) fn trim(&mut self) -> Outcome {
@@ -66,30 +67,70 @@ impl Work<'_> {
             .map_or(floor, |(seq, ..)| seq)
     }
 
-    /// What is dropped was accepted before its ids left the window, so all of it is stable if nothing unstable was
-    /// logged before then (the last confirmations are never stable, and need not be).
+    /// Drops what lies outside the window, with its margin (R20), and of which all is stable: up to `day`, or as many of the
+    /// days before it as may go. Says whether days are left that time alone would let go.
     pub(super) fn drop_dedup(&mut self, day: u32) -> Outcome {
-        let left_window = ((u64::from(day) + 1) * DAY_MS).saturating_add(ID_WINDOW_MS);
-        let old = self.now_ms > left_window.saturating_add(TIME_MARGIN_MS);
-        let shard = self.row();
-        let unstable = shard.row.logs.keys().any(|origin| {
-            let stable = shard.row.stable(*origin, &self.state.identity.holders);
-            match shard.logs.get(origin).map(|log| log.next(stable)) {
-                Some(Next::Item(_, (_, op))) => op.hlc().ms <= left_window,
-                Some(Next::NotLoaded) => true,
-                Some(Next::End) | None => false,
-            }
-        });
-        if old && !unstable {
+        let (holders, row) = (&self.state.identity.holders, &self.row().row);
+        let aged = droppable_before(self.now_ms).min(day.saturating_add(1));
+        let logs = row.logs.keys();
+        let needed = logs.filter_map(|origin| self.needed_from(*origin, row.stable(*origin, holders)));
+        let before = match needed.min() {
+            Some(needed) if !defect::on(Defect::DedupDroppedEarly) => needed.min(aged),
+            _ => aged,
+        };
+        if before > row.forgotten {
             self.record(Decision::DedupDropped {
                 shard: self.shard,
-                day,
+                day: before - 1,
             });
         }
         Outcome::Done {
-            more: old && unstable,
+            more: before < aged,
         }
     }
+
+    /// The first day of which a log may hold an id whose entry is not stable; `None` where all messages are.
+    ///
+    /// A message is accepted before its id leaves the window, and time rises along a log (R7): the first message that is
+    /// not stable bounds those behind it. The last confirmations are never stable, and no record belongs to them.
+    fn needed_from(&self, origin: Origin, stable: Seq) -> Option<u32> {
+        let series = self.row().logs.get(&origin)?;
+        let (mut after, mut reached) = (stable, 0);
+        for _ in 0..TRIM_STEP {
+            match series.next(after) {
+                Next::End => return None,
+                Next::NotLoaded => break,
+                Next::Item(seq, (_, op)) => {
+                    reached = op.hlc().ms;
+                    after = seq;
+                    if op.kind() == kind::APPEND {
+                        break;
+                    }
+                }
+            }
+        }
+        Some(first_day_within(reached.saturating_sub(ID_WINDOW_MS)))
+    }
+
+    /// The first UTC day that our clock, within its drift, lets the window of ids reach.
+    pub(super) fn first_in_window(&self) -> u32 {
+        let latest = self.now_ms.saturating_add(MAX_DRIFT.as_millis() as u64);
+        first_day_within(latest.saturating_sub(ID_WINDOW_MS))
+    }
+}
+
+/// Before this UTC day, counted from 1970, ids are so old that their records may be dropped where everything is stable: out
+/// of the window by more than the margin (R16, R20).
+pub fn droppable_before(now_ms: u64) -> u32 {
+    if defect::on(Defect::DedupDroppedEarly) {
+        return first_day_within(now_ms) + 1;
+    }
+    first_day_within(now_ms.saturating_sub(ID_WINDOW_MS + TIME_MARGIN_MS))
+}
+
+/// The day of the last millisecond before a time: all days before it have ended then.
+fn first_day_within(ms: u64) -> u32 {
+    (ms.saturating_sub(1) / DAY_MS) as u32
 }
 
 /// The loaded log entries above `floor` and at or below `stable`, at most [`TRIM_STEP`].

@@ -30,6 +30,7 @@ pub(super) struct Meters {
     owner: OwnerStats,
     /// Operations applied, by link.
     applied: BTreeMap<Addr, u64>,
+    drifted: u64,
     presence: Presence,
     gauges: BTreeMap<&'static str, i64>,
     link_states: LinkStates,
@@ -75,6 +76,7 @@ impl Meters {
             edge: EdgeStats::default(),
             owner: OwnerStats::default(),
             applied: BTreeMap::new(),
+            drifted: 0,
             presence: Presence::default(),
             gauges: BTreeMap::new(),
             next: Mono(0),
@@ -147,6 +149,9 @@ impl Meters {
 
     fn links(&mut self, core: &Partition, now: Now) {
         let mut regions = ByRegion::new();
+        let drifted = core.links().stats().drifted;
+        let old = std::mem::replace(&mut self.drifted, drifted);
+        self.metrics.link_drifted.inc_by(drifted - old);
         for link in core.links().snapshot(now) {
             let label = Link {
                 region: link.link.node.region.to_string(),

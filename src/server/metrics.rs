@@ -168,6 +168,7 @@ metrics! {
     queue_refused: Family<Queue, Counter> = QUEUE_REFUSED "iris_queue_refused", "Times that a full queue took no more: of a client's connection (client), of a stream to another node (peer), of another partition (partition), of an owner (owner_deposits)";
     link_up: Family<Link, Gauge> = LINK_UP "iris_link_up", "Whether the link to another region has round trips (1) or not (0)";
     link_applied: Family<Link, Counter> = LINK_APPLIED "iris_link_applied_operations", "Operations of other regions applied, by the region that sent them";
+    link_drifted: Counter = LINK_DRIFTED "iris_link_drifted_operations", "Operations of other regions applied whose time lay more than a minute ahead of the clock here: a clock is wrong, here or there";
     link_lag: Family<Link, Gauge> = LINK_LAG "iris_link_lag_operations", "Operations committed here that the other region has not been sent yet";
     link_stopped: Family<LinkReason, Counter> = LINK_STOPPED "iris_link_stopped", "Links that stopped until someone acts, by reason";
     presence_merges: Counter = PRESENCE_MERGES "iris_presence_merges", "Presence records merged";

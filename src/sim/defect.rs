@@ -34,7 +34,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 33] = [
+    pub const ALL: [(Defect, &'static str); 34] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -77,6 +77,7 @@ impl Defect {
             Defect::Core(Core::SnapshotWithoutSiblings),
             "snapshot-without-siblings",
         ),
+        (Defect::Core(Core::DedupDroppedEarly), "dedup-dropped-early"),
     ];
 
     /// The one of the machines, if it is one.

@@ -5,6 +5,7 @@
 //! `snapshots` does so with two stores, of which one loses something and takes it back from the other.
 
 mod cases;
+mod forget;
 pub(crate) mod kit;
 pub(crate) mod model;
 pub(crate) mod random;

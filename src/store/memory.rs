@@ -338,7 +338,8 @@ impl Touched {
             }
             Decision::Trimmed { origin, to, .. } => self.writes.push(to_key(keys::log, *origin, *to)),
             Decision::DedupDropped { day, .. } => {
-                let (from, to) = keys::dedup_day(shard, *day);
+                let (from, _) = keys::dedup_day(shard, 0);
+                let (_, to) = keys::dedup_day(shard, *day);
                 self.writes.push(Write::DeleteRange(from, to));
             }
         }

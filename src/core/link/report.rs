@@ -195,6 +195,8 @@ pub struct LinkStats {
     pub overruns: u64,
     /// Runs handed to the store.
     pub applies: u64,
+    /// Operations applied whose time lay ahead of our clock by more than the drift bound (R7).
+    pub drifted: u64,
     /// Times that another region had what our store lost (R4).
     pub losses: u64,
     /// Snapshots asked for (R11).

@@ -42,6 +42,8 @@ impl Links {
         } = logged;
         if *own {
             self.own_origin = Some(*origin);
+        } else if *region != self.config.region && entry.op.hlc().beyond_drift(self.now.wall_ms) {
+            self.stats.drifted += 1;
         }
         let Some(owned) = self.owned.get_mut(shard) else {
             return;

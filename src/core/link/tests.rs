@@ -552,7 +552,8 @@ fn a_silent_region_is_told_within_the_timeout() {
     );
     assert!(
         world.regions[0].links[0]
-            .remote_wall_ms(world.clocks())
+            .clocks(world.clocks())
+            .latest_ms
             .abs_diff(world.clocks().wall_ms)
             < 200
     );

@@ -182,7 +182,7 @@ impl Owner {
         let known_only = tag.session_seq <= sender.judged;
         sender.judged = sender.judged.max(tag.session_seq);
         self.stats.deposits.pending += 1;
-        let seen_ms = self.seen_ms;
+        let seen_ms = self.clocks.latest_ms;
         let op = StoreOp::Append {
             shard,
             epoch,

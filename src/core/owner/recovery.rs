@@ -56,6 +56,7 @@ impl Shard {
         let confirmed = row.confirmed.iter();
         let confirmed = confirmed.map(|(holder, row)| (holder.clone(), row.applied.clone()));
         self.stable = confirmed.collect();
+        self.forget = super::forget::Forget::of(row);
     }
 }
 

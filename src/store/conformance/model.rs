@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::commit::{ID_FUTURE_MS, ID_WINDOW_MS, Outcome, Refusal, Stop, StoreOp, TIME_MARGIN_MS};
 use crate::core::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, UserId};
-use crate::core::op::{DeviceChange, LoggedOp, Op, digest};
 use crate::core::snapshot::Cut;
 use crate::core::state::{DedupKey, Logged, StoreIdentity};
+use crate::core::op::{DeviceChange, LoggedOp, Op, digest, kind};
 use crate::core::time::Hlc;
 use crate::core::vector::Vector;
 use crate::store::engine::InboxEntry;
@@ -31,6 +31,8 @@ pub(crate) struct Model {
     hlc: Hlc,
     /// The origin of the last own operation.
     own: Option<Origin>,
+    /// Ids of before this day are forgotten.
+    forgotten: u32,
     /// Of each user and origin, the furthest to which every message was consumed at some moment: what limits do not
     /// count any more.
     prefixes: BTreeMap<(UserId, Origin), Seq>,
@@ -78,6 +80,7 @@ impl Model {
             confirmed: BTreeMap::new(),
             hlc: Hlc::default(),
             own: None,
+            forgotten: 0,
             prefixes: BTreeMap::new(),
             since: (0, 0),
         }
@@ -163,7 +166,11 @@ impl Model {
                 let body_digest = digest(envelope.kind, body);
                 let copies = known.iter().filter(|m| m.digest == body_digest);
                 let copies: Vec<Coord> = copies.map(|m| m.at).collect();
-                let server_ms = now.max(self.hlc.ms).max(*seen_ms);
+                let forgotten = match self.forgotten {
+                    0 => 0,
+                    day => u64::from(day) * DAY_MS + ID_WINDOW_MS,
+                };
+                let server_ms = now.max(self.hlc.ms).max(*seen_ms).max(forgotten);
                 let refusal = match envelope.id.unix_ms() {
                     _ if !copies.is_empty() => {
                         assert_eq!(*outcome, Outcome::Duplicate(copies));
@@ -228,7 +235,7 @@ impl Model {
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
             StoreOp::Confirm { .. } => {
-                if self.since.0 > 0 || self.since.1 >= 8 {
+                if self.since.0 > 0 || self.since.1 >= 8.max(self.identity.holders.len() as u64) {
                     // The start of a new origin is applied when the confirmation is made.
                     self.take_start(now, logged);
                     let expected = Op::Confirm {
@@ -252,19 +259,25 @@ impl Model {
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
             StoreOp::DropDedup { day, .. } => {
-                let left_window = (u64::from(*day) + 1) * DAY_MS + ID_WINDOW_MS;
-                let old = now > left_window + TIME_MARGIN_MS;
-                let unstable = self.logs.iter().any(|(origin, log)| {
-                    let stable = self.stable(*origin) as usize;
-                    let rest = log.ops.get(stable..).unwrap_or_default();
-                    rest.iter().any(|op| op.hlc().ms <= left_window)
-                });
-                if old && !unstable {
+                let left_window = |day: u32| (u64::from(day) + 1) * DAY_MS + ID_WINDOW_MS;
+                let old = |day: &u32| now > left_window(*day) + TIME_MARGIN_MS;
+                let stable = |day: &u32| {
+                    let mut logs = self.logs.iter();
+                    logs.all(|(origin, log)| {
+                        let stable = self.stable(*origin) as usize;
+                        let mut rest = log.ops.get(stable..).unwrap_or_default().iter();
+                        rest.all(|op| op.kind() != kind::APPEND || op.hlc().ms > left_window(*day))
+                    })
+                };
+                let aged = (0..=*day).rev().find(old);
+                let gone = aged.and_then(|aged| (0..=aged).rev().find(stable));
+                if let Some(gone) = gone.filter(|gone| *gone >= self.forgotten) {
+                    self.forgotten = gone + 1;
                     for message in &mut self.messages {
-                        message.remembered &= message.id.unix_ms().unwrap_or(0) / DAY_MS != u64::from(*day);
+                        message.remembered &= message.id.unix_ms().unwrap_or(0) / DAY_MS > u64::from(gone);
                     }
                 }
-                let more = old && unstable;
+                let more = gone < aged;
                 assert_eq!(*outcome, Outcome::Done { more });
             }
         }

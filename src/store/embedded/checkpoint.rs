@@ -26,9 +26,6 @@ use crate::core::state::{DEDUP_WEIGHT, Decision, DedupKey, Pieces, Series, Shard
 use crate::store::engine::StoreError;
 use crate::store::keys::{self, LogValue};
 
-/// Dropped days that a shard remembers, so that old records of them stay dropped until their table is: far more than
-/// the days whose tables can exist.
-const DROPPED_DAYS: usize = 60;
 /// What a change costs of a slice's budget beside its bytes.
 const CHANGE_COST: usize = 64;
 /// Pieces of a thousand dedup records that are sorted in one step: a millisecond.
@@ -126,11 +123,7 @@ impl<T: Tables> View<T> {
         for decision in decisions {
             if let Decision::DedupDropped { shard, day } = decision {
                 let marks = self.marks.entry(*shard).or_default();
-                marks.revived.remove(day);
-                marks.dropped.insert(*day, self.last);
-                while marks.dropped.len() > DROPPED_DAYS {
-                    marks.dropped.pop_first();
-                }
+                marks.drop_through(*day, self.last);
             }
         }
         let noted = &self.state.ledger.dedup;
@@ -277,7 +270,7 @@ impl<T: Tables> View<T> {
         let marks = self.marks.entry(id).or_default();
         while let Some(key) = dirty.dedup.last() {
             if let Some(row) = shard.dedup.get(key) {
-                if marks.dropped.contains_key(&key.day()) {
+                if marks.dropped_at(key.day()).is_some() {
                     marks.revived.insert(key.day());
                 }
                 let stored = StoredDedup {
@@ -401,8 +394,7 @@ impl<T: Tables> View<T> {
     fn drop_days(&mut self) -> Result<(), StoreError> {
         for day in self.tables.dedup_days() {
             let gone = self.state.shards.iter().all(|(id, shard)| {
-                self.marks.get(id).is_some_and(|marks| marks.dropped_all(day))
-                    && !shard.dedup.keys().any(|key| key.day() == day)
+                self.marks.get(id).is_some_and(|marks| marks.dropped_all(day)) && !shard.has_dedup_of(day)
             });
             if gone {
                 self.tables.drop_dedup(day)?;

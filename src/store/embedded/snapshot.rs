@@ -53,8 +53,7 @@ impl<T: Tables> snapshot::Source for Source<'_, T> {
         let before = |key: &DedupKey| bound.as_ref().is_none_or(|bound| place(key) <= place(bound));
         let first = DedupKey {
             id: after.map_or(MessageId([0; 16]), |after| after.id),
-            recipient: UserId::new("\u{20}").expect("a blank is a valid id"),
-            sender: UserId::new("\u{20}").expect("a blank is a valid id"),
+            ..DedupKey::first_of(0)
         };
         if let Some(shard) = self.view.state.shards.get(&self.shard) {
             let mut last: Option<MessageId> = None;
@@ -149,8 +148,11 @@ impl<T: Tables> Source<'_, T> {
         let mut days = self.view.tables.dedup_days();
         days.sort_unstable();
         for day in days.into_iter().filter(|day| *day >= first_day) {
-            let dropped = self.view.marks.get(&self.shard);
-            let dropped = dropped.and_then(|marks| marks.dropped.get(&day));
+            let marks = self.view.marks.get(&self.shard);
+            if marks.is_some_and(|marks| marks.dropped_all(day)) {
+                continue;
+            }
+            let dropped = marks.and_then(|marks| marks.dropped_at(day));
             let from = match after {
                 Some(after) if after.day() == day => keys::dedup_in_day(ShardId(u32::MAX), after),
                 _ => vec![b'd'],
@@ -171,7 +173,7 @@ impl<T: Tables> Source<'_, T> {
                     let stored: StoredDedup =
                         keys::decode("dedup record", &value).map_err(|e| damaged(&e))?;
                     self.view.check_age(stored.as_of)?;
-                    if dropped.is_none_or(|at| stored.as_of >= *at) {
+                    if dropped.is_none_or(|at| stored.as_of >= at) {
                         found.insert(place(&key), (key, stored.row));
                     }
                     Ok(!full)

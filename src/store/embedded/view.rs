@@ -50,18 +50,31 @@ pub(super) struct View<T> {
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     pub(super) logs: Extents,
-    /// Dropped days of dedup, with the commit: records that were written before it count no more.
+    /// To which day dedup was dropped, with the commit: records of these days that were written before it count no more.
+    /// More than one only while a journal is replayed.
     pub(super) dropped: BTreeMap<u32, u64>,
-    /// Dropped days of which a record came later.
+    /// Dropped days of which a record was written later.
     pub(super) revived: BTreeSet<u32>,
     /// Of users in memory; one without an entry has no items in the tables.
     pub(super) users: BTreeMap<UserId, Extents>,
 }
 
 impl Marks {
+    /// All days to this one were dropped in a commit.
+    pub(super) fn drop_through(&mut self, day: u32, commit: u64) {
+        self.revived.retain(|revived| *revived > day);
+        self.dropped.retain(|to, _| *to > day);
+        self.dropped.insert(day, commit);
+    }
+
+    /// The last commit that dropped a day.
+    pub(super) fn dropped_at(&self, day: u32) -> Option<u64> {
+        self.dropped.range(day..).map(|(_, commit)| *commit).max()
+    }
+
     /// Whether the shard has no record of a day in the tables that counts.
     pub(super) fn dropped_all(&self, day: u32) -> bool {
-        self.dropped.contains_key(&day) && !self.revived.contains(&day)
+        self.dropped_at(day).is_some() && !self.revived.contains(&day)
     }
 }
 
@@ -205,8 +218,8 @@ impl<T: Tables> View<T> {
         };
         let stored: StoredDedup = decode("dedup record", &value)?;
         self.check_age(stored.as_of)?;
-        let dropped = self.marks.get(&id).and_then(|marks| marks.dropped.get(&day));
-        if dropped.is_none_or(|at| stored.as_of >= *at) {
+        let dropped = self.marks.get(&id).and_then(|marks| marks.dropped_at(day));
+        if dropped.is_none_or(|at| stored.as_of >= at) {
             let shard = self.state.shards.entry(id).or_default();
             shard.dedup.insert(key, stored.row);
             self.state.ledger.resident += DEDUP_WEIGHT;

@@ -38,6 +38,7 @@ fn shard_row() -> ShardRow {
         confirms: 1,
         recovery: Recovery::Open,
         recovered_in: Origin(10),
+        forgotten: 0,
     }
 }
 
