@@ -147,14 +147,22 @@ fn no_fencing_is_found() {
 }
 
 /// Copies are rare: here they are not.
+fn copied(mut case: Case) -> Case {
+    case.workload
+        .iter_mut()
+        .for_each(|workload| workload.copies = 400);
+    case
+}
+
+/// A message that comes again after some seconds, because its answer was lost or from another device, must be known.
+#[test]
+fn dedup_records_dropped_too_early_are_found() {
+    let cases = (0..200).map(draw::draw).map(copied);
+    found(Core::DedupDroppedEarly, cases, &["dedup (R16)"]);
+}
+
 #[test]
 fn asking_for_all_copies_is_found() {
-    let copied = |mut case: Case| {
-        case.workload
-            .iter_mut()
-            .for_each(|workload| workload.copies = 400);
-        case
-    };
     let cases = (0..200).map(draw::draw).map(copied);
     found(
         Core::AllCopies,

@@ -10,11 +10,12 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 29] = shipped![
+const TEXTS: [(&str, &str); 30] = shipped![
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-wrong",
     "clock-skew",
+    "clock-years-ahead",
     "clogged-links",
     "core-crash-in-commits",
     "disk-full",

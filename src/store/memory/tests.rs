@@ -128,3 +128,62 @@ fn failures_come_when_asked_for() {
         assert_eq!(matches!(outcome, Outcome::Duplicate(_)), applied, "{outcome:?}");
     }
 }
+
+/// Regions that confirm each second and ship at once what they log, until none has anything to say (R8); gives how many
+/// rounds that took.
+fn rounds_until_silence(holders: usize) -> usize {
+    use crate::store::conformance::kit::{S, T0, id, region};
+    let names: Vec<String> = (0..holders).map(|n| format!("r{n}")).collect();
+    let all: Vec<&str> = names.iter().map(String::as_str).collect();
+    let open = |(n, name): (usize, &String)| {
+        let mut identity = identity(100 + n as u64, &all);
+        identity.region = region(name);
+        Store::own(Box::new(
+            MemoryEngine::create(MemoryDisk::new(), identity).unwrap(),
+        ))
+    };
+    let mut stores: Vec<Store> = names.iter().enumerate().map(open).collect();
+    let mut said = vec![0; holders];
+    for round in 0..30 {
+        let mut silent = true;
+        for n in 0..holders {
+            let op = match round {
+                0 => stores[n].append_op("bob", id(T0, n as u64), "x"),
+                _ => StoreOp::Confirm {
+                    shard: S,
+                    epoch: stores[n].epoch,
+                },
+            };
+            let logged = stores[n].commit(vec![op]).logged;
+            silent &= logged.is_empty();
+            let Some(first) = logged.first() else { continue };
+            let before = std::mem::replace(&mut said[n], logged[logged.len() - 1].entry.hash);
+            let run = |epoch| StoreOp::ApplyRemote {
+                shard: S,
+                epoch,
+                origin: first.origin,
+                region: first.region.clone(),
+                first: first.entry.seq,
+                before,
+                ops: logged.iter().map(|logged| logged.entry.op.clone()).collect(),
+            };
+            for other in (0..holders).filter(|other| *other != n) {
+                let run = run(stores[other].epoch);
+                let outcome = stores[other].one(run);
+                assert!(matches!(outcome, Outcome::Applied { stopped: None, .. }));
+            }
+        }
+        if silent {
+            return round;
+        }
+    }
+    panic!("{holders} holders confirm for ever");
+}
+
+#[test]
+fn confirmations_fall_silent_with_any_number_of_holders() {
+    for holders in [1, 2, 3, 8, 9, 10, 16] {
+        let rounds = rounds_until_silence(holders);
+        assert!(rounds <= 5, "{holders} holders: {rounds} rounds");
+    }
+}
