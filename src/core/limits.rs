@@ -22,6 +22,12 @@ pub struct CoreLimits {
     pub lane_bytes: usize,
     /// Deposits that an owner partition holds for commits; beyond it they are refused retryably.
     pub owner_deposits: usize,
+    /// Bytes of their bodies: with it a few commits of large messages do not take all memory. One deposit always fits.
+    pub owner_deposit_bytes: usize,
+    /// Reads that a partition has at the store; further ones wait for their turn. More than the store answers while a commit
+    /// syncs, so it is never idle for want of a question, and few enough that their answers, each of at most a window or a
+    /// page, stay below 64 MiB.
+    pub store_reads: usize,
     /// Messages in flight to one device.
     pub window_messages: usize,
     /// Bytes in flight to one device.
@@ -69,6 +75,8 @@ impl Default for CoreLimits {
             lane_deposits: 16 * 1024,
             lane_bytes: 16 * 1024 * 1024,
             owner_deposits: 64 * 1024,
+            owner_deposit_bytes: 256 * 1024 * 1024,
+            store_reads: 64,
             window_messages: 256,
             window_bytes: 1024 * 1024,
             watches: 1000,

@@ -147,7 +147,7 @@ pub enum Output {
         /// This node's wall clock, unix milliseconds.
         now_ms: u64,
     },
-    /// A question to the store; it sees every commit answered before.
+    /// A question to the store; it sees every commit answered before. At most [`CoreLimits::store_reads`] are not answered.
     Read {
         /// To be given with the answer.
         token: u64,
@@ -208,6 +208,8 @@ pub struct Partition {
     queued: Vec<(StoreOp, CommitTag)>,
     in_flight: Option<(u64, Vec<CommitTag>)>,
     reads: BTreeMap<u64, ReadTag>,
+    /// Reads that wait for their turn at the store: at most one of each attached session, and a few of each link.
+    waiting_reads: VecDeque<(u64, Read)>,
     next_token: u64,
     /// It said [`Output::Stop`].
     stopped: bool,
@@ -250,6 +252,7 @@ impl Partition {
             queued: Vec::new(),
             in_flight: None,
             reads: BTreeMap::new(),
+            waiting_reads: VecDeque::new(),
             next_token: 1,
             stopped: false,
             out: VecDeque::new(),
@@ -607,7 +610,18 @@ impl Partition {
     fn read(&mut self, read: Read, tag: ReadTag) {
         let token = self.token();
         self.reads.insert(token, tag);
-        self.out.push_back(Output::Read { token, read });
+        self.waiting_reads.push_back((token, read));
+        self.ask_next();
+    }
+
+    /// Asks what waits, as far as the store may be asked at once.
+    fn ask_next(&mut self) {
+        while self.reads.len() - self.waiting_reads.len() < self.config.limits.store_reads {
+            let Some((token, read)) = self.waiting_reads.pop_front() else {
+                return;
+            };
+            self.out.push_back(Output::Read { token, read });
+        }
     }
 
     fn token(&mut self) -> u64 {
@@ -685,7 +699,9 @@ impl Partition {
     }
 
     fn answered(&mut self, token: u64, result: Result<ReadReply, StoreError>, now: Now) {
-        match self.reads.remove(&token) {
+        let tag = self.reads.remove(&token);
+        self.ask_next();
+        match tag {
             Some(ReadTag::Owner(question)) => self.owner.handle_answer(question, result, now),
             Some(ReadTag::Link(token)) => {
                 let page = match result {
@@ -726,3 +742,6 @@ impl Partition {
 fn is_fenced(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused(Refusal::Fenced { .. }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -165,7 +165,7 @@ metrics! {
     commit_seconds: Seconds = STORE_COMMIT_SECONDS "iris_store_commit_duration_seconds", "Time of a group commit";
     store_errors: Family<Reason, Counter> = STORE_ERRORS "iris_store_errors", "Errors of the store, by kind";
     queue_depth: Family<Queue, Gauge> = QUEUE_DEPTH "iris_queue_depth", "Entries that wait: events of partitions (inputs), requests of the store (store), messages without an answer at edges (edge_deposits) and at owners (owner_deposits)";
-    queue_refused: Family<Queue, Counter> = QUEUE_REFUSED "iris_queue_refused", "Times that a full queue took no more: of a client's connection (client), of a stream to another node (peer), of another partition (partition), of an owner (owner_deposits)";
+    queue_refused: Family<Queue, Counter> = QUEUE_REFUSED "iris_queue_refused", "Times that a full queue took no more: of a client's connection (client), of a stream to another node (peer), of another partition (partition), of an owner (owner_deposits), of the store (store)";
     link_up: Family<Link, Gauge> = LINK_UP "iris_link_up", "Whether the link to another region has round trips (1) or not (0)";
     link_applied: Family<Link, Counter> = LINK_APPLIED "iris_link_applied_operations", "Operations of other regions applied, by the region that sent them";
     link_drifted: Counter = LINK_DRIFTED "iris_link_drifted_operations", "Operations of other regions applied whose time lay more than a minute ahead of the clock here: a clock is wrong, here or there";

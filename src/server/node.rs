@@ -225,7 +225,8 @@ impl Node {
                 .await
                 .map_err(StartError::Store)?;
             let (metrics, health) = (metrics.clone(), health.clone());
-            let thread = StoreThread::start(engine, reply_senders, metrics, health, supervisor.clone());
+            let reads = config.limits.store_reads as usize;
+            let thread = StoreThread::start(engine, reply_senders, reads, metrics, health, supervisor.clone());
             Some(thread.map_err(|error| StartError::System {
                 what: "a thread",
                 why: error.to_string(),
@@ -499,7 +500,7 @@ impl Node {
         #[cfg(debug_assertions)]
         if let Some(store) = &self.store {
             // A thread has to be woken to look.
-            let _ = store.requests().send(super::store::StoreRequest::Wake);
+            let _ = store.requests().try_send(super::store::StoreRequest::Wake);
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::Sender as StoreSender;
+use std::sync::mpsc::{SyncSender as StoreSender, TrySendError as StoreSendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
@@ -417,12 +418,25 @@ impl PartitionTask {
     }
 
     /// A node without a store owns no shards, so its core asks nothing of one.
-    fn ask(&self, request: StoreRequest) {
-        if let Some(store) = &self.store {
-            let queue = Queue { queue: "store" };
-            self.meters.metrics.queue_depth.get_or_create(&queue).inc();
+    fn ask(&mut self, request: StoreRequest) {
+        let Some(store) = &self.store else { return };
+        let depth = self.meters.metrics.queue_depth.get_or_create(&Queue { queue: "store" }).clone();
+        depth.inc();
+        match store.try_send(request) {
+            Ok(()) => {}
             // The thread is gone only when the node stops.
-            let _ = store.send(request);
+            Err(StoreSendError::Disconnected(_)) => {
+                depth.dec();
+            }
+            // It has room for all that partitions ask at once. If that is ever not so, the core must hear of it: it refuses
+            // what it can, and asks again for the rest.
+            Err(StoreSendError::Full(request)) => {
+                depth.dec();
+                self.queue_full("store");
+                if let Some(reply) = request.refused() {
+                    self.stored(reply);
+                }
+            }
         }
     }
 

@@ -84,6 +84,8 @@ impl Case {
             ("lane_deposits", limits.lane_deposits as u64, 1),
             ("lane_bytes", limits.lane_bytes as u64, 1024),
             ("owner_deposits", limits.owner_deposits as u64, 1),
+            ("owner_deposit_bytes", limits.owner_deposit_bytes as u64, 1),
+            ("store_reads", limits.store_reads as u64, 1),
             ("window_messages", limits.window_messages as u64, 1),
             ("window_bytes", limits.window_bytes as u64, 1),
             ("sends_per_second", limits.sends_per_second.into(), 1),

@@ -23,4 +23,4 @@ pub mod paging;
 pub mod snapshot;
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;

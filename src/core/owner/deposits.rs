@@ -34,6 +34,8 @@ pub struct DepositStats {
     pub overloaded: u64,
     /// Handed to a commit and not yet answered.
     pub pending: u64,
+    /// Bytes of their bodies.
+    pub pending_bytes: u64,
 }
 
 /// Finds the way back from a commit to the sender.
@@ -45,6 +47,8 @@ pub struct DepositTag {
     session_seq: u64,
     attempt: u32,
     id: MessageId,
+    /// Of its body.
+    bytes: u64,
 }
 
 /// Senders that are remembered, about 100 bytes each: 26 MB. A session is one for each shard that it sends to. Beyond it
@@ -146,7 +150,9 @@ impl Owner {
             session_seq: envelope.session_seq,
             attempt,
             id: envelope.id,
+            bytes: body.len() as u64,
         };
+        let full = self.is_full(tag.bytes);
         let Some(sender) = self.senders.of(&tag, now.mono) else {
             self.stats.deposits.overloaded += 1;
             let why = "too many sessions sent to this owner lately";
@@ -162,7 +168,6 @@ impl Owner {
         }
         let epoch = self.shards.get(&shard).and_then(super::Shard::open_epoch);
         let epoch = epoch.filter(|_| !self.finishing);
-        let full = self.stats.deposits.pending >= self.config.limits.owner_deposits as u64;
         if full && defect::on(Defect::DropsWhenFull) {
             return;
         }
@@ -182,6 +187,7 @@ impl Owner {
         let known_only = tag.session_seq <= sender.judged;
         sender.judged = sender.judged.max(tag.session_seq);
         self.stats.deposits.pending += 1;
+        self.stats.deposits.pending_bytes += tag.bytes;
         let seen_ms = self.clocks.latest_ms;
         let op = StoreOp::Append {
             shard,
@@ -195,7 +201,9 @@ impl Owner {
     }
 
     pub(super) fn deposited(&mut self, tag: DepositTag, outcome: Result<Outcome, StoreError>, now: Now) {
-        self.stats.deposits.pending = self.stats.deposits.pending.saturating_sub(1);
+        let stats = &mut self.stats.deposits;
+        stats.pending = stats.pending.saturating_sub(1);
+        stats.pending_bytes = stats.pending_bytes.saturating_sub(tag.bytes);
         let durability = Durability::Region;
         let verdict = match outcome {
             Ok(Outcome::Appended(at)) => {
@@ -248,6 +256,13 @@ impl Owner {
             }
         };
         self.answer(&tag, verdict);
+    }
+
+    /// Whether one more with so many bytes is too much; a single one never is.
+    fn is_full(&self, bytes: u64) -> bool {
+        let (limits, stats) = (&self.config.limits, &self.stats.deposits);
+        let heavy = stats.pending_bytes.saturating_add(bytes) > limits.owner_deposit_bytes as u64;
+        stats.pending >= limits.owner_deposits as u64 || (heavy && stats.pending > 0)
     }
 
     fn forgotten(&self, tag: &DepositTag) -> bool {

@@ -1,5 +1,6 @@
 //! The owner with a scripted store and edge.
 
+mod deposits;
 mod forget;
 mod holes;
 mod recovery;

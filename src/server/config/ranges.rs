@@ -81,13 +81,18 @@ section! {
         lane_bytes: u64 = core().lane_bytes as u64, in 64 * KIB => 64 * MIB;
         /// Deposits that one owner partition holds for commits. Beyond it they are refused, retryable.
         owner_deposits: u32 = number(core().owner_deposits as u64), in 1 => 10_000_000;
+        /// Bytes of the bodies of those deposits. Beyond it they are refused, retryable.
+        owner_deposit_bytes: u64 = core().owner_deposit_bytes as u64, in MIB => 256 * GIB;
+        /// Reads that one partition has at the store. Further ones wait for their turn.
+        store_reads: u32 = number(core().store_reads as u64), in 1 => 65_536;
         /// Bytes of operations in flight on the link to another region.
         link_bytes: u64 = core().link_bytes, in 64 * KIB => GIB;
     }
 }
 
 section! {
-    /// Sizes of a core node's store. What waits before it is bounded by `limits.owner_deposits` and the links' credit.
+    /// Sizes of a core node's store. What waits before it is bounded by `limits.owner_deposits`, `owner_deposit_bytes`,
+    /// `store_reads` and the links' credit.
     StoreConfig at "store" {
         /// Bytes of one journal segment; it is preallocated, and deleted as a whole once all in it is in the tables.
         segment_bytes: u64 = 64 * MIB, in MIB => GIB;
@@ -153,6 +158,8 @@ impl Limits {
             lane_deposits: self.lane_deposits as usize,
             lane_bytes: size(self.lane_bytes),
             owner_deposits: self.owner_deposits as usize,
+            owner_deposit_bytes: size(self.owner_deposit_bytes),
+            store_reads: self.store_reads as usize,
             window_messages: self.window_messages as usize,
             window_bytes: size(self.window_bytes),
             watches: self.watches_per_session as usize,
