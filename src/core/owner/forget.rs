@@ -55,7 +55,11 @@ impl Owner {
         }
         let before = droppable_before(now.wall_ms);
         let due = |(id, shard): &(&ShardId, &mut Shard)| {
-            parts::of(**id) == part && shard.is_open() && shard.forget.due(before, now.mono)
+            let due = match defect::on(Defect::DedupDroppedEarly) {
+                true => shard.dirty,
+                false => shard.forget.due(before, now.mono),
+            };
+            parts::of(**id) == part && shard.is_open() && due
         };
         for (id, shard) in self.shards.iter_mut().filter(due).take(AT_ONCE) {
             let Some(epoch) = shard.epoch else { continue };
@@ -78,7 +82,7 @@ impl Owner {
         now: Now,
     ) {
         match outcome {
-            Ok(Outcome::Done { more: false }) if !defect::on(Defect::DedupDroppedEarly) => {}
+            Ok(Outcome::Done { more: false }) => {}
             Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.handle_fenced(id, now),
             _ => {
                 // It may have been taken over again meanwhile; asking once more changes nothing then.
@@ -86,11 +90,7 @@ impl Owner {
                     && shard.forget.before == before
                 {
                     shard.forget.before = before - 1;
-                    let again = match defect::on(Defect::DedupDroppedEarly) {
-                        true => 0,
-                        false => AGAIN_MS,
-                    };
-                    shard.forget.at = now.mono + ms(again);
+                    shard.forget.at = now.mono + ms(AGAIN_MS);
                 }
             }
         }
