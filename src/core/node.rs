@@ -742,6 +742,3 @@ impl Partition {
 fn is_fenced(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused(Refusal::Fenced { .. }))
 }
-
-#[cfg(test)]
-mod tests;

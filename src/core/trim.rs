@@ -84,9 +84,7 @@ impl Work<'_> {
                 day: before - 1,
             });
         }
-        Outcome::Done {
-            more: before < aged,
-        }
+        Outcome::Done { more: before < aged }
     }
 
     /// The first day of which a log may hold an id whose entry is not stable; `None` where all messages are.

@@ -226,7 +226,8 @@ impl Node {
                 .map_err(StartError::Store)?;
             let (metrics, health) = (metrics.clone(), health.clone());
             let reads = config.limits.store_reads as usize;
-            let thread = StoreThread::start(engine, reply_senders, reads, metrics, health, supervisor.clone());
+            let thread =
+                StoreThread::start(engine, reply_senders, reads, metrics, health, supervisor.clone());
             Some(thread.map_err(|error| StartError::System {
                 what: "a thread",
                 why: error.to_string(),

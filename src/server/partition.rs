@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::mpsc::Sender as StoreSender;
 use std::sync::mpsc::{SyncSender as StoreSender, TrySendError as StoreSendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -420,7 +419,12 @@ impl PartitionTask {
     /// A node without a store owns no shards, so its core asks nothing of one.
     fn ask(&mut self, request: StoreRequest) {
         let Some(store) = &self.store else { return };
-        let depth = self.meters.metrics.queue_depth.get_or_create(&Queue { queue: "store" }).clone();
+        let depth = self
+            .meters
+            .metrics
+            .queue_depth
+            .get_or_create(&Queue { queue: "store" })
+            .clone();
         depth.inc();
         match store.try_send(request) {
             Ok(()) => {}

@@ -391,7 +391,7 @@ mod tests {
         };
         let (sender, replies) = unbounded_channel();
         let metrics = Arc::new(Metrics::new("r", "n"));
-        let health = Arc::new(Health::new());
+        let health = Arc::new(Health::new("n".to_owned(), 1));
         let supervisor = Supervisor::new(Restarts::default(), |_, _, _| {});
         let engine = Box::new(engine);
         let store =
@@ -426,7 +426,11 @@ mod tests {
     fn a_commit_waits_for_a_few_reads_only() {
         const READS: usize = 10 * READS_BEFORE_COMMIT;
         let mut rig = rig(READS);
-        let depth = rig.metrics.queue_depth.get_or_create(&Queue { queue: "store" }).clone();
+        let depth = rig
+            .metrics
+            .queue_depth
+            .get_or_create(&Queue { queue: "store" })
+            .clone();
         let ask = |request| {
             depth.inc();
             rig.store.requests().try_send(request).expect("there is room");

@@ -42,7 +42,10 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("dedup records go by day", dedup_days),
     ("what was forgotten stays so", super::forget::forgotten_for_good),
     ("records that come late are kept", super::forget::late_records),
-    ("records go as far as they are stable", super::forget::as_far_as_stable),
+    (
+        "records go as far as they are stable",
+        super::forget::as_far_as_stable,
+    ),
     ("a long backlog is consumed in steps", long_backlog),
     ("a long backlog consumed elsewhere", long_backlog_remote),
 ];

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::commit::{ID_FUTURE_MS, ID_WINDOW_MS, Outcome, Refusal, Stop, StoreOp, TIME_MARGIN_MS};
 use crate::core::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, UserId};
+use crate::core::op::{DeviceChange, LoggedOp, Op, digest, kind};
 use crate::core::snapshot::Cut;
 use crate::core::state::{DedupKey, Logged, StoreIdentity};
-use crate::core::op::{DeviceChange, LoggedOp, Op, digest, kind};
 use crate::core::time::Hlc;
 use crate::core::vector::Vector;
 use crate::store::engine::InboxEntry;

@@ -162,7 +162,7 @@ fn says_nothing(harness: &mut dyn Harness) {
     assert_eq!(recover(&mut store, false), done());
     assert_eq!(store.append("bob", 1), Outcome::Duplicate(vec![first]));
     // What it confirmed before may be more than it has: it says so again, news or not.
-    assert!(store.shard().confirm_due());
+    assert!(store.shard().confirm_due(2));
     // An old owner has no word in it.
     store.epoch = Epoch(store.epoch.0 - 1);
     assert!(matches!(

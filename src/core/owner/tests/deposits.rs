@@ -46,9 +46,7 @@ fn deposits_are_bounded_by_bytes() {
                 origin: ORIGIN,
                 seq: 1,
             };
-            script
-                .owner
-                .handle_outcome(tag, Ok(Outcome::Appended(at)), NOW);
+            script.owner.handle_outcome(tag, Ok(Outcome::Appended(at)), NOW);
         }
         script.outputs();
     };

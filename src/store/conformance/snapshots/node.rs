@@ -169,6 +169,7 @@ impl<'a> Node<'a> {
         let cut = Arc::new(Cut {
             logs: logs.collect(),
             confirmed: BTreeMap::new(),
+            forgotten: 0,
         });
         let mut pages = SnapshotPage::default();
         let mut at = Some(SnapshotAt::Start);
