@@ -578,8 +578,10 @@ impl Machine {
             agent: self.config.agent.clone(),
             memory: self.memory,
         };
-        // The next one says more, so that a server knows which of two came later.
+        // The next one says more, so that a server knows which of two came later; also where this client ends before it is
+        // welcomed and starts again.
         self.connect_epoch = self.connect_epoch.saturating_add(1);
+        self.changed();
         self.out
             .push_back(Output::Frame(ClientFrame::Hello(Box::new(hello))));
     }

@@ -468,6 +468,20 @@ fn codes_decide_whether_it_comes_back() {
 }
 
 #[test]
+fn a_try_is_saved_before_it_is_made() {
+    let mut rig = Rig::new(config());
+    rig.wait();
+    let attempt = rig.machine.attempt;
+    rig.machine.handle(Input::Connected { attempt }, rig.now);
+    let outputs: Vec<Output> = std::iter::from_fn(|| rig.machine.poll_output()).collect();
+    let [Output::SaveState, Output::Frame(ClientFrame::Hello(hello))] = &outputs[..] else {
+        panic!("{outputs:?}");
+    };
+    // A client that ends here and starts again says more than this one did.
+    assert_eq!(rig.machine.state().connect_epoch, hello.connect_epoch + 1);
+}
+
+#[test]
 fn a_token_that_can_be_renewed_is_asked_for_once() {
     let mut rig = Rig::new(MachineConfig {
         renews_token: true,
