@@ -163,7 +163,7 @@ fn dedup_records_dropped_too_early_are_found() {
 
 #[test]
 fn asking_for_all_copies_is_found() {
-    let cases = (0..200).map(draw::draw).map(copied);
+    let cases = (0..800).map(draw::draw).map(copied);
     found(
         Core::AllCopies,
         cases,
