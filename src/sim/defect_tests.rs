@@ -63,7 +63,7 @@ defects! {
     confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence"];
     a_later_deposit_that_passes_is_found: LaterPasses within 800 by ["refusals have a cause", "order (R21)"];
     an_end_that_ends_anyone_is_found: EndsAnyone within 200 by ["presence is the truth", "watchers see the truth"];
-    death_as_an_event_is_found: DeathIsAnEvent within 800 by ["presence is the truth"];
+    death_as_an_event_is_found: DeathIsAnEvent within 4000 by ["presence is the truth"];
     a_forgotten_generation_is_found: GenerationForgotten within 800 by ["presence is the truth"];
     a_merge_that_keeps_its_own_is_found: KeepsOwn within 50 by ["presence is the truth", "watchers see the truth"];
     a_lease_that_is_a_write_is_found: LeaseIsAWrite within 50 by ["silence", "presence is the truth"];
