@@ -11,10 +11,10 @@ mod source;
 mod units;
 
 use std::collections::BTreeMap;
-use std::env;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
+use std::{env, fs};
 
 use figment::value::Value;
 
@@ -417,9 +417,24 @@ impl NodeConfig {
 /// A path of the node's file starts at that file's folder; others start where the process runs.
 fn anchored(layers: &Layers, key: &str, folder: &Path, path: PathBuf) -> PathBuf {
     match layers.place(key) {
-        Place::File(..) => folder.join(path),
+        Place::File(..) => joined(folder, &path),
         _ => path,
     }
+}
+
+/// The path from `folder` on. A `..` at its head is resolved where that cannot change what is meant (the folder's last
+/// part is a folder, not a link), so that messages name a path as an operator would write it.
+fn joined(folder: &Path, path: &Path) -> PathBuf {
+    let (mut folder, mut rest) = (folder, path);
+    while let Ok(below) = rest.strip_prefix("..") {
+        let named = matches!(folder.components().next_back(), Some(Component::Normal(_)));
+        let above = folder.parent().filter(|_| named);
+        let Some(above) = above.filter(|_| fs::symlink_metadata(folder).is_ok_and(|it| it.is_dir())) else {
+            break;
+        };
+        (folder, rest) = (above, below);
+    }
+    folder.join(rest)
 }
 
 /// What a region's file says of one of its nodes, as settings of the node.

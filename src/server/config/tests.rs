@@ -54,6 +54,21 @@ impl Files {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_path_above_the_file_is_plain_unless_a_link_is_on_its_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| folder.path().join(path);
+    fs::create_dir_all(at("real/config")).unwrap();
+    std::os::unix::fs::symlink(at("real/config"), at("link")).unwrap();
+    let plain = |from: &str, path: &str| joined(&at(from), Path::new(path));
+    assert_eq!(plain("real/config", "../data"), at("real/data"));
+    assert_eq!(plain("real/config", "../../data"), at("data"));
+    assert_eq!(plain("real/config", "/data"), Path::new("/data"));
+    assert_eq!(plain("link", "../data"), at("link/../data"));
+    assert_eq!(joined(Path::new(""), Path::new("../data")), Path::new("../data"));
+}
+
 #[test]
 fn layers_override_each_other_and_each_value_knows_its_own() {
     let files = Files::new(GOOD);
