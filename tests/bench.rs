@@ -53,5 +53,19 @@ async fn a_load_across_regions_is_delivered_once_and_reported() {
     let away = count("sent") * 2 - count("delivered");
     assert!(away.abs_diff(count("sent") / 4) <= 8, "{report}");
     assert!(report["send_to_delivered"]["p99"].as_f64().unwrap() > 0.0);
+    // Every hop was used, and each batch holds something.
+    for hop in [
+        "send",
+        "client_write",
+        "client_read",
+        "edge_deposits",
+        "owner_deliveries",
+        "commit_operations",
+        "link_operations",
+        "peer_write",
+    ] {
+        let mean = report["batches"][hop].as_f64().unwrap_or_default();
+        assert!((1.0..10_000.0).contains(&mean), "{hop}: {report}");
+    }
     cluster.stop().await;
 }

@@ -677,6 +677,7 @@ impl Owner {
             let body = if !lane.answers.is_empty() {
                 ToEdge::Answers(take_some(&mut lane.answers))
             } else if !lane.deliveries.is_empty() {
+                self.stats.delivery.messages += 1;
                 ToEdge::Deliver(take_deliveries(&mut lane.deliveries))
             } else if !lane.presence.is_empty() {
                 ToEdge::Presence(take_presence(&mut lane.presence))

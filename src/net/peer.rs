@@ -556,6 +556,11 @@ impl PeerPool {
         }
     }
 
+    /// Counters since the start.
+    pub fn counters(&self) -> PeerCounters {
+        self.shared.counters.read()
+    }
+
     /// Flushes what is queued, tells every peer, and ends all tasks; what is not done by `deadline` from now is cut.
     pub async fn shutdown(&self, deadline: Duration) {
         let end = Instant::now() + deadline;

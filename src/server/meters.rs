@@ -10,12 +10,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use super::metrics::{Link, Metrics, Queue, Reason, code_name};
 use crate::core::edge::EdgeStats;
 use crate::core::ids::Addr;
-use crate::core::link::LinkState;
+use crate::core::link::{LinkState, LinkStats};
 use crate::core::node::Partition;
 use crate::core::owner::OwnerStats;
 use crate::core::time::{Mono, Now};
 use crate::core::wire::Code;
 use crate::net::client::ClientStats;
+use crate::net::peer::PeerPool;
 
 /// Between two exports: a scrape sees figures at most so old.
 const EVERY: Duration = Duration::from_millis(250);
@@ -30,7 +31,7 @@ pub(super) struct Meters {
     owner: OwnerStats,
     /// Operations applied, by link.
     applied: BTreeMap<Addr, u64>,
-    drifted: u64,
+    links: LinkStats,
     presence: Presence,
     gauges: BTreeMap<&'static str, i64>,
     link_states: LinkStates,
@@ -76,7 +77,7 @@ impl Meters {
             edge: EdgeStats::default(),
             owner: OwnerStats::default(),
             applied: BTreeMap::new(),
-            drifted: 0,
+            links: LinkStats::default(),
             presence: Presence::default(),
             gauges: BTreeMap::new(),
             next: Mono(0),
@@ -92,6 +93,7 @@ impl Meters {
         self.next = now.mono + EVERY;
         self.edge(core.edge().stats());
         self.owner(*core.owner().stats());
+        self.shipped(core.links().stats());
         self.depth("inputs", inputs);
         self.depth("edge_deposits", core.edge().stats().deposits);
         let pending = core.owner().stats().deposits.pending;
@@ -106,6 +108,10 @@ impl Meters {
     fn edge(&mut self, new: &EdgeStats) {
         let old = std::mem::replace(&mut self.edge, new.clone());
         let metrics = self.metrics.clone();
+        metrics.edge_deposits.inc_by(new.deposited - old.deposited);
+        metrics
+            .edge_deposit_batches
+            .inc_by(new.deposit_messages - old.deposit_messages);
         metrics.deposit_seconds.add(&new.answered, &old.answered);
         let since = |new: &BTreeMap<Code, u64>, old: &BTreeMap<Code, u64>| -> Vec<(Reason, u64)> {
             let count = |(code, count): (&Code, &u64)| {
@@ -144,14 +150,24 @@ impl Meters {
             })
             .inc_by(deposits.overloaded - old.deposits.overloaded);
         metrics.delivered.inc_by(new.delivery.given - old.delivery.given);
+        metrics
+            .delivery_batches
+            .inc_by(new.delivery.messages - old.delivery.messages);
         metrics.acked.inc_by(new.delivery.acked - old.delivery.acked);
+    }
+
+    fn shipped(&mut self, new: LinkStats) {
+        let old = std::mem::replace(&mut self.links, new);
+        let metrics = &self.metrics;
+        metrics.link_drifted.inc_by(new.drifted - old.drifted);
+        metrics.link_shipped.inc_by(new.ops_shipped - old.ops_shipped);
+        metrics
+            .link_batches
+            .inc_by(new.messages_shipped - old.messages_shipped);
     }
 
     fn links(&mut self, core: &Partition, now: Now) {
         let mut regions = ByRegion::new();
-        let drifted = core.links().stats().drifted;
-        let old = std::mem::replace(&mut self.drifted, drifted);
-        self.metrics.link_drifted.inc_by(drifted - old);
         for link in core.links().snapshot(now) {
             let label = Link {
                 region: link.link.node.region.to_string(),
@@ -212,10 +228,18 @@ impl Meters {
     }
 }
 
-/// Exports the counters of the clients' listener until it is cut.
-pub(super) async fn watch_listener(stats: impl Fn() -> ClientStats, metrics: Arc<Metrics>) {
+/// Exports the counters of the network until it is cut: of connections to other nodes, and of the clients' listener
+/// where there is one.
+pub(super) async fn watch_network(
+    peers: PeerPool,
+    listener: Option<impl Fn() -> ClientStats>,
+    metrics: Arc<Metrics>,
+) {
     loop {
-        let stats = stats();
+        let peers = peers.counters();
+        metrics.peer_messages.inner().store(peers.frames_out, Relaxed);
+        metrics.peer_writes.inner().store(peers.batches_out, Relaxed);
+        let stats = listener.as_ref().map(|stats| stats()).unwrap_or_default();
         for (reason, count) in [("limit", stats.refused), ("failed", stats.failed)] {
             let counter = metrics.connections_refused.get_or_create(&Reason { reason });
             counter.inner().store(count, Relaxed);

@@ -157,8 +157,11 @@ metrics! {
     deposits_duplicate: Counter = DEPOSIT_DUPLICATE "iris_deposit_duplicate", "Deposits of messages that were accepted before";
     deposits_refused: Family<Reason, Counter> = DEPOSIT_REFUSED "iris_deposit_refused", "Messages refused to clients, by code";
     deposits_retried: Counter = DEPOSIT_RETRIED "iris_deposit_retried", "Deposits that an owner refused for now, which their edge sends again";
+    edge_deposits: Counter = EDGE_DEPOSITS "iris_edge_deposits", "Deposits that edges handed to owners, those that went again included";
+    edge_deposit_batches: Counter = EDGE_DEPOSIT_BATCHES "iris_edge_deposit_batches", "Messages to owners that carried deposits";
     deposit_seconds: Latency = DEPOSIT_SECONDS "iris_deposit_duration_seconds", "Time from a message's arrival at the edge to its answer";
     delivered: Counter = DELIVERY_DELIVERED "iris_delivery_delivered", "Messages handed to sessions, each time they are";
+    delivery_batches: Counter = DELIVERY_BATCHES "iris_delivery_batches", "Messages to edges that carried what was handed to sessions";
     acked: Counter = DELIVERY_ACKED "iris_delivery_acked", "Messages acknowledged by devices";
     commits: Counter = STORE_COMMITS "iris_store_commits", "Group commits";
     commit_operations: Sizes = STORE_COMMIT_OPERATIONS "iris_store_commit_operations", "Operations in a group commit";
@@ -167,6 +170,8 @@ metrics! {
     queue_depth: Family<Queue, Gauge> = QUEUE_DEPTH "iris_queue_depth", "Entries that wait: events of partitions (inputs), requests of the store (store), messages without an answer at edges (edge_deposits) and at owners (owner_deposits)";
     queue_refused: Family<Queue, Counter> = QUEUE_REFUSED "iris_queue_refused", "Times that a full queue took no more: of a client's connection (client), of a stream to another node (peer), of another partition (partition), of an owner (owner_deposits), of the store (store)";
     link_up: Family<Link, Gauge> = LINK_UP "iris_link_up", "Whether the link to another region has round trips (1) or not (0)";
+    link_shipped: Counter = LINK_SHIPPED "iris_link_shipped_operations", "Operations sent to other regions";
+    link_batches: Counter = LINK_BATCHES "iris_link_shipped_batches", "Messages to other regions that carried operations";
     link_applied: Family<Link, Counter> = LINK_APPLIED "iris_link_applied_operations", "Operations of other regions applied, by the region that sent them";
     link_drifted: Counter = LINK_DRIFTED "iris_link_drifted_operations", "Operations of other regions applied whose time lay more than a minute ahead of the clock here: a clock is wrong, here or there";
     link_lag: Family<Link, Gauge> = LINK_LAG "iris_link_lag_operations", "Operations committed here that the other region has not been sent yet";
@@ -174,6 +179,8 @@ metrics! {
     presence_merges: Counter = PRESENCE_MERGES "iris_presence_merges", "Presence records merged";
     presence_invalid: Counter = PRESENCE_INVALID "iris_presence_invalid_merges", "Presence records refused: equal version with another value";
     presence_records: Gauge = PRESENCE_RECORDS "iris_presence_records", "Presence records held";
+    peer_messages: Counter = PEER_MESSAGES "iris_peer_messages", "Messages written to other nodes, gossip left out";
+    peer_writes: Counter = PEER_WRITES "iris_peer_writes", "Writes to streams to other nodes that carried messages";
     peer_refused: Family<Reason, Counter> = PEER_REFUSED "iris_peer_messages_refused", "Messages of other nodes that ended their connection, by reason";
     task_restarts: Family<Task, Counter> = TASK_RESTARTS "iris_task_restarts", "Restarts of a supervised task, by kind of task";
 }

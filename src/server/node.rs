@@ -19,7 +19,7 @@ use super::config::NodeConfig;
 use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::intake::{ClientSink, PeerSink};
-use super::meters::{LinkStates, Meters, watch_listener};
+use super::meters::{LinkStates, Meters, watch_network};
 use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
 use super::partition::{Clock, Event, PartitionStatus, PartitionTask, SIBLING_QUEUE};
@@ -331,17 +331,16 @@ impl Node {
             None => None,
         };
         let client_addr = listener.as_ref().map(ClientListener::local_addr);
-        if let Some(stats) = listener.as_ref().map(ClientListener::reader) {
-            let (metrics, mut stopping) = (metrics.clone(), stopped.clone());
-            let run = move || watch_listener(stats.clone(), metrics.clone());
-            let kept = supervisor.clone().keep("figures", "figures".to_owned(), run);
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = kept => {}
-                    _ = stopping.wait_for(|stop| *stop) => {}
-                }
-            });
-        }
+        let stats = listener.as_ref().map(ClientListener::reader);
+        let (peers, figures, mut stopping) = (pool.clone(), metrics.clone(), stopped.clone());
+        let run = move || watch_network(peers.clone(), stats.clone(), figures.clone());
+        let kept = supervisor.clone().keep("figures", "figures".to_owned(), run);
+        tasks.spawn(async move {
+            tokio::select! {
+                () = kept => {}
+                _ = stopping.wait_for(|stop| *stop) => {}
+            }
+        });
         let addr = config.listen.admin_http;
         let admin = AdminHttp::bind(addr, health.clone(), metrics.clone(), supervisor.clone())
             .await

@@ -46,6 +46,25 @@ pub(super) struct Counters {
     pub(super) commits: f64,
     pub(super) commit_operations: f64,
     pub(super) commit_seconds: f64,
+    pub(super) deposits: Hop,
+    pub(super) deliveries: Hop,
+    pub(super) link: Hop,
+    pub(super) peer: Hop,
+}
+
+/// What went over a hop between servers, and in how many batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Hop {
+    pub(super) entries: f64,
+    pub(super) batches: f64,
+}
+
+impl Hop {
+    /// The mean size of a batch since `before`; none where nothing went over it.
+    pub(super) fn mean_since(self, before: Self) -> Option<f64> {
+        let batches = self.batches - before.batches;
+        (batches > 0.0).then(|| (self.entries - before.entries) / batches)
+    }
 }
 
 impl Servers {
@@ -120,6 +139,23 @@ impl Counters {
         self.commits += sum(&format!("{}_count", names::STORE_COMMIT_OPERATIONS));
         self.commit_operations += sum(&format!("{}_sum", names::STORE_COMMIT_OPERATIONS));
         self.commit_seconds += sum(&format!("{}_sum", names::STORE_COMMIT_SECONDS));
+        for (hop, entries, batches) in [
+            (
+                &mut self.deposits,
+                names::EDGE_DEPOSITS,
+                names::EDGE_DEPOSIT_BATCHES,
+            ),
+            (
+                &mut self.deliveries,
+                names::DELIVERY_DELIVERED,
+                names::DELIVERY_BATCHES,
+            ),
+            (&mut self.link, names::LINK_SHIPPED, names::LINK_BATCHES),
+            (&mut self.peer, names::PEER_MESSAGES, names::PEER_WRITES),
+        ] {
+            hop.entries += sum(&format!("{entries}_total"));
+            hop.batches += sum(&format!("{batches}_total"));
+        }
     }
 }
 
@@ -183,8 +219,16 @@ mod tests {
         metrics.acked.inc_by(5);
         metrics.commit_operations.observe(8);
         metrics.commit_operations.observe(2);
+        metrics.edge_deposits.inc_by(12);
+        metrics.edge_deposit_batches.inc_by(3);
+        metrics.peer_messages.inc_by(9);
+        metrics.peer_writes.inc_by(2);
         let mut counters = Counters::default();
         counters.add(&metrics.encode());
+        assert_eq!(counters.deposits.mean_since(Hop::default()), Some(4.0));
+        assert_eq!(counters.peer.mean_since(Hop::default()), Some(4.5));
+        assert_eq!(counters.peer.mean_since(counters.peer), None, "nothing since");
+        assert_eq!(counters.link.mean_since(Hop::default()), None);
         counters.add("iris_delivery_acked_total{region=\"x\"} 2\niris_delivery_acked_totals 9\n");
         assert_eq!((counters.acked, counters.commits), (7.0, 2.0));
         assert!((counters.commit_operations - 10.0).abs() < 1e-9);

@@ -73,7 +73,15 @@ pub(super) struct Batches {
     /// Frames written at once by a client, and read at once.
     pub(super) client_write: f64,
     pub(super) client_read: f64,
-    /// Operations in a group commit, over all nodes.
+    /// Deposits in a message from an edge to an owner; like all that follow, over all nodes, and none where nothing went.
+    pub(super) edge_deposits: Option<f64>,
+    /// Messages for sessions in a message from an owner to an edge.
+    pub(super) owner_deliveries: Option<f64>,
+    /// Operations in a message from a region to another.
+    pub(super) link_operations: Option<f64>,
+    /// Messages in a write to another node.
+    pub(super) peer_write: Option<f64>,
+    /// Operations in a group commit.
     pub(super) commit_operations: Option<f64>,
     pub(super) commits_per_s: Option<f64>,
     /// Milliseconds of a group commit.
@@ -171,6 +179,10 @@ impl Report {
             let operations = after.commit_operations - before.commit_operations;
             let time = after.commit_seconds - before.commit_seconds;
             self.acknowledged_per_s = Some((after.acked - before.acked) / self.seconds);
+            self.batches.edge_deposits = after.deposits.mean_since(before.deposits);
+            self.batches.owner_deliveries = after.deliveries.mean_since(before.deliveries);
+            self.batches.link_operations = after.link.mean_since(before.link);
+            self.batches.peer_write = after.peer.mean_since(before.peer);
             self.batches.commits_per_s = Some(commits / self.seconds);
             self.batches.commit_operations = Some(operations / commits.max(1.0));
             self.batches.commit_ms = Some(time * 1000.0 / commits.max(1.0));
@@ -250,6 +262,14 @@ impl Report {
             maybe(batches.commit_operations, 1)
         );
         row("mean batch", text);
+        let text = format!(
+            "edge to owner {}  owner to edge {}  between regions {}  peer write {}",
+            maybe(batches.edge_deposits, 1),
+            maybe(batches.owner_deliveries, 1),
+            maybe(batches.link_operations, 1),
+            maybe(batches.peer_write, 1)
+        );
+        row("mean batch of servers", text);
         let text = format!(
             "{} of {} ms",
             maybe(batches.commits_per_s, 0),

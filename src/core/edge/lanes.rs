@@ -589,6 +589,7 @@ impl Edge {
             }
             let (to, lane_number) = (&lane.owner.addr, *number);
             self.stats.acks_forwarded += lane.out.drain(lane_number, &mut self.sessions, &mut |body| {
+                self.stats.deposit_messages += u64::from(matches!(body, ToOwner::Deposit(_)));
                 self.ready.push_back(EdgeOutput::ToOwner {
                     to: to.clone(),
                     lane: lane_number,

@@ -40,6 +40,8 @@ pub struct EdgeStats {
     pub forgotten: u64,
     /// Deposits handed to owners, again ones included.
     pub deposited: u64,
+    /// Messages to owners that carried those.
+    pub deposit_messages: u64,
     /// Retryable refusals that made a session's deposits to a shard go again under a higher attempt.
     pub retries: u64,
     /// Deliveries handed to clients.

@@ -181,7 +181,9 @@ pub struct LinkStats {
     pub ops_shipped: u64,
     /// Their bytes.
     pub bytes_shipped: u64,
-    /// Of those, shipped from memory right after their commit.
+    /// Messages to subscribers that carried them.
+    pub messages_shipped: u64,
+    /// Of the operations, those shipped from memory right after their commit.
     pub ops_shipped_hot: u64,
     /// Pages read from the store to catch up.
     pub pages_read: u64,

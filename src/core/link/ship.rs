@@ -77,6 +77,7 @@ impl Links {
                     let full = serve.offer(*shard, owned, *origin, region, before, entry, &mut self.stats);
                     self.touched.insert(*id);
                     if full {
+                        self.stats.messages_shipped += 1;
                         let lane = serve.lane;
                         let runs = std::mem::take(&mut serve.batch).runs;
                         let to = peer.addr.clone();
@@ -259,6 +260,7 @@ impl Links {
         }
         let lane = serve.lane;
         let runs = std::mem::take(&mut serve.batch).runs;
+        self.stats.messages_shipped += 1;
         self.tell_subscriber(peer, lane, ToSubscriber::Ops(runs));
     }
 

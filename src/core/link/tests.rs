@@ -56,6 +56,8 @@ fn what_one_region_accepts_the_others_apply_once() {
     assert_eq!(world.shipped, 2 * 312);
     let stats = world.regions[0].links[0].stats();
     assert!(stats.ops_shipped_hot * 10 > stats.ops_shipped * 9, "{stats:?}");
+    let (messages, most) = (stats.messages_shipped, stats.ops_shipped);
+    assert!((1..=most).contains(&messages), "{stats:?}");
     assert!(world.now - world.last_busy > 4 * SECOND, "links fall silent");
     assert_eq!(
         world.regions[0].reach,

@@ -29,6 +29,8 @@ const PAGE_ITEMS: usize = 256;
 pub struct DeliveryStats {
     /// Messages given to sessions.
     pub given: u64,
+    /// Messages to edges that carried those.
+    pub messages: u64,
     /// Of those, straight from the commit.
     pub live: u64,
     /// Messages passed silently because another copy was consumed (R15).

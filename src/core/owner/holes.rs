@@ -101,6 +101,7 @@ impl Owner {
             return;
         };
         while !lane.deliveries.is_empty() {
+            self.stats.delivery.messages += 1;
             self.out.push_back(OwnerOutput::ToEdge {
                 to: lane.edge.clone(),
                 lane: lane.number,

@@ -177,7 +177,7 @@ impl Link {
                 let outbox = Arc::new(Outbox::new(limit, limit));
                 live.classes.insert(class, outbox.clone());
                 live.writers.spawn_on(
-                    write_class(shared.clone(), live.connection.clone(), class, outbox.clone()),
+                    write_class(shared.clone(), live.connection.clone(), self.lane, class, outbox.clone()),
                     &shared.runtime,
                 );
                 outbox
@@ -549,10 +549,10 @@ async fn flush(link: &Link, connection: &Connection, reason: CloseReason) -> Clo
 
 /// Writes one class until its connection is gone. A stream that stalls or is refused ends the whole connection:
 /// its frames would be missing in the middle.
-async fn write_class(shared: Arc<Shared>, connection: Connection, class: StreamClass, outbox: Arc<Outbox>) {
+async fn write_class(shared: Arc<Shared>, connection: Connection, lane: Lane, class: StreamClass, outbox: Arc<Outbox>) {
     let _closes = CloseOnPanic(connection.clone());
     let end = |code, text: String| CloseReason::new(code, text).close(&connection);
-    match write_stream(&shared, &connection, class, &outbox).await {
+    match write_stream(&shared, &connection, lane, class, &outbox).await {
         Ok(()) | Err(Fault::Gone) => {}
         Err(Fault::Stalled) => {
             let text = format!("class {class} took no byte for {:?}", shared.limits.stall_timeout);
@@ -572,6 +572,7 @@ enum Fault {
 async fn write_stream(
     shared: &Shared,
     connection: &Connection,
+    lane: Lane,
     class: StreamClass,
     outbox: &Outbox,
 ) -> Result<(), Fault> {
@@ -591,12 +592,17 @@ async fn write_stream(
                 return Ok(());
             }
         };
+        if lane == Lane::Traffic {
+            // Each was queued as one chunk.
+            let frames = batch.len() as u64;
+            shared.counters.frames_out.fetch_add(frames, Relaxed);
+            shared.counters.batches_out.fetch_add(1, Relaxed);
+        }
         let mut chunks: Vec<Bytes> = opening.take().into_iter().collect();
         chunks.extend(batch);
         let mut chunks = coalesce(chunks, WRITE_BUFFER_BYTES);
         let bytes: usize = chunks.iter().map(Bytes::len).sum();
         shared.counters.bytes_out.fetch_add(bytes as u64, Relaxed);
-        shared.counters.batches_out.fetch_add(1, Relaxed);
         let mut rest = &mut chunks[..];
         while !rest.is_empty() {
             let written = timeout(stall, stream.write_chunks(rest))

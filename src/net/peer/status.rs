@@ -81,7 +81,9 @@ pub struct PeerSnapshot {
 pub struct PeerCounters {
     /// Bytes given to quinn.
     pub bytes_out: u64,
-    /// Writes of a whole queue.
+    /// Frames of messages between nodes in the writes below.
+    pub frames_out: u64,
+    /// Writes of a whole queue, gossip left out.
     pub batches_out: u64,
     /// Batches not queued because the class was full.
     pub full: u64,
@@ -102,6 +104,7 @@ pub struct PeerCounters {
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) bytes_out: AtomicU64,
+    pub(super) frames_out: AtomicU64,
     pub(super) batches_out: AtomicU64,
     pub(super) full: AtomicU64,
     pub(super) bytes_in: AtomicU64,
@@ -116,6 +119,7 @@ impl Counters {
     pub(super) fn read(&self) -> PeerCounters {
         PeerCounters {
             bytes_out: self.bytes_out.load(Relaxed),
+            frames_out: self.frames_out.load(Relaxed),
             batches_out: self.batches_out.load(Relaxed),
             full: self.full.load(Relaxed),
             bytes_in: self.bytes_in.load(Relaxed),

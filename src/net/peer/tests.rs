@@ -202,6 +202,8 @@ async fn both_dial_at_once_and_every_class_stays_in_order() {
             snapshot.counters.batches_out < 6000,
             "writes coalesce what is queued"
         );
+        let sent = if node.key() == a.key() { 3000 } else { 6000 };
+        assert_eq!(snapshot.counters.frames_out, sent, "each frame counts once");
     }
     assert_eq!(
         a.pool.send(&key("eu", "nobody"), to_b, 0, Vec::new()),

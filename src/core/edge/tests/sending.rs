@@ -60,6 +60,10 @@ fn answers_reach_the_sender_once() {
         (rig.edge.stats().deposits, rig.edge.stats().bytes),
         (2, 2 * (DEPOSIT_COST + 2))
     );
+    assert_eq!(
+        (rig.edge.stats().deposited, rig.edge.stats().deposit_messages),
+        (2, 1)
+    );
     rig.answer(&sent[1], refuse(Code::InboxFull));
     rig.answer(&sent[0], accept());
     rig.answer(&sent[0], accept());
