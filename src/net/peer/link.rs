@@ -177,7 +177,13 @@ impl Link {
                 let outbox = Arc::new(Outbox::new(limit, limit));
                 live.classes.insert(class, outbox.clone());
                 live.writers.spawn_on(
-                    write_class(shared.clone(), live.connection.clone(), self.lane, class, outbox.clone()),
+                    write_class(
+                        shared.clone(),
+                        live.connection.clone(),
+                        self.lane,
+                        class,
+                        outbox.clone(),
+                    ),
                     &shared.runtime,
                 );
                 outbox
@@ -549,7 +555,13 @@ async fn flush(link: &Link, connection: &Connection, reason: CloseReason) -> Clo
 
 /// Writes one class until its connection is gone. A stream that stalls or is refused ends the whole connection:
 /// its frames would be missing in the middle.
-async fn write_class(shared: Arc<Shared>, connection: Connection, lane: Lane, class: StreamClass, outbox: Arc<Outbox>) {
+async fn write_class(
+    shared: Arc<Shared>,
+    connection: Connection,
+    lane: Lane,
+    class: StreamClass,
+    outbox: Arc<Outbox>,
+) {
     let _closes = CloseOnPanic(connection.clone());
     let end = |code, text: String| CloseReason::new(code, text).close(&connection);
     match write_stream(&shared, &connection, lane, class, &outbox).await {
