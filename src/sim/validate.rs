@@ -17,6 +17,8 @@ pub const MAX_NODES: usize = 128;
 pub const MAX_DEVICES: usize = 5_000;
 /// Longest work: a run of days is a mistake.
 pub const MAX_WORK: Micros = 3 * 86_400 * SECOND;
+/// Furthest that a clock jumps, milliseconds: twenty years, as of a board whose clock starts at its epoch.
+const MAX_STEP_MS: u64 = 20 * 365 * 86_400_000;
 /// Most acts that a workload may draw: they are kept in memory.
 pub const MAX_ACTS: u64 = 1_000_000;
 /// Most shards: checkers look at all of them.
@@ -273,8 +275,7 @@ fn wrong_fault(key: &str, fault: &Fault, wrongs: &mut Wrongs) {
         number(wrongs, &format!("{key}.bandwidth"), bandwidth, 1000, u64::MAX);
     }
     if let Some(step) = fault.step_ms {
-        let days = 400 * 86_400_000;
-        number(wrongs, &format!("{key}.step_ms"), step.unsigned_abs(), 0, days);
+        number(wrongs, &format!("{key}.step_ms"), step.unsigned_abs(), 0, MAX_STEP_MS);
     }
 }
 
