@@ -275,7 +275,13 @@ fn wrong_fault(key: &str, fault: &Fault, wrongs: &mut Wrongs) {
         number(wrongs, &format!("{key}.bandwidth"), bandwidth, 1000, u64::MAX);
     }
     if let Some(step) = fault.step_ms {
-        number(wrongs, &format!("{key}.step_ms"), step.unsigned_abs(), 0, MAX_STEP_MS);
+        number(
+            wrongs,
+            &format!("{key}.step_ms"),
+            step.unsigned_abs(),
+            0,
+            MAX_STEP_MS,
+        );
     }
 }
 
