@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{TestCluster, event, receive, regions, send, until_body, user};
 use iris::client::{Client, ClientEvent};
@@ -26,7 +26,11 @@ async fn a_message_waits_for_a_user_who_is_away_and_comes_online_elsewhere() {
     send(&alice, "bob", "second").await;
     assert_eq!(receive(&bob).await.body.as_ref(), b"second");
 
-    // Presence of a user in eu-west, seen in us-east.
+    // Presence of a user in eu-west, seen in us-east within a second. On a busy machine this process may itself be kept waiting
+    // for longer now and then, so the best of the changes must be that quick, and none far from it: what waited for a timer
+    // or a round of some repair would be slow each time.
+    const QUICK: Duration = Duration::from_secs(1);
+    const NEVER: Duration = Duration::from_secs(10);
     alice.watch([user("carol")]);
     let shown = |status: Status| {
         move |event: &ClientEvent| match event {
@@ -36,11 +40,22 @@ async fn a_message_waits_for_a_user_who_is_away_and_comes_online_elsewhere() {
     };
     event("carol offline", &alice, shown(Status::Offline)).await;
     let carol = cluster.client("eu-west", "carol", "laptop").await;
-    let connected = Instant::now();
+    let mut changed = Instant::now();
     event("carol online", &alice, shown(Status::Online)).await;
-    eprintln!("presence crossed regions in {:?}", connected.elapsed());
+    let mut took = vec![changed.elapsed()];
+    for status in [Status::Away, Status::Dnd, Status::Online, Status::Away] {
+        changed = Instant::now();
+        carol.set_status(status, "");
+        event("another status", &alice, shown(status)).await;
+        took.push(changed.elapsed());
+    }
+    changed = Instant::now();
     carol.close().await;
     event("carol offline again", &alice, shown(Status::Offline)).await;
+    took.push(changed.elapsed());
+    eprintln!("presence crossed regions in {took:?}");
+    assert!(took.iter().any(|took| *took < QUICK), "{took:?}");
+    assert!(took.iter().all(|took| *took < NEVER), "{took:?}");
     cluster.stop().await;
 }
 
@@ -145,5 +160,5 @@ async fn a_client_that_is_gone_does_not_hold_a_drain() {
     let took = started.elapsed();
     eprintln!("drained in {took:?}");
     // Two seconds for a sign of life, and some for closing its connection; without that it is the 30 s of the drain.
-    assert!(took < std::time::Duration::from_secs(20), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }

@@ -284,6 +284,35 @@ fn a_structure_with_another_number_of_fields_is_refused() {
     }
 }
 
+/// Clients that were built before a `HELLO` told its memory leave the ninth field out.
+#[test]
+fn a_hello_without_the_field_that_may_be_left_out_is_taken() {
+    const MEMORY: usize = 9; // an integer of 64 bits
+    const AGENT: usize = 12; // a text of 11 bytes
+    let bytes = parse(&std::fs::read_to_string(fixtures().join("client-hello.hex")).unwrap());
+    let (kind, control) = (bytes[5], &bytes[10..]);
+    assert_eq!(
+        (control[0], control[control.len() - MEMORY]),
+        (0x99, 0xcf),
+        "nine fields, and the last is a long integer"
+    );
+    let with = |fields: u8, without: usize| {
+        let mut payload = ((control.len() - without) as u32).to_be_bytes().to_vec();
+        payload.push(0x90 | fields);
+        payload.extend(&control[1..control.len() - without]);
+        ClientFrame::decode(kind, payload.into())
+    };
+    let (_, whole) = client_frames().remove(1);
+    let ClientFrame::Hello(mut hello) = whole.clone() else {
+        panic!("{whole:?}")
+    };
+    assert_eq!(with(9, 0), Ok(whole));
+    hello.memory = 0;
+    assert_eq!(with(8, MEMORY), Ok(ClientFrame::Hello(hello)));
+    let refused = with(7, MEMORY + AGENT).unwrap_err();
+    assert!(matches!(refused, WireError::Malformed { .. }), "{refused:?}");
+}
+
 #[test]
 fn the_page_names_every_kind() {
     let page = page();

@@ -356,7 +356,7 @@ pub struct ClientLimits {
     pub sends_in_flight: u32,
     /// Watched users.
     pub watches: u32,
-    /// Seconds of silence after which the server closes.
+    /// Seconds without a frame of the client after which the server closes the session, with [`Code::Timeout`].
     pub idle_seconds: u32,
 }
 

@@ -58,7 +58,8 @@ pub struct ClientLimits {
     /// From the first packet to the whole first frame, the handshake and the opening of the stream included: nobody holds
     /// a place for longer without a `Hello`.
     pub handshake_timeout: Duration,
-    /// A connection without a packet for so long is closed (clients keep it alive if they want it longer).
+    /// A connection without a packet for so long is over. A client may announce a shorter time, which then holds; one that
+    /// announces none gets this. Keep-alives count as packets.
     pub idle_timeout: Duration,
     /// Greatest length field of a frame from a client.
     pub max_frame: u32,

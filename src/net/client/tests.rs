@@ -446,6 +446,44 @@ async fn a_connection_without_a_whole_first_frame_does_not_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_announces_no_idle_timeout_gets_that_of_the_server() {
+    // A keep-alive may be late on a busy machine: many fit into the time.
+    let limits = ClientLimits {
+        idle_timeout: Duration::from_secs(2),
+        ..ClientLimits::default()
+    };
+    let mut rig = rig(limits, 64, 1);
+    let connector = |keep_alive| {
+        let options = ConnectOptions {
+            keep_alive,
+            // Zero announces none.
+            idle_timeout: Duration::ZERO,
+            ..ConnectOptions::default()
+        };
+        Connector::new(loopback(), &rig.ca.roots(), options).unwrap()
+    };
+    let connectors = [connector(Some(Duration::from_millis(50))), connector(None)];
+    let mut clients = Vec::new();
+    for connector in &connectors {
+        let mut client = connector
+            .connect(rig.listener.local_addr(), "localhost")
+            .await
+            .unwrap();
+        client.send(vec![numbered(1, 10)]).await.unwrap();
+        let (conn, handle) = rig.opened().await;
+        rig.frames(1).await;
+        clients.push((conn, handle, client));
+    }
+    let (silent, _handle, _client) = clients.pop().unwrap();
+    assert_eq!(rig.closed().await, (silent, ClosedBy::TimedOut));
+    // The other one outlived it by its keep-alives alone.
+    let (_, handle, mut kept) = clients.pop().unwrap();
+    handle.try_send(vec![numbered(7, 10)]).unwrap();
+    let frames = timeout(PATIENCE, kept.recv()).await.unwrap().unwrap();
+    assert_eq!(number(&frames[0]), 7);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_tells_everybody_and_ends() {
     let mut rig = rig(ClientLimits::default(), 64, 2);
     let mut clients = Vec::new();

@@ -126,7 +126,8 @@ section! {
 section! {
     /// How long something may take. Each remote call has a deadline.
     Timeouts at "timeouts" {
-        /// Of a client's connection without any traffic; whole seconds.
+        /// Of a session whose client sends no frame, and of a connection without any packet where the client announced no
+        /// shorter time to QUIC, or none; whole seconds.
         idle: Duration = Duration::from_secs(core().idle_seconds.into()), in SECOND => DAY;
         /// From the first packet of a client to its whole `Hello`, the handshake included.
         handshake: Duration = ClientLimits::default().handshake_timeout, in Duration::from_millis(100) => MINUTE;
