@@ -157,6 +157,12 @@ fn a_wrong_configuration_is_refused_with_its_place() {
     );
     check_refuses("[limits]", "[limits", "node.toml:19: this is not TOML");
     check_refuses(
+        "[limits]",
+        "[listen]\nclient = \"0.0.0.0:7000\"\n[limits]",
+        "node.toml:20: listen.client = \"0.0.0.0:7000\": clients would be told this wildcard address and cannot \
+         connect to it; set advertise.client",
+    );
+    check_refuses(
         "\"0123456789abcdef0123456789abcdef\"",
         "\"0123456789abcdef\"",
         "node.toml:17: auth.jwt.keys.0.secret = ***: expected at least 32 bytes",

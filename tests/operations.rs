@@ -3,20 +3,27 @@
 mod common;
 
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{TestCluster, receive, regions, send, within};
-use iris::client::Client;
+use common::{TestCluster, receive, regions, send, token, within};
+use iris::client::{Client, connector};
 use iris::core::ids::{Generation, NodeKey, Sharding};
+use iris::core::vector::Vector;
+use iris::core::wire::{ClientFrame, Hello, ServerFrame, Status, Welcome};
 use iris::net::CloseCode;
-use iris::net::certs::ClusterCa;
+use iris::net::certs::{ClusterCa, Roots};
 use iris::net::client::ClosedBy;
+use iris::net::connect::Connector;
 use iris::net::frame::Frame;
 use iris::net::peer::{Direction, PeerConfig, PeerEvent, PeerHello, PeerLimits, PeerPool};
 use iris::net::supervise::Supervisor;
-use iris::server::config::{LoadOptions, NodeConfig};
+use iris::server::config::{LoadOptions, NodeConfig, TomlText};
+use iris::server::dev::{DevCluster, Ports, SERVER_NAME};
+use iris::server::node::Node;
+use iris::server::regions::Regions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
@@ -168,6 +175,86 @@ async fn a_process_whose_partition_is_lost_ends_with_an_error() {
         "{said}"
     );
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_listen_everywhere_tell_clients_and_each_other_where_they_are_reached() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = include_str!("../regions/us-east.toml").to_owned();
+    let texts = vec![TomlText::new("us-east.toml", text).unwrap()];
+    let regions = Regions::from_texts(Path::new("test"), texts).unwrap();
+    let dev = DevCluster::prepare(folder.path(), &regions, Ports::Free).unwrap();
+    let mut nodes = Vec::new();
+    for node in &dev.nodes {
+        let mut config = dev.config(node).unwrap();
+        config.advertise.peer = Some(config.listen.peer);
+        config.listen.peer.set_ip(Ipv4Addr::UNSPECIFIED.into());
+        let host = if nodes.len() == 1 {
+            "localhost"
+        } else {
+            "127.0.0.1"
+        };
+        config.advertise.client = Some(format!("{host}:0").parse().unwrap());
+        // The system chooses the port, so that it is in no file.
+        config.listen.client = Some((Ipv4Addr::UNSPECIFIED, 0).into());
+        nodes.push(
+            Node::start(config, dev.regions.clone(), node.create())
+                .await
+                .unwrap(),
+        );
+    }
+    for node in &nodes {
+        within(&format!("{} ready", node.key()), node.ready()).await;
+    }
+    let bound = |node: &Node| {
+        let bound = node.client_addr().unwrap();
+        assert!(bound.ip().is_unspecified() && bound.port() != 0, "{bound}");
+        bound.port()
+    };
+    let ports = (bound(&nodes[1]), bound(&nodes[2]));
+    let expected = [format!("localhost:{}", ports.0), format!("127.0.0.1:{}", ports.1)];
+    // Each edge tells itself first, and the other one as gossip has it.
+    let roots = Roots::load(&folder.path().join("ca/ca.pem")).unwrap();
+    let (connector, token) = (connector(&roots).unwrap(), token(folder.path(), "alice"));
+    for (port, own) in [(ports.0, 0), (ports.1, 1)] {
+        until("both edges are told", async || {
+            let welcome = welcome(&connector, port, &token).await;
+            let told = &welcome.regions[0].endpoints;
+            assert_eq!(told[0], expected[own]);
+            assert!(told.iter().all(|one| expected.contains(one)), "{told:?}");
+            told.len() == 2
+        })
+        .await;
+    }
+    for node in nodes.into_iter().rev() {
+        within("stopped", node.stop()).await;
+    }
+}
+
+/// What a server on this port of loopback answers to a `Hello`.
+async fn welcome(connector: &Connector, port: u16, token: &str) -> Welcome {
+    let addr = (Ipv4Addr::LOCALHOST, port).into();
+    let stream = within("connected", connector.connect(addr, SERVER_NAME)).await;
+    let mut stream = stream.unwrap();
+    let mut hello = bytes::BytesMut::new();
+    ClientFrame::Hello(Box::new(Hello {
+        token: token.to_owned(),
+        device: "laptop".parse().unwrap(),
+        capabilities: 0,
+        cursor: Vector::default(),
+        connect_epoch: 0,
+        status: Status::Online,
+        text: String::new(),
+        agent: "test".to_owned(),
+        memory: 0,
+    }))
+    .encode(&mut hello);
+    within("sent", stream.send(vec![hello.freeze()])).await.unwrap();
+    let frame = within("answered", stream.recv()).await.unwrap().swap_remove(0);
+    match ServerFrame::decode(frame.kind, frame.payload) {
+        Ok(ServerFrame::Welcome(welcome)) => *welcome,
+        other => panic!("expected Welcome: {other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

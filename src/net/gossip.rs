@@ -24,7 +24,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{frame::Frame, peer::PeerPool, supervise::Supervisor};
+use super::{address::HostPort, frame::Frame, peer::PeerPool, supervise::Supervisor};
 use crate::core::ids::{Generation, NodeName};
 
 /// Kind of the frame that carries a message of chitchat.
@@ -113,7 +113,7 @@ pub struct NodeFacts {
     /// Where it accepts peers.
     pub peer_addr: SocketAddr,
     /// Where it serves clients.
-    pub client_addr: Option<SocketAddr>,
+    pub client_addr: Option<HostPort>,
     /// Where its admin HTTP port is.
     pub admin_addr: Option<SocketAddr>,
     /// Holds sessions.

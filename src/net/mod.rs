@@ -3,6 +3,7 @@
 //! ```text
 //! certs     the cluster's CA, certificates and keys from files
 //! tls       rustls configurations          endpoint  sockets and quinn endpoints
+//! address   hosts and ports, as others are told them
 //! gate      a socket that can be cut, for fault injection
 //! frame     length-delimited frames over any byte stream
 //! client    the side that serves clients (ALPN iris/1): listener, a reader and a writer per connection
@@ -15,6 +16,7 @@
 //! Everything that was queued has a limit, every wait for the other side a deadline, and a fault of one
 //! connection ends that connection alone.
 
+pub mod address;
 pub mod certs;
 pub mod client;
 pub mod connect;

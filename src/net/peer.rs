@@ -51,6 +51,7 @@ use self::{
 };
 use super::{
     CloseCode, CloseReason, EventSink,
+    address::is_wildcard,
     certs::{CertError, Identity, Roots},
     client::ClosedBy,
     endpoint::{WrapSocket, bind_udp, endpoint, stable_config},
@@ -175,7 +176,9 @@ pub enum PeerStartError {
     #[error(transparent)]
     Cert(#[from] CertError),
     /// Others could not reach this node at the address it would tell them.
-    #[error("peers cannot reach {0}: give the address that they see, not a wildcard")]
+    #[error(
+        "peers cannot reach {0}, a wildcard: set advertise.peer to the address where they reach this node"
+    )]
     Wildcard(SocketAddr),
     /// The certificate was made for another node.
     #[error("the certificate is not for node {node} ({detail}); issue one for it")]
@@ -413,7 +416,7 @@ impl PeerPool {
         let quic = stable_config(&config.identity, addr);
         let endpoint = endpoint(socket, quic, Some(server), config.wrap_socket.as_ref()).map_err(failed)?;
         let mut hello = config.hello;
-        if hello.addr.ip().is_unspecified() {
+        if is_wildcard(hello.addr.ip()) {
             return Err(PeerStartError::Wildcard(hello.addr));
         }
         if hello.addr.port() == 0 {

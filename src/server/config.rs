@@ -21,8 +21,8 @@ use figment::value::Value;
 pub use error::{ConfigError, Place, Problem};
 pub use layers::ENV_PREFIX;
 pub use model::{
-    AuthConfig, ClientTls, ClusterConfig, JwtConfig, JwtKey, ListenConfig, LogConfig, LogFormat, NodeConfig,
-    NodeIdentity, PeerTls, RegionsConfig, Secret, TlsConfig,
+    AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, JwtConfig, JwtKey, ListenConfig, LogConfig,
+    LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig, Secret, TlsConfig,
 };
 pub use ranges::{Intervals, Limits, StoreConfig, Timeouts};
 pub use source::{MAX_FILE_BYTES, TomlText};
@@ -30,6 +30,7 @@ pub use units::{ClusterId, Seed, Setting};
 
 use crate::core::limits::CoreLimits;
 use crate::core::state::StoreLimits;
+use crate::net::address::is_wildcard;
 use crate::net::client::ClientLimits;
 
 use super::regions::{Engine, NAME_EXPECTED, ONE_CORE, RegionFile, RegionNode, Regions, Role, is_name};
@@ -180,6 +181,7 @@ impl NodeConfig {
                 peer: node.peer,
                 admin_http: node.admin_http,
             },
+            advertise: AdvertiseConfig::default(),
             tls,
             auth: AuthConfig::default(),
             store: StoreConfig::default(),
@@ -320,6 +322,7 @@ impl NodeConfig {
                 "expected another address than listen.client".to_owned(),
             );
         }
+        self.check_told(wrong);
         match regions.region(&node.region) {
             None => wrong("node.region", "expected a region that has a file".to_owned()),
             Some(region) if region.store.engine == Engine::Embedded && node.has(Role::Core) => {
@@ -346,6 +349,39 @@ impl NodeConfig {
                     node.name, region.id
                 ),
             );
+        }
+    }
+
+    /// Nobody can connect to a wildcard, so nobody may be told one.
+    fn check_told(&self, wrong: &mut dyn FnMut(&str, String)) {
+        let listens = |who: &str, key: &str, example: &str| {
+            format!(
+                "{who} would be told this wildcard address and cannot connect to it; set {key} to where they reach \
+                 this node, such as {example}, or listen on that address alone"
+            )
+        };
+        let told = "expected an address that others connect to, not a wildcard".to_owned();
+        let AdvertiseConfig { client, peer } = &self.advertise;
+        match (client, self.listen.client) {
+            _ if !self.node.has(Role::Edge) => {}
+            (Some(client), _) if client.is_wildcard() => wrong("advertise.client", told.clone()),
+            (None, Some(listen)) if is_wildcard(listen.ip()) => wrong(
+                "listen.client",
+                listens(
+                    "clients",
+                    "advertise.client",
+                    "edge-1.example.com:7400 or 10.0.0.5:7400",
+                ),
+            ),
+            _ => {}
+        }
+        match peer {
+            Some(peer) if is_wildcard(peer.ip()) => wrong("advertise.peer", told),
+            None if is_wildcard(self.listen.peer.ip()) => wrong(
+                "listen.peer",
+                listens("other nodes", "advertise.peer", "10.0.0.5:7410"),
+            ),
+            _ => {}
         }
     }
 

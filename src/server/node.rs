@@ -32,6 +32,7 @@ use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, Origin, Reg
 use crate::core::members::{Member, Members};
 use crate::core::node::{Input, Partition, PartitionConfig};
 use crate::core::wire::RegionEndpoints;
+use crate::net::address::HostPort;
 use crate::net::certs::CertError;
 use crate::net::client::{ClientListener, ClientListenerConfig, ListenError};
 use crate::net::gossip::{
@@ -249,7 +250,7 @@ impl Node {
             generation,
             partitions,
             sharding,
-            addr: config.listen.peer,
+            addr: config.peer_address(),
         };
         let limits = PeerLimits {
             max_frame: (crate::core::msg::MAX_PEER_MESSAGE + 1024) as u32,
@@ -330,7 +331,9 @@ impl Node {
             }
             None => None,
         };
-        let client_addr = listener.as_ref().map(ClientListener::local_addr);
+        let client_addr = listener
+            .as_ref()
+            .map(|listener| config.client_address(listener.local_addr()));
         let stats = listener.as_ref().map(ClientListener::reader);
         let (peers, figures, mut stopping) = (pool.clone(), metrics.clone(), stopped.clone());
         let run = move || watch_network(peers.clone(), stats.clone(), figures.clone());
@@ -346,7 +349,7 @@ impl Node {
             .await
             .map_err(|source| StartError::Admin { addr, source })?;
 
-        let facts = facts(&config, client_addr, admin.addr(), partitions, is_core);
+        let facts = facts(&config, client_addr.as_ref(), admin.addr(), partitions, is_core);
         let seeds = regions
             .region(region.as_str())
             .map(|r| r.seed_addresses())
@@ -426,7 +429,7 @@ impl Node {
         self.generation
     }
 
-    /// Where clients reach it.
+    /// Where it listens for clients.
     pub fn client_addr(&self) -> Option<SocketAddr> {
         self.listener.as_ref().map(ClientListener::local_addr)
     }
@@ -683,7 +686,7 @@ impl View {
                 core: node.core,
                 edge: node.edge,
                 ready: node.ready,
-                client: node.client_addr.map(|addr| addr.to_string()),
+                client: node.client_addr.as_ref().map(HostPort::to_string),
             });
         }
         if self.is_core {
@@ -728,8 +731,8 @@ impl View {
             .filter(|node| node.node != self.me.key.node && node.ready && node.edge);
         own.extend(
             others
-                .filter_map(|node| node.client_addr)
-                .map(|addr| addr.to_string()),
+                .filter_map(|node| node.client_addr.as_ref())
+                .map(HostPort::to_string),
         );
         let mut regions = vec![RegionEndpoints {
             region: self.region.clone(),
@@ -754,7 +757,7 @@ impl View {
 
 fn facts(
     config: &NodeConfig,
-    client: Option<SocketAddr>,
+    client: Option<&HostPort>,
     admin: SocketAddr,
     partitions: u8,
     is_core: bool,

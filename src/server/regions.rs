@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::core::ids::NodeName;
+use crate::net::address::is_wildcard;
 
 use super::config::{ConfigError, Problem, TomlText};
 
@@ -401,9 +402,27 @@ fn check_alone(region: &RegionFile, text: &TomlText) -> Vec<Problem> {
                     "port 0 cannot be reached; name a port".to_owned(),
                 );
             }
+            if what != "admin_http" && is_wildcard(address.ip()) {
+                wrong(&format!("nodes.{i}.{what}"), wildcard_in_region(what));
+            }
+        }
+    }
+    for (i, seed) in region.seeds.iter().enumerate() {
+        if is_wildcard(seed.ip()) {
+            wrong(
+                &format!("seeds.{i}"),
+                "nobody can connect to a wildcard address; name the peer address of a node".to_owned(),
+            );
         }
     }
     problems
+}
+
+fn wildcard_in_region(what: &str) -> String {
+    format!(
+        "others are told this address and cannot connect to a wildcard; name the one where they reach the node. To listen \
+         on all addresses, set listen.{what} and advertise.{what} in the node's own file"
+    )
 }
 
 impl RegionNode {
@@ -577,6 +596,21 @@ admin_http = "127.0.0.1:7002"
         );
         refused("client = \"127.0.0.1:7000\"\n", "", "an edge node needs `client`");
         refused(":7001", ":0", "nodes.0.peer = \"127.0.0.1:0\": port 0");
+        refused(
+            "127.0.0.1:7000",
+            "0.0.0.0:7000",
+            "north.toml:10: nodes.0.client = \"0.0.0.0:7000\": others are told this address",
+        );
+        refused(
+            "127.0.0.1:7001",
+            "[::]:7001",
+            "set listen.peer and advertise.peer",
+        );
+        refused(
+            "[place]",
+            "seeds = [\"0.0.0.0:7001\"]\n[place]",
+            "nobody can connect to a wildcard address; name the peer address",
+        );
         refused(
             ":7001",
             "",

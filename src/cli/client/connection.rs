@@ -12,6 +12,7 @@ use crate::client::state::token_subject;
 use crate::client::{ClientConfig, connector};
 use crate::core::ids::{DeviceId, RegionId, UserId};
 use crate::core::wire::{RegionEndpoints, Status};
+use crate::net::address::HostPort;
 use crate::net::certs::Roots;
 use crate::server::dev::DevInfo;
 use crate::server::token::{KeyFiles, Signer};
@@ -189,13 +190,9 @@ fn read_token(file: &Path) -> anyhow::Result<String> {
 }
 
 fn check_endpoint(endpoint: &str) -> anyhow::Result<()> {
-    let port = endpoint
-        .rsplit_once(':')
-        .filter(|(host, _)| !host.is_empty())
-        .and_then(|(_, port)| port.parse::<u16>().ok());
-    match port {
-        Some(_) => Ok(()),
-        None => bail!("--endpoint {endpoint:?}: expected HOST:PORT, such as 127.0.0.1:7101"),
+    match endpoint.parse::<HostPort>() {
+        Ok(_) => Ok(()),
+        Err(expected) => bail!("--endpoint {endpoint:?}: {expected}"),
     }
 }
 

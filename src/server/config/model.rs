@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::ranges::{Intervals, Limits, StoreConfig, Timeouts};
 use super::units::{ClusterId, Seed};
 use crate::core::ids::DEFAULT_SHARDS;
+use crate::net::address::HostPort;
 use crate::server::regions::Role;
 use crate::server::token::Algorithm;
 
@@ -27,6 +28,9 @@ pub struct NodeConfig {
     pub regions: RegionsConfig,
     /// Where it listens. What is not set comes from the node's entry in its region's file.
     pub listen: ListenConfig,
+    /// What clients and other nodes are told, where that is not where it listens.
+    #[serde(default)]
+    pub advertise: AdvertiseConfig,
     /// Certificates and keys.
     pub tls: TlsConfig,
     /// How clients prove who they are.
@@ -105,6 +109,20 @@ pub struct ListenConfig {
     pub peer: SocketAddr,
     /// For health and metrics (HTTP, TCP), without authentication: keep it on loopback or a private network.
     pub admin_http: SocketAddr,
+}
+
+/// Where clients and other nodes of the region are told to reach the node. A port 0 stands for the one that was bound. Clients
+/// and nodes of other regions go by the node's entry in its region's file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdvertiseConfig {
+    /// For clients, a host or IP address and a port; `listen.client` where it is not set. An edge that listens on a wildcard
+    /// (`0.0.0.0`, `[::]`) needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<HostPort>,
+    /// For other nodes, an IP address and a port; `listen.peer` where it is not set. A node that listens on a wildcard needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<SocketAddr>,
 }
 
 /// Certificates and keys, PEM files. A relative path starts at the file that names it.
@@ -253,6 +271,21 @@ impl JwtKey {
             secret_file: None,
             secret: None,
         }
+    }
+}
+
+impl NodeConfig {
+    /// Where clients are told to reach the node that is bound at `bound`.
+    pub fn client_address(&self, bound: SocketAddr) -> HostPort {
+        match &self.advertise.client {
+            Some(told) => told.clone().or_port(bound.port()),
+            None => bound.into(),
+        }
+    }
+
+    /// Where other nodes are told to reach it; a port 0 is to be replaced by the one that was bound.
+    pub fn peer_address(&self) -> SocketAddr {
+        self.advertise.peer.unwrap_or(self.listen.peer)
     }
 }
 

@@ -362,6 +362,69 @@ fn a_node_that_its_region_does_not_list_needs_addresses() {
 }
 
 #[test]
+fn nobody_is_told_a_wildcard() {
+    let files = Files::new(GOOD);
+    let client = |value| ("IRIS_LISTEN__CLIENT", value);
+    let peer = |value| ("IRIS_LISTEN__PEER", value);
+    let told_client = |value| ("IRIS_ADVERTISE__CLIENT", value);
+    let told_peer = |value| ("IRIS_ADVERTISE__PEER", value);
+    for (env, error) in [
+        (
+            vec![client("0.0.0.0:7000")],
+            "environment IRIS_LISTEN__CLIENT: listen.client = \"0.0.0.0:7000\": clients would be told this wildcard \
+             address and cannot connect to it; set advertise.client to",
+        ),
+        (
+            vec![peer("[::]:7001"), told_client("a:1")],
+            "environment IRIS_LISTEN__PEER: listen.peer = \"[::]:7001\": other nodes would be told this wildcard \
+             address and cannot connect to it; set advertise.peer to",
+        ),
+        (
+            vec![client("0.0.0.0:7000"), told_client("0.0.0.0:7000")],
+            "environment IRIS_ADVERTISE__CLIENT: advertise.client = \"0.0.0.0:7000\": expected an address",
+        ),
+        (
+            vec![told_peer("0.0.0.0:7001")],
+            "environment IRIS_ADVERTISE__PEER: advertise.peer = \"0.0.0.0:7001\": expected an address",
+        ),
+        (
+            vec![told_client("edge-1")],
+            "advertise.client = \"edge-1\": expected HOST:PORT or IP:PORT, such as",
+        ),
+        (
+            vec![told_peer("edge-1:7001")],
+            "advertise.peer = \"edge-1:7001\": expected an IP address and a port, such as",
+        ),
+    ] {
+        let found = files.load(&env).expect_err(error);
+        assert!(found.contains(error), "found {found}\nnot   {error}");
+    }
+    let both = [
+        client("0.0.0.0:7000"),
+        told_client("edge-1.example.com:0"),
+        peer("[::]:7001"),
+        told_peer("10.0.0.5:7001"),
+    ];
+    let config = files.load(&both).expect("both are told").config;
+    let bound = "0.0.0.0:7000".parse().unwrap();
+    assert_eq!(
+        config.client_address(bound).to_string(),
+        "edge-1.example.com:7000"
+    );
+    assert_eq!(config.peer_address().to_string(), "10.0.0.5:7001");
+    // What nobody is told may be a wildcard: health and metrics, and a core's address for clients.
+    let core = Files::new(&GOOD.replace("us-east-edge-1", "us-east-core-1"));
+    let harmless = [
+        client("0.0.0.0:7000"),
+        ("IRIS_LISTEN__ADMIN_HTTP", "0.0.0.0:7002"),
+    ];
+    let config = core.load(&harmless).expect("nobody is told").config;
+    assert_eq!(config.peer_address(), config.listen.peer, "what it listens on");
+    let there = "10.0.0.5:7400".parse().unwrap();
+    assert_eq!(config.client_address(there).to_string(), "10.0.0.5:7400");
+}
+
+#[test]
 fn an_address_that_is_none_is_refused_with_an_example() {
     let files = Files::new(GOOD);
     for (name, value) in [
