@@ -5,10 +5,10 @@ mod common;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use common::{TestCluster, receive, regions, send, token, within};
+use common::{PATIENCE, TestCluster, receive, regions, send, token, within};
 use iris::client::{Client, connector};
 use iris::core::ids::{Generation, NodeKey, Sharding};
 use iris::core::vector::Vector;
@@ -502,55 +502,48 @@ async fn a_damaged_journal_is_refused_and_cut_where_the_operator_says_so() {
             .stderr(Stdio::piped());
         command.spawn().unwrap()
     };
-    let mut running = serve(&["--stop-with-stdin"]);
-    ready(&mut running, core.admin_http).await;
+    // The node of this process may let go of its sockets and its store a moment after it stopped.
+    let since = Instant::now();
+    let mut running = loop {
+        let mut running = serve(&["--stop-with-stdin"]);
+        match ready(&mut running, core.admin_http).await {
+            Ok(()) => break running,
+            Err(said) => assert!(since.elapsed() < PATIENCE, "{said}"),
+        }
+    };
     let alice = cluster.client("us-east", "alice", "laptop").await;
-    for number in 0..10u8 {
-        send(&alice, "bob", vec![number]).await;
+    for number in 0..10 {
+        send(&alice, "bob", format!("message number {number}")).await;
     }
     alice.close().await;
     running.kill().unwrap();
     running.wait().unwrap();
 
-    // One of the last records, each of which is one block: what is before it is whole, and so is what follows.
-    const BLOCK: usize = 4096;
-    let journal = core.data.join("store/journal");
-    let segments = std::fs::read_dir(&journal)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let mut segments: Vec<_> = segments
-        .filter(|path| path.extension().is_some_and(|end| end == "seg"))
-        .collect();
-    segments.sort();
-    let used = |bytes: &[u8]| {
-        bytes
-            .chunks(BLOCK)
-            .filter(|block| block.iter().any(|byte| *byte != 0))
-            .count()
-    };
-    let newest = segments
-        .into_iter()
-        .rev()
-        .find(|path| used(&std::fs::read(path).unwrap()) > 10);
-    let newest = newest.expect("a segment with records");
-    let mut bytes = std::fs::read(&newest).unwrap();
-    let at = (used(&bytes) - 4) * BLOCK + 50;
+    // A message in the middle: it was accepted before the next one was sent, so whole records follow its own, whatever the
+    // node was writing when it was killed.
+    let body = b"message number 5";
+    let journal = std::fs::read_dir(core.data.join("store/journal")).unwrap();
+    let found = journal.map(|entry| entry.unwrap().path()).find_map(|path| {
+        let bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(body.len()).position(|found| found == body)?;
+        Some((path, bytes, at))
+    });
+    let (path, mut bytes, at) = found.expect("the message is in a segment");
     bytes[at] ^= 1;
-    std::fs::write(&newest, bytes).unwrap();
+    std::fs::write(&path, bytes).unwrap();
 
-    let refused = serve(&[]).wait_with_output().unwrap();
+    let refused = ended(serve(&[])).await;
     let said = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains("iris serve --cut-journal-at-damage"), "{said}");
 
     let mut running = serve(&["--cut-journal-at-damage", "--stop-with-stdin"]);
-    ready(&mut running, core.admin_http).await;
+    ready(&mut running, core.admin_http).await.unwrap();
     // It serves, and the next start needs no word.
     let alice = cluster.client("us-east", "alice", "laptop").await;
     send(&alice, "carol", "after the cut").await;
     drop(running.stdin.take());
-    let ended = tokio::task::spawn_blocking(move || running.wait_with_output().unwrap());
-    let ended = within("it stops", ended).await.unwrap();
+    let ended = ended(running).await;
     assert!(ended.status.success(), "{ended:?}");
     let said = String::from_utf8(ended.stderr).unwrap();
     assert!(said.contains("the journal was cut at its damage"), "{said}");
@@ -558,20 +551,43 @@ async fn a_damaged_journal_is_refused_and_cut_where_the_operator_says_so() {
     cluster.ready().await;
     let carol = cluster.client("us-east", "carol", "phone").await;
     assert_eq!(receive(&carol).await.body.as_ref(), b"after the cut");
+    // What was before the damage is kept.
+    let bob = cluster.client("us-east", "bob", "phone").await;
+    for number in 0..5 {
+        let body = receive(&bob).await.body;
+        assert_eq!(body, format!("message number {number}").as_bytes());
+    }
     cluster.stop().await;
 }
 
-/// Waits until a node's process is ready; one that ends is shown.
-async fn ready(process: &mut Child, admin: SocketAddr) {
+/// Waits until a process has ended by itself; one that does not is killed.
+async fn ended(mut process: Child) -> Output {
+    let since = Instant::now();
+    while process.try_wait().unwrap().is_none() {
+        if since.elapsed() > PATIENCE {
+            process.kill().unwrap();
+            let output = process.wait_with_output().unwrap();
+            panic!("it did not end: {output:?}");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    process.wait_with_output().unwrap()
+}
+
+/// Waits until a node's process is ready; what one said that ended instead.
+async fn ready(process: &mut Child, admin: SocketAddr) -> Result<(), String> {
+    let mut ended = None;
     until("the process is ready", async || {
         if let Some(status) = process.try_wait().unwrap() {
             let mut said = String::new();
             process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            panic!("{status}: {said}");
+            ended = Some(format!("{status}: {said}"));
+            return true;
         }
         get(admin, "/readyz")
             .await
             .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
     })
     .await;
+    ended.map_or(Ok(()), Err)
 }
