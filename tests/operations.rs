@@ -432,6 +432,8 @@ async fn figures_follow_what_happens() {
             "{queue}:\n{text}"
         );
     }
+    let breaker = "iris_peer_breaker_state{peer=\"eu-west/eu-west-core\"} 0\n";
+    assert!(text.contains(breaker), "no {breaker} in\n{text}");
     until("nothing waits", async || {
         total(&cluster, &nodes, "iris_queue_depth{queue=\"edge_deposits\"}").await == 0.0
     })

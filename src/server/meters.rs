@@ -1,13 +1,13 @@
 //! Carries the core's counters over to the metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::metrics::{Link, Metrics, Queue, Reason, code_name};
+use super::metrics::{Link, Metrics, Peer, Queue, Reason, code_name};
 use crate::core::edge::EdgeStats;
 use crate::core::ids::Addr;
 use crate::core::link::{LinkState, LinkStats};
@@ -16,7 +16,7 @@ use crate::core::owner::OwnerStats;
 use crate::core::time::{Mono, Now};
 use crate::core::wire::Code;
 use crate::net::client::ClientStats;
-use crate::net::peer::PeerPool;
+use crate::net::peer::{Breaker, Lane, LinkStatus, PeerPool, PeerSnapshot};
 
 /// Between two exports: a scrape sees figures at most so old.
 const EVERY: Duration = Duration::from_millis(250);
@@ -235,10 +235,14 @@ pub(super) async fn watch_network(
     listener: Option<impl Fn() -> ClientStats>,
     metrics: Arc<Metrics>,
 ) {
+    // What a run before a panic told of may be gone.
+    metrics.peer_breaker.clear();
+    let mut told = BTreeSet::new();
     loop {
-        let peers = peers.counters();
-        metrics.peer_messages.inner().store(peers.frames_out, Relaxed);
-        metrics.peer_writes.inner().store(peers.batches_out, Relaxed);
+        let PeerSnapshot { links, counters, .. } = peers.snapshot();
+        told = breakers(&links, told, &metrics);
+        metrics.peer_messages.inner().store(counters.frames_out, Relaxed);
+        metrics.peer_writes.inner().store(counters.batches_out, Relaxed);
         let stats = listener.as_ref().map(|stats| stats()).unwrap_or_default();
         for (reason, count) in [("limit", stats.refused), ("failed", stats.failed)] {
             let counter = metrics.connections_refused.get_or_create(&Reason { reason });
@@ -248,9 +252,83 @@ pub(super) async fn watch_network(
     }
 }
 
+/// One gauge for each node that a connection for messages is kept to; gossip, which has its own, goes to the same nodes. Gives
+/// those that were told; a node that was told `before` and is not any more has none.
+fn breakers(links: &[LinkStatus], before: BTreeSet<Peer>, metrics: &Metrics) -> BTreeSet<Peer> {
+    let mut told = BTreeSet::new();
+    for link in links.iter().filter(|link| link.lane == Lane::Traffic) {
+        let Some(peer) = &link.peer else { continue };
+        let label = Peer {
+            peer: peer.to_string(),
+        };
+        metrics
+            .peer_breaker
+            .get_or_create(&label)
+            .set(match link.breaker {
+                Breaker::Closed => 0,
+                Breaker::HalfOpen => 1,
+                Breaker::Open => 2,
+            });
+        told.insert(label);
+    }
+    for gone in before.difference(&told) {
+        metrics.peer_breaker.remove(gone);
+    }
+    told
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::ids::NodeKey;
+
+    #[test]
+    fn a_breaker_has_a_number_for_each_peer_until_the_peer_is_gone() {
+        let link = |name: &str, lane, breaker| LinkStatus {
+            peer: Some(NodeKey {
+                region: "eu-west".parse().unwrap(),
+                node: name.parse().unwrap(),
+            }),
+            addr: "127.0.0.1:1".parse().unwrap(),
+            lane,
+            incarnation: None,
+            generation: None,
+            breaker,
+            failures: 0,
+            connects: 0,
+            last_error: None,
+            rtt: None,
+            lost_packets: 0,
+            queued: BTreeMap::new(),
+        };
+        let metrics = Metrics::new("us-east", "us-east-core-1");
+        let found = || {
+            let text = metrics.encode();
+            let lines = text
+                .lines()
+                .filter(|line| line.starts_with("iris_peer_breaker_state{"));
+            let mut lines: Vec<_> = lines.map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        let sample =
+            |name: &str, state| format!("iris_peer_breaker_state{{peer=\"eu-west/{name}\"}} {state}");
+        let all = [
+            link("a", Lane::Traffic, Breaker::Closed),
+            link("b", Lane::Traffic, Breaker::HalfOpen),
+            link("c", Lane::Traffic, Breaker::Open),
+            // Another connection to the same node, and one to a seed that did not say who it is.
+            link("a", Lane::Gossip, Breaker::Open),
+            LinkStatus {
+                peer: None,
+                ..link("d", Lane::Gossip, Breaker::Open)
+            },
+        ];
+        let told = breakers(&all, BTreeSet::new(), &metrics);
+        assert_eq!(found(), [sample("a", 0), sample("b", 1), sample("c", 2)]);
+        breakers(&[link("c", Lane::Traffic, Breaker::Closed)], told, &metrics);
+        assert_eq!(found(), [sample("c", 0)]);
+    }
 
     #[test]
     fn a_link_is_up_where_it_is_in_every_partition_and_lags_are_added() {

@@ -50,6 +50,13 @@ pub struct Queue {
     pub queue: &'static str,
 }
 
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+pub struct Peer {
+    /// Its region and name: `eu-west/eu-west-core-1`.
+    pub peer: String,
+}
+
 /// A supervised task.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Task {
@@ -179,6 +186,7 @@ metrics! {
     presence_merges: Counter = PRESENCE_MERGES "iris_presence_merges", "Presence records merged";
     presence_invalid: Counter = PRESENCE_INVALID "iris_presence_invalid_merges", "Presence records refused: equal version with another value";
     presence_records: Gauge = PRESENCE_RECORDS "iris_presence_records", "Presence records held";
+    peer_breaker: Family<Peer, Gauge> = PEER_BREAKER "iris_peer_breaker_state", "Circuit breaker of the connection to another node: 0 closed (it is tried), 1 half-open (one attempt is under way that decides), 2 open (nothing is tried for a while); no sample for a node that is not wanted any more";
     peer_messages: Counter = PEER_MESSAGES "iris_peer_messages", "Messages written to other nodes, gossip left out";
     peer_writes: Counter = PEER_WRITES "iris_peer_writes", "Writes to streams to other nodes that carried messages";
     peer_refused: Family<Reason, Counter> = PEER_REFUSED "iris_peer_messages_refused", "Messages of other nodes that ended their connection, by reason";
