@@ -243,7 +243,6 @@ mod tests {
     fn violations(away: Micros, defect: Option<Defect>) -> Vec<Option<&'static str>> {
         let options = Options {
             defect,
-            ghosts: true,
             ..Options::default()
         };
         let runs = cases(away).map(|case| run_case(case, options).violation);

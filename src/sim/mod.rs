@@ -76,8 +76,6 @@ pub struct Options {
     pub defect: Option<Defect>,
     /// On this engine instead of the one that the seed draws, unless it draws several core nodes in a region.
     pub engine: Option<EngineKind>,
-    /// Look for ghosts and false offlines all along.
-    pub ghosts: bool,
     /// Keep the story.
     pub trace: bool,
     /// Keep what the run looked like over time.

@@ -265,9 +265,7 @@ impl World {
             plan,
         };
         world.begin();
-        if options.ghosts {
-            world.begin_to_look_for_ghosts();
-        }
+        world.begin_to_look_for_ghosts();
         world
     }
 

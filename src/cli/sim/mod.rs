@@ -81,7 +81,6 @@ impl Twists {
                 Engine::Embedded => EngineKind::Embedded,
                 Engine::Shared => EngineKind::Shared,
             }),
-            ghosts: matches!(self.defect, Some(Defect::TerminalLate | Defect::OnlineLate)),
             trace: false,
             timeline: false,
             chapter: None,
