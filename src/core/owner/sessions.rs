@@ -32,6 +32,8 @@ struct Came {
     memory: u64,
     hello_epoch: u64,
     since_ms: u64,
+    /// Admitted by an earlier owner, and attached again.
+    resumed: bool,
 }
 
 impl Came {
@@ -40,18 +42,20 @@ impl Came {
             memory: attach.memory,
             hello_epoch: attach.hello_epoch,
             since_ms: attach.since_ms,
+            resumed: attach.welcomed,
         }
     }
 
     /// Whether `self` is the older one. The client's own count of its tries says it; where it lost that, as after it was
-    /// installed anew, the clocks of edges do, and of two at the same time neither is older.
+    /// installed anew, the clocks of edges do, and of two at the same time neither is older. One that an edge brings along to a
+    /// new owner may stand for a client that is long gone: against one that comes by its own `Hello` its clock says nothing.
     fn is_before(&self, other: &Came) -> bool {
         // Of a client that does not tell its memory, nothing but an epoch of 0 says that it has none.
         let told = self.memory != 0 || (self.hello_epoch != 0 && other.hello_epoch != 0);
         if told && self.memory == other.memory && self.hello_epoch != other.hello_epoch {
             self.hello_epoch < other.hello_epoch
         } else {
-            self.since_ms < other.since_ms
+            self.resumed || self.since_ms < other.since_ms
         }
     }
 }

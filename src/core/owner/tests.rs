@@ -304,6 +304,14 @@ fn a_client_that_forgot_its_epoch_wins_over_the_session_before() {
     // By the clocks of edges it is the other one that came later: that one comes again.
     let waited = Script::beaten(came(1, 7, 5, 2_000), came(2, 8, 0, 1_000));
     assert_eq!(waited, Code::Unavailable);
+    // An edge that has not noticed that its client went brings it to the next owner, behind the new one's first try there.
+    let brought = Attach {
+        welcomed: true,
+        connect_epoch: 1,
+        ..came(3, 7, 0, 80_000)
+    };
+    let new = Script::beaten(came(2, 8, 0, 9_000), brought);
+    assert_eq!(new, Code::Unavailable);
 }
 
 #[test]
