@@ -1,20 +1,18 @@
-//! Limits and refusals of a real server: who reads nothing, more than memory holds, and what is not allowed.
+//! Limits and refusals of a real server: more than memory holds, and what is not allowed. Who reads nothing has a file of its own.
 
 mod common;
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use common::{TestCluster, event, receive, regions, send, token, unix_secs, user, within};
-use iris::client::{Client, ClientEvent, OutgoingMessage, SendFailed};
+use common::raw::{Raw, encoded, frame, hello, message};
+use common::{
+    TestCluster, number_in, padded, receive, regions, send, send_all, token, unix_secs, user, within,
+};
+use iris::client::{Client, SendFailed};
 use iris::core::ids::MessageId;
-use iris::core::vector::Vector;
-use iris::core::wire::{ClientFrame, Code, Hello, Send, SendControl, ServerFrame, Status, Welcome};
-use iris::net::client::ClosedBy;
-use iris::net::connect::ClientStream;
-use iris::net::{CloseCode, CloseReason};
-use iris::server::dev::SERVER_NAME;
+use iris::core::wire::{ClientFrame, Code};
+use iris::net::CloseCode;
 use iris::server::token::{KeyFiles, Signer};
 
 /// The least that a store may keep in memory.
@@ -26,75 +24,13 @@ const SMALL_STORE: [(&str, &str); 4] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_reads_nothing_costs_a_window_and_slows_nobody() {
-    const WINDOW: u64 = 64;
-    const FLOOD: u64 = 5_000;
-    let mut set = SMALL_STORE.to_vec();
-    set.push(("limits.window_messages", "64"));
-    let cluster = TestCluster::start(&regions(&["us-east"]), &set).await;
-    let (carol, dave) = (
-        cluster.client("us-east", "carol", "laptop").await,
-        cluster.client("us-east", "dave", "laptop").await,
-    );
-    let alice = cluster.client("us-east", "alice", "laptop").await;
-    let delivered = || cluster.node("us-east-core").metrics().delivered.get();
-
-    // What the load itself costs the two: the same, to someone who reads.
-    let quick = cluster.client("us-east", "quick", "phone").await;
-    let reading = tokio::spawn(async move {
-        for number in 0..FLOOD {
-            assert_eq!(number_in(&receive(&quick).await.body), number);
-        }
-    });
-    let (before, _) = flood(&alice, &["quick"], FLOOD, &carol, &dave).await;
-    within("all is read", reading).await.unwrap();
-    let (quiet_before, _) = latency(&carol, &dave, 50).await;
-
-    // Takes messages from the network and handles none; and one that does not even read from its connection.
-    let slow = cluster.client("us-east", "slow", "phone").await;
-    let deaf = Raw::start(&cluster, &token(cluster.folder.path(), "deaf"), "phone").await;
-    // Everything handed out so far was counted when the counter rests.
-    let base = resting(&delivered).await;
-    let (during, between) = flood(&alice, &["slow", "deaf"], FLOOD, &carol, &dave).await;
-    let (quiet_after, more) = latency(&carol, &dave, 50).await;
-    let handed_out = resting(&delivered).await - base - between - more;
-    eprintln!(
-        "median: {before:?} beside a reader, {during:?} beside the slow; quiet: {quiet_before:?} and {quiet_after:?}"
-    );
-    assert_eq!(
-        handed_out,
-        2 * WINDOW,
-        "a window for each of the two, and no more"
-    );
-    let slack = Duration::from_millis(50);
-    assert!(
-        during < before * 4 + slack,
-        "{during:?} beside who reads nothing, {before:?} beside a reader"
-    );
-    assert!(
-        quiet_after < quiet_before * 4 + slack,
-        "{quiet_after:?} with their backlog, {quiet_before:?} without"
-    );
-
-    // Nothing is lost to them: each takes up where it is.
-    drop(deaf);
-    let deaf = cluster.client("us-east", "deaf", "phone").await;
-    for client in [&slow, &deaf] {
-        for number in 0..FLOOD {
-            assert_eq!(number_in(&receive(client).await.body), number);
-        }
-    }
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_ten_times_the_memory_is_kept_in_order_over_a_restart() {
     const BODY: usize = 8 * 1024;
     const COUNT: u64 = 11 * 1024 * 1024 / BODY as u64;
     let mut cluster = TestCluster::start(&regions(&["us-east"]), &SMALL_STORE).await;
     let alice = cluster.client("us-east", "alice", "laptop").await;
     // Two users on shards of their own, the messages in turns.
-    send_all(&alice, &["bob", "carol"], COUNT, BODY).await;
+    send_all(&alice, &["bob", "carol"], 0..COUNT, BODY).await;
     let bob = cluster.client("us-east", "bob", "phone").await;
     for number in 0..COUNT {
         assert_eq!(number_in(&receive(&bob).await.body), number, "before the restart");
@@ -254,215 +190,4 @@ async fn what_is_not_allowed_is_answered_by_type_and_touches_no_one_else() {
 async fn assert_going_on(from: &Client, to: &Client) {
     send(from, "friend", "still here").await;
     assert_eq!(receive(to).await.body.as_ref(), b"still here");
-}
-
-fn padded(number: u64, len: usize) -> Vec<u8> {
-    let mut body = vec![0; len];
-    body[..8].copy_from_slice(&number.to_be_bytes());
-    body
-}
-
-fn number_in(body: &[u8]) -> u64 {
-    u64::from_be_bytes(body[..8].try_into().unwrap())
-}
-
-/// Sends `count` messages to each, in turns and at the pace of the answers.
-async fn send_all(from: &Client, to: &[&str], count: u64, len: usize) {
-    let numbers = (0..count).flat_map(|number| to.iter().map(move |to| (number, *to)));
-    let mut messages: VecDeque<OutgoingMessage> = numbers
-        .map(|(number, to)| OutgoingMessage::new(user(to), padded(number, len)))
-        .collect();
-    let mut answers = messages.len();
-    while answers > 0 {
-        if !messages.is_empty() {
-            from.send_batch(&mut messages);
-        }
-        let accepted = |event: &ClientEvent| match event {
-            ClientEvent::Accepted { .. } => Some(()),
-            ClientEvent::Rejected { .. } => panic!("{event:?}"),
-            _ => None,
-        };
-        event("accepted", from, accepted).await;
-        answers -= 1;
-    }
-}
-
-/// Floods some recipients while two others talk; their median latency, and how many messages they sent.
-async fn flood(from: &Client, to: &[&str], count: u64, carol: &Client, dave: &Client) -> (Duration, u64) {
-    let (from, to) = (
-        from.clone(),
-        to.iter().map(|to| to.to_string()).collect::<Vec<_>>(),
-    );
-    let flooding = tokio::spawn(async move {
-        let to: Vec<&str> = to.iter().map(String::as_str).collect();
-        send_all(&from, &to, count, 1024).await;
-    });
-    let mut times = Vec::new();
-    while !flooding.is_finished() {
-        times.push(round_trip(carol, dave).await);
-    }
-    flooding.await.unwrap();
-    median(times)
-}
-
-async fn latency(carol: &Client, dave: &Client, count: usize) -> (Duration, u64) {
-    let mut times = Vec::new();
-    for _ in 0..count {
-        times.push(round_trip(carol, dave).await);
-    }
-    median(times)
-}
-
-fn median(mut times: Vec<Duration>) -> (Duration, u64) {
-    times.sort();
-    (times[times.len() / 2], times.len() as u64)
-}
-
-async fn round_trip(carol: &Client, dave: &Client) -> Duration {
-    let sent = Instant::now();
-    send(carol, "dave", "hello").await;
-    receive(dave).await;
-    sent.elapsed()
-}
-
-/// The value of a counter that is exported now and then, once it rests.
-async fn resting(counter: &impl Fn() -> u64) -> u64 {
-    let mut seen = counter();
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = counter();
-        if now == seen {
-            return now;
-        }
-        seen = now;
-    }
-}
-
-/// A client that speaks frames, and wrong ones too.
-struct Raw {
-    stream: ClientStream,
-    frames: VecDeque<ServerFrame>,
-    session_seq: u64,
-}
-
-impl Raw {
-    async fn connect(cluster: &TestCluster) -> Self {
-        let addr = cluster.node("us-east-edge").client_addr().unwrap();
-        let stream = within("connected", cluster.connector.connect(addr, SERVER_NAME))
-            .await
-            .unwrap();
-        Self {
-            stream,
-            frames: VecDeque::new(),
-            session_seq: 0,
-        }
-    }
-
-    async fn start(cluster: &TestCluster, token: &str, device: &str) -> Self {
-        let mut raw = Self::connect(cluster).await;
-        raw.greet(token, device).await;
-        raw
-    }
-
-    async fn greet(&mut self, token: &str, device: &str) {
-        self.write(encoded(&ClientFrame::Hello(Box::new(hello(token, device)))))
-            .await;
-    }
-
-    async fn write(&mut self, bytes: Bytes) {
-        within("written", self.stream.send(vec![bytes])).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Result<ServerFrame, ClosedBy> {
-        while self.frames.is_empty() {
-            for frame in within("a frame", self.stream.recv()).await? {
-                self.frames
-                    .push_back(ServerFrame::decode(frame.kind, frame.payload).unwrap());
-            }
-        }
-        Ok(self.frames.pop_front().unwrap())
-    }
-
-    async fn welcome(&mut self) -> Welcome {
-        match self.next().await {
-            Ok(ServerFrame::Welcome(welcome)) => *welcome,
-            other => panic!("expected Welcome: {other:?}"),
-        }
-    }
-
-    async fn error(&mut self) -> (Code, String) {
-        match self.next().await {
-            Ok(ServerFrame::Error { code, detail }) => (code, detail),
-            other => panic!("expected Error: {other:?}"),
-        }
-    }
-
-    /// How the server ended the connection.
-    async fn closed(&mut self) -> CloseReason {
-        loop {
-            match self.next().await {
-                Ok(_) => {}
-                Err(ClosedBy::Remote(reason)) => return reason,
-                Err(other) => panic!("not closed by the server: {other:?}"),
-            }
-        }
-    }
-
-    /// Sends a message; whether it was accepted as a duplicate, or why it was refused.
-    async fn send(&mut self, id: MessageId, to: &str, body: &[u8]) -> Result<bool, Code> {
-        self.session_seq += 1;
-        let send = message(id, self.session_seq, to, body);
-        self.write(encoded(&ClientFrame::Send(send))).await;
-        match self.next().await.unwrap() {
-            ServerFrame::Accepted(accepted) if accepted.id == id => Ok(accepted.duplicate),
-            ServerFrame::Rejected(rejected) if rejected.id == id => {
-                assert!(!rejected.detail.is_empty(), "{rejected:?}");
-                Err(rejected.code)
-            }
-            other => panic!("expected an answer to {id}: {other:?}"),
-        }
-    }
-}
-
-fn hello(token: &str, device: &str) -> Hello {
-    Hello {
-        token: token.to_owned(),
-        device: device.parse().unwrap(),
-        capabilities: 0,
-        cursor: Vector::default(),
-        connect_epoch: 0,
-        status: Status::Online,
-        text: String::new(),
-        agent: "test".to_owned(),
-        memory: 0,
-    }
-}
-
-fn message(id: MessageId, session_seq: u64, to: &str, body: &[u8]) -> Send {
-    let control = SendControl {
-        to: user(to),
-        kind: 0,
-        ttl_ms: 0,
-        trace: Vec::new(),
-    };
-    Send {
-        id,
-        session_seq,
-        control,
-        body: Bytes::copy_from_slice(body),
-    }
-}
-
-fn encoded(frame: &ClientFrame) -> Bytes {
-    let mut bytes = BytesMut::new();
-    frame.encode(&mut bytes);
-    bytes.freeze()
-}
-
-fn frame(version: u8, kind: u8, payload: &[u8]) -> Bytes {
-    let mut bytes = BytesMut::new();
-    bytes.put_u32(payload.len() as u32 + 2);
-    bytes.put_slice(&[version, kind]);
-    bytes.put_slice(payload);
-    bytes.freeze()
 }

@@ -1,11 +1,14 @@
 //! A whole cluster in one test process: real servers, sockets, stores.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
-use std::collections::BTreeMap;
+pub mod raw;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use iris::client::{Client, ClientConfig, ClientEvent, Incoming, connector};
+use iris::client::{Client, ClientConfig, ClientEvent, Incoming, OutgoingMessage, connector};
 use iris::core::ids::UserId;
 use iris::net::certs::Roots;
 use iris::net::connect::Connector;
@@ -204,4 +207,37 @@ pub async fn event<T>(what: &str, client: &Client, mut pick: impl FnMut(&ClientE
         }
     })
     .await
+}
+
+/// A body of `len` bytes that begins with its number.
+pub fn padded(number: u64, len: usize) -> Vec<u8> {
+    let mut body = vec![0; len];
+    body[..8].copy_from_slice(&number.to_be_bytes());
+    body
+}
+
+/// The number of such a body.
+pub fn number_in(body: &[u8]) -> u64 {
+    u64::from_be_bytes(body[..8].try_into().unwrap())
+}
+
+/// Sends a message of each number to each, in turns and at the pace of the answers.
+pub async fn send_all(from: &Client, to: &[&str], numbers: Range<u64>, len: usize) {
+    let numbers = numbers.flat_map(|number| to.iter().map(move |to| (number, *to)));
+    let mut messages: VecDeque<OutgoingMessage> = numbers
+        .map(|(number, to)| OutgoingMessage::new(user(to), padded(number, len)))
+        .collect();
+    let mut answers = messages.len();
+    while answers > 0 {
+        if !messages.is_empty() {
+            from.send_batch(&mut messages);
+        }
+        let accepted = |event: &ClientEvent| match event {
+            ClientEvent::Accepted { .. } => Some(()),
+            ClientEvent::Rejected { .. } => panic!("{event:?}"),
+            _ => None,
+        };
+        event("accepted", from, accepted).await;
+        answers -= 1;
+    }
 }
