@@ -228,6 +228,8 @@ pub struct Owner {
     /// Other nodes of this region own shards too, or did: what is ours may be taken over.
     shared: bool,
     probes: BTreeMap<SessionId, sessions::Probe>,
+    /// Sessions that gave way, by the one that they gave way to, until that one's probe is answered.
+    doubts: BTreeMap<SessionId, Vec<sessions::Doubt>>,
     /// Deposits are refused: the node stops.
     finishing: bool,
     /// An operator's word that what recovers when it is taken over is enough.
@@ -336,6 +338,7 @@ impl Owner {
             members: BTreeMap::new(),
             shared: false,
             probes: BTreeMap::new(),
+            doubts: BTreeMap::new(),
             finishing: false,
             end_recovery: false,
             clocks: Clocks::default(),

@@ -5,6 +5,7 @@
 //! has attached its whole set without it. Ending is always judged by what is there now, never by an event alone, so a
 //! close that was lost together with an owner is made up for.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::{LaneId, Owner, OwnerOutput};
@@ -26,37 +27,34 @@ pub(super) struct Probe {
     until: Mono,
 }
 
-/// What says which of two sessions of a device is the newer.
-#[derive(Debug, Clone, Copy)]
-struct Came {
-    memory: u64,
-    hello_epoch: u64,
-    since_ms: u64,
-    /// Admitted by an earlier owner, and attached again.
-    resumed: bool,
+/// A session that gave way to another of its device, while it is asked whether the client of that one is there.
+#[derive(Debug, Clone)]
+pub(super) struct Doubt {
+    session: SessionId,
+    lane: LaneId,
 }
 
-impl Came {
-    fn of(attach: &Attach) -> Came {
-        Came {
+/// The client's own count of its tries to connect.
+#[derive(Debug, Clone, Copy)]
+struct Tries {
+    memory: u64,
+    hello_epoch: u64,
+}
+
+impl Tries {
+    fn of(attach: &Attach) -> Self {
+        Self {
             memory: attach.memory,
             hello_epoch: attach.hello_epoch,
-            since_ms: attach.since_ms,
-            resumed: attach.welcomed,
         }
     }
 
-    /// Whether `self` is the older one. The client's own count of its tries says it; where it lost that, as after it was
-    /// installed anew, the clocks of edges do, and of two at the same time neither is older. One that an edge brings along to a
-    /// new owner may stand for a client that is long gone: against one that comes by its own `Hello` its clock says nothing.
-    fn is_before(&self, other: &Came) -> bool {
-        // Of a client that does not tell its memory, nothing but an epoch of 0 says that it has none.
+    /// Which of two sessions of a device is the newer, if the client can say: not after it lost its count, as when it was
+    /// installed anew. Of a client that does not tell its memory, nothing but an epoch of 0 says that it has none.
+    fn order(self, other: Self) -> Option<Ordering> {
         let told = self.memory != 0 || (self.hello_epoch != 0 && other.hello_epoch != 0);
-        if told && self.memory == other.memory && self.hello_epoch != other.hello_epoch {
-            self.hello_epoch < other.hello_epoch
-        } else {
-            self.resumed || self.since_ms < other.since_ms
-        }
+        let order = self.hello_epoch.cmp(&other.hello_epoch);
+        (told && self.memory == other.memory && order.is_ne()).then_some(order)
     }
 }
 
@@ -159,17 +157,16 @@ impl Owner {
                 }
             },
         };
-        let came = Came::of(attach);
         let admitted = shard.presence.admit(admission);
         self.presence_touched(id, now);
         match admitted {
             Ok(connect_epoch) => Some(connect_epoch),
-            Err(error) => {
-                let code = match error {
-                    AdmitError::Devices { .. } => Code::TooManyDevices,
-                    AdmitError::Superseded { by, .. } => self.code_for_beaten(id, by, came),
-                };
-                self.end_session(id, session, code, &error.to_string(), now);
+            Err(AdmitError::Superseded { by, .. }) => {
+                self.give_way(id, session, by, now);
+                None
+            }
+            Err(error @ AdmitError::Devices { .. }) => {
+                self.end_session(id, session, Code::TooManyDevices, &error.to_string(), now);
                 None
             }
         }
@@ -185,6 +182,7 @@ impl Owner {
         let (user, device) = (attachment.attach.user.clone(), attachment.attach.device.clone());
         shard.presence.end(&user, &device, session);
         self.probes.remove(&session);
+        self.settle_doubts(session, false);
         self.presence_touched(id, now);
     }
 
@@ -258,6 +256,7 @@ impl Owner {
         let Some(probe) = self.probes.remove(&session) else {
             return;
         };
+        self.settle_doubts(session, alive);
         let Some(shard) = self.shards.get_mut(&probe.shard) else {
             return;
         };
@@ -421,55 +420,75 @@ impl Owner {
                         },
                     );
                 }
-                Effect::Probe { at } => {
-                    let Some(attachment) = self.attachment(id, at.session) else {
-                        continue;
-                    };
-                    let lane = attachment.lane;
-                    let until = now.mono + ms(self.config.limits.probe_ms);
-                    let probe = Probe {
-                        shard: id,
-                        user: at.user,
-                        device: at.device,
-                        until,
-                    };
-                    self.probes.insert(at.session, probe);
-                    self.tell_edge(lane, ToEdge::Probe { session: at.session });
-                }
+                Effect::Probe { at } => self.probe(id, at.session, now),
                 Effect::Superseded { at, by } => {
                     self.stats.superseded += 1;
-                    let Some(beaten) = self.attachment(id, at.session) else {
-                        continue;
-                    };
-                    let attach = &beaten.attach;
-                    let (lane, came) = (beaten.lane, Came::of(attach));
-                    let code = self.code_for_beaten(id, by, came);
-                    let detail = if code == Code::Unavailable {
-                        format!("session {by} of the same device was attached late: connect again")
-                    } else {
-                        format!("session {by} of the same device took over")
-                    };
-                    self.drop_attachment(id, at.session);
-                    let body = ToEdge::Ended {
-                        session: at.session,
-                        code,
-                        detail,
-                    };
-                    self.tell_edge(lane, body);
+                    self.give_way(id, at.session, by, now);
                 }
             }
         }
     }
 
-    /// What a session that lost to session `by` is told. An older session may come late: it waited at its edge, or the
-    /// `Hello` of a connection that was given up did on its way. The newer one must try again, not give up for good.
-    fn code_for_beaten(&mut self, id: ShardId, by: SessionId, beaten: Came) -> Code {
-        let winner = self.attachment(id, by).map(|winner| Came::of(&winner.attach));
-        if winner.is_some_and(|winner| winner.is_before(&beaten)) {
-            Code::Unavailable
-        } else {
-            Code::Superseded
+    fn probe(&mut self, id: ShardId, session: SessionId, now: Now) {
+        let until = now.mono + ms(self.config.limits.probe_ms);
+        let Some(attachment) = self.attachment(id, session) else {
+            return;
+        };
+        let lane = attachment.lane;
+        let probe = Probe {
+            shard: id,
+            user: attachment.attach.user.clone(),
+            device: attachment.attach.device.clone(),
+            until,
+        };
+        self.probes.insert(session, probe);
+        self.tell_edge(lane, ToEdge::Probe { session });
+    }
+
+    /// Detaches a session that lost its device to session `by`, and tells it whether it may come back. An older session may
+    /// come late: it waited at its edge, the `Hello` of a connection that was given up did on its way, or an edge that has
+    /// not noticed that its client went brings it to the next owner. Then the newer one must try again, not give up for
+    /// good. Where the client's count does not say which is which, it is for good only if the other one's client is there.
+    fn give_way(&mut self, id: ShardId, session: SessionId, by: SessionId, now: Now) {
+        let Some(beaten) = self.attachment(id, session) else {
+            return;
+        };
+        let (lane, tries) = (beaten.lane, Tries::of(&beaten.attach));
+        self.drop_attachment(id, session);
+        let doubt = Doubt { session, lane };
+        let winner = self.attachment(id, by).map(|winner| Tries::of(&winner.attach));
+        match winner.map(|winner| winner.order(tries)) {
+            // In another region: both were asked already.
+            None => self.tell_beaten(doubt, by, true),
+            Some(Some(order)) => self.tell_beaten(doubt, by, order.is_gt()),
+            Some(None) => {
+                self.doubts.entry(by).or_default().push(doubt);
+                self.probe(id, by, now);
+            }
         }
+    }
+
+    /// It is known whether the client of session `by` is there.
+    fn settle_doubts(&mut self, by: SessionId, alive: bool) {
+        for doubt in self.doubts.remove(&by).unwrap_or_default() {
+            self.tell_beaten(doubt, by, alive);
+        }
+    }
+
+    fn tell_beaten(&mut self, Doubt { session, lane }: Doubt, by: SessionId, for_good: bool) {
+        let (code, detail) = if for_good {
+            let detail = format!("session {by} of the same device took over");
+            (Code::Superseded, detail)
+        } else {
+            let detail = format!("session {by} of the same device was attached late: connect again");
+            (Code::Unavailable, detail)
+        };
+        let body = ToEdge::Ended {
+            session,
+            code,
+            detail,
+        };
+        self.tell_edge(lane, body);
     }
 
     fn tell_watchers(&mut self, id: ShardId, user: &UserId) {

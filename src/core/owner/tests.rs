@@ -81,6 +81,7 @@ struct Script {
     owner: Owner,
     given: Vec<u64>,
     ended: Vec<(SessionId, Code)>,
+    asked: Vec<SessionId>,
 }
 
 impl Script {
@@ -101,6 +102,7 @@ impl Script {
             owner: Owner::new(config, NOW),
             given: Vec::new(),
             ended: Vec::new(),
+            asked: Vec::new(),
         };
         script.owner.handle_placement(BTreeSet::from([SHARD]), NOW);
         script.run();
@@ -141,6 +143,10 @@ impl Script {
                     body: ToEdge::Ended { session, code, .. },
                     ..
                 } => self.ended.push((session, code)),
+                OwnerOutput::ToEdge {
+                    body: ToEdge::Probe { session },
+                    ..
+                } => self.asked.push(session),
                 _ => {}
             }
         }
@@ -149,16 +155,41 @@ impl Script {
 
     /// Two sessions of Bob's phone: what the edge of the first is told when the second comes.
     fn beaten(first: Attach, second: Attach) -> Code {
+        let (first, mut script) = Self::contest(first, second);
+        assert!(script.asked.is_empty());
+        script.only_end_of(first)
+    }
+
+    /// The same where nobody can say which is the older one: only if the second's client is there it is for good.
+    fn beaten_if_there(first: &Attach, second: &Attach) {
+        let expected = [(true, Code::Superseded), (false, Code::Unavailable)];
+        for (alive, code) in expected {
+            let (first, mut script) = Self::contest(first.clone(), second.clone());
+            assert_eq!(
+                (&script.asked[..], &script.ended[..]),
+                (&[second.session][..], &[][..])
+            );
+            let (session, user) = (second.session, second.user.clone());
+            script.say(1, ToOwner::Probed { session, user, alive });
+            script.ended.retain(|(session, _)| *session == first);
+            assert_eq!(script.only_end_of(first), code);
+        }
+    }
+
+    fn contest(first: Attach, second: Attach) -> (SessionId, Self) {
         let mut script = Script::new();
         script.open(1);
-        for attach in [first.clone(), second] {
-            let body = ToOwner::Attach(vec![attach]);
-            script.owner.handle_edge(&addr("edge"), 1, body, NOW);
-            script.run();
+        let session = first.session;
+        for attach in [first, second] {
+            script.say(1, ToOwner::Attach(vec![attach]));
         }
-        match script.ended[..] {
-            [(session, code)] if session == first.session => code,
-            _ => panic!("one end was expected, of the first: {:?}", script.ended),
+        (session, script)
+    }
+
+    fn only_end_of(&mut self, first: SessionId) -> Code {
+        match self.ended[..] {
+            [(session, code)] if session == first => code,
+            _ => panic!("one end was expected, of the first: {:?}", self.ended),
         }
     }
 
@@ -279,14 +310,13 @@ fn what_is_committed_while_a_page_is_read_comes_after_it() {
     assert_eq!(script.given, [1, 2, 3]);
 }
 
-/// A session of Bob's phone: its number, which memory its client has, the count of its tries there, and when it came.
-fn came(session: u64, memory: u64, hello_epoch: u64, since_ms: u64) -> Attach {
+/// A session of Bob's phone: its number, which memory its client has, and the count of its tries there.
+fn came(session: u64, memory: u64, hello_epoch: u64) -> Attach {
     Attach {
         session: SessionId(session),
         connect_epoch: hello_epoch,
         hello_epoch,
         memory,
-        since_ms,
         ..attach(1)
     }
 }
@@ -295,36 +325,45 @@ fn came(session: u64, memory: u64, hello_epoch: u64, since_ms: u64) -> Attach {
 fn a_client_that_forgot_its_epoch_wins_over_the_session_before() {
     // The second was installed anew, or runs in another folder: it knows nothing of the first one's count.
     for tries in 0..3 {
-        let second = came(2, 8, tries, 2_000);
-        assert_eq!(Script::beaten(came(1, 7, 5, 1_000), second), Code::Superseded);
+        Script::beaten_if_there(&came(1, 7, 5), &came(2, 8, tries));
     }
     // A client that does not tell its memory has none at its first try.
-    let untold = Script::beaten(came(1, 0, 5, 1_000), came(2, 0, 0, 2_000));
-    assert_eq!(untold, Code::Superseded);
-    // By the clocks of edges it is the other one that came later: that one comes again.
-    let waited = Script::beaten(came(1, 7, 5, 2_000), came(2, 8, 0, 1_000));
-    assert_eq!(waited, Code::Unavailable);
+    Script::beaten_if_there(&came(1, 0, 5), &came(2, 0, 0));
     // An edge that has not noticed that its client went brings it to the next owner, behind the new one's first try there.
     let brought = Attach {
         welcomed: true,
         connect_epoch: 1,
-        ..came(3, 7, 0, 80_000)
+        ..came(3, 7, 0)
     };
-    let new = Script::beaten(came(2, 8, 0, 9_000), brought);
-    assert_eq!(new, Code::Unavailable);
+    Script::beaten_if_there(&came(2, 8, 0), &brought);
+}
+
+#[test]
+fn a_client_that_is_not_there_when_it_is_asked_in_time_gives_the_other_one_way() {
+    let (first, mut script) = Script::contest(came(1, 7, 5), came(2, 8, 0));
+    let late = Now {
+        mono: NOW.mono + ms(CoreLimits::default().probe_ms),
+        ..NOW
+    };
+    script.owner.handle_timeout(late);
+    script.run();
+    assert!(
+        script.ended.contains(&(first, Code::Unavailable)),
+        "{:?}",
+        script.ended
+    );
 }
 
 #[test]
 fn an_older_try_of_a_client_that_comes_late_does_not_win() {
-    // Its `Hello` was on its way for long, so that it looks younger to its edge.
+    // Its `Hello` was on its way for long.
     for memory in [0, 7] {
-        let late = Script::beaten(came(1, memory, 6, 1_000), came(2, memory, 5, 2_000));
+        let late = Script::beaten(came(1, memory, 6), came(2, memory, 5));
         assert_eq!(late, Code::Unavailable, "memory {memory}");
     }
-    let first_of_all = Script::beaten(came(1, 7, 1, 1_000), came(2, 7, 0, 2_000));
+    let first_of_all = Script::beaten(came(1, 7, 1), came(2, 7, 0));
     assert_eq!(first_of_all, Code::Unavailable);
-    // In its own order the clocks of edges do not count.
-    let next = Script::beaten(came(1, 7, 5, 2_000), came(2, 7, 6, 1_000));
+    let next = Script::beaten(came(1, 7, 5), came(2, 7, 6));
     assert_eq!(next, Code::Superseded);
 }
 
