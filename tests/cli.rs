@@ -319,6 +319,27 @@ fn a_token_is_minted_with_a_given_secret() {
 }
 
 #[test]
+fn the_file_of_a_region_is_checked_with_its_folder() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (folder, file, hint) in [
+        (
+            repository.to_owned(),
+            "regions/us-east.toml",
+            "as iris config check regions",
+        ),
+        (
+            repository.join("regions"),
+            "us-east.toml",
+            "as iris config check .",
+        ),
+    ] {
+        let found = done(&mut iris(&folder, &["config", "check", file]));
+        assert_eq!((found.code, found.stdout.as_str()), (1, ""), "{}", found.stderr);
+        assert!(found.stderr.contains(hint), "{}", found.stderr);
+    }
+}
+
+#[test]
 fn wrong_usage_and_wrong_values_have_their_exit_codes() {
     let folder = tempfile::tempdir().expect("a folder");
     KeyFiles::in_data(&folder.path().join("data"))

@@ -3,14 +3,22 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+
+/// Long enough for a loaded machine; a test that needs it has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `iris dev` in a folder of its own; ends with this.
 struct Dev {
     folder: TempDir,
     process: Child,
+    /// Its lines on stderr after it was ready.
+    said: mpsc::Receiver<String>,
 }
 
 fn iris(folder: &Path) -> Command {
@@ -24,27 +32,52 @@ fn iris(folder: &Path) -> Command {
     command
 }
 
+/// Goes on reading what a process says: one that nobody reads stops at a full pipe.
+fn read_on(lines: impl Iterator<Item = std::io::Result<String>> + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            // Whether anybody looks at it or not.
+            let _ = sender.send(line);
+        }
+    });
+    receiver
+}
+
+/// Until a line holds `what`; gives all that was said.
+fn says(lines: &mpsc::Receiver<String>, what: &str) -> String {
+    let mut said = String::new();
+    while !said.contains(what) {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) => said.push_str(&(line + "\n")),
+            Err(error) => panic!("{error} before {what:?} was said:\n{said}"),
+        }
+    }
+    said
+}
+
 impl Dev {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut process = iris(folder.path())
             .args(["dev", "--ports", "free", "--stop-with-stdin"])
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let mut said = String::new();
-        let ready = lines.by_ref().map_while(Result::ok).any(|line| {
-            said.push_str(&line);
-            said.push('\n');
-            line.contains("are ready")
-        });
-        assert!(ready, "iris dev did not start:\n{said}");
-        // Somebody has to read on, or it stops at a full pipe.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { folder, process }
+        let said = read_on(BufReader::new(process.stderr.take().unwrap()).lines());
+        says(&said, "are ready");
+        Self {
+            folder,
+            process,
+            said,
+        }
     }
 
     fn client(&self, args: &str) -> Command {
@@ -83,6 +116,50 @@ impl Drop for Dev {
 
 fn json(line: &str) -> Value {
     serde_json::from_str(line).unwrap()
+}
+
+fn signal(process: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(process.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn ctrl_c_drains_and_a_second_one_ends_at_once() {
+    let mut dev = Dev::start_with(&["--single"]);
+    // A client that gives no sign of life: the drain waits for it for some time.
+    let mut silent = dev.client("listen --as bob --device phone");
+    let mut silent = silent
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = read_on(BufReader::new(silent.stderr.take().unwrap()).lines());
+    says(&said, "connected to");
+    signal(&silent, Signal::STOP);
+    signal(&dev.process, Signal::INT);
+    says(&dev.said, "Ctrl-C: draining; Ctrl-C again ends at once");
+    signal(&dev.process, Signal::INT);
+    says(
+        &dev.said,
+        "ended before the drain was over; what was accepted is in the store",
+    );
+    assert_eq!(dev.process.wait().unwrap().code(), Some(1));
+    silent.kill().unwrap();
+    silent.wait().unwrap();
+
+    // Nothing else is lost by it: the next start is as after a crash.
+    let program = &["dev", "--single", "--ports", "free"];
+    let mut again = iris(dev.folder.path())
+        .args(program)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = read_on(BufReader::new(again.stderr.take().unwrap()).lines());
+    says(&said, "are ready");
+    signal(&again, Signal::INT);
+    says(&said, "stopped");
+    assert!(again.wait().unwrap().success());
 }
 
 #[test]

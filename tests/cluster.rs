@@ -2,11 +2,15 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use common::{TestCluster, event, receive, regions, send, until_body, user};
 use iris::client::{Client, ClientEvent};
+use iris::core::ids::Sharding;
+use iris::core::placement::partition;
 use iris::core::wire::Status;
+use iris::server::node::PartitionStatus;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_waits_for_a_user_who_is_away_and_comes_online_elsewhere() {
@@ -27,8 +31,8 @@ async fn a_message_waits_for_a_user_who_is_away_and_comes_online_elsewhere() {
     assert_eq!(receive(&bob).await.body.as_ref(), b"second");
 
     // Presence of a user in eu-west, seen in us-east within a second. On a busy machine this process may itself be kept waiting
-    // for longer now and then, so the best of the changes must be that quick, and none far from it: what waited for a timer
-    // or a round of some repair would be slow each time.
+    // for longer now and then, so three of four changes must be that quick, and none far from it: what waited for a
+    // timer or a round of some repair would be slow more often.
     const QUICK: Duration = Duration::from_secs(1);
     const NEVER: Duration = Duration::from_secs(10);
     alice.watch([user("carol")]);
@@ -43,7 +47,7 @@ async fn a_message_waits_for_a_user_who_is_away_and_comes_online_elsewhere() {
     let mut changed = Instant::now();
     event("carol online", &alice, shown(Status::Online)).await;
     let mut took = vec![changed.elapsed()];
-    for status in [Status::Away, Status::Dnd, Status::Online, Status::Away] {
+    for status in [Status::Away, Status::Dnd, Status::Online].repeat(4) {
         changed = Instant::now();
         carol.set_status(status, "");
         event("another status", &alice, shown(status)).await;
@@ -54,7 +58,12 @@ async fn a_message_waits_for_a_user_who_is_away_and_comes_online_elsewhere() {
     event("carol offline again", &alice, shown(Status::Offline)).await;
     took.push(changed.elapsed());
     eprintln!("presence crossed regions in {took:?}");
-    assert!(took.iter().any(|took| *took < QUICK), "{took:?}");
+    let slow = took.iter().filter(|took| **took >= QUICK).count();
+    assert!(
+        slow * 4 <= took.len(),
+        "{slow} of {} are slow: {took:?}",
+        took.len()
+    );
     assert!(took.iter().all(|took| *took < NEVER), "{took:?}");
     cluster.stop().await;
 }
@@ -108,6 +117,75 @@ async fn a_region_that_was_stopped_catches_up_from_logs() {
     let bob = cluster.client("eu-west", "bob", "phone").await;
     for number in 0..500 {
         assert_eq!(receive(&bob).await.body.as_ref(), format!("{number}").as_bytes());
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_with_two_partitions_serve_users_of_both() {
+    let two = [("node.partitions", "2")];
+    let mut cluster = TestCluster::start(&regions(&["us-east", "eu-west"]), &two).await;
+    // A user for each partition of a core node, wherever the seed of this cluster's hash puts users.
+    let settings = cluster.dev.config(&cluster.dev.nodes[0]).unwrap().cluster;
+    let sharding = Sharding {
+        count: settings.shard_count,
+        seed: settings.hash_seed.unwrap().0,
+    };
+    let names = [0, 1].map(|number| {
+        let mut names = (0..).map(|n| format!("user-{n}"));
+        let found = names.find(|name| partition(sharding.of_user(&user(name)), 2) == number);
+        found.unwrap()
+    });
+
+    // Two devices of each in each region. Connections take turns with the partitions of an edge.
+    let mut clients = Vec::new();
+    for region in ["us-east", "eu-west"] {
+        for name in &names {
+            for kind in ["phone", "laptop"] {
+                let device = format!("{kind}-{region}");
+                clients.push((
+                    format!("{name}/{device}"),
+                    cluster.client(region, name, &device).await,
+                ));
+            }
+        }
+    }
+    for name in ["us-east-core", "us-east-edge", "eu-west-core", "eu-west-edge"] {
+        let node = cluster.node(name);
+        let partitions = node.partitions();
+        let works = |status: &PartitionStatus| match node.client_addr() {
+            Some(_) => status.sessions > 0,
+            None => status.shards > 0,
+        };
+        assert!(
+            partitions.len() == 2 && partitions.iter().all(works),
+            "{name}: {partitions:?}"
+        );
+    }
+
+    // Every device sends to both users, and every device of both receives all.
+    for round in ["first", "after a restart"] {
+        let body = |sender: &str| format!("{round}, from {sender}");
+        for (sender, client) in &clients {
+            for to in &names {
+                send(client, to, body(sender)).await;
+            }
+        }
+        let expected: BTreeSet<String> = clients.iter().map(|(sender, _)| body(sender)).collect();
+        for (device, client) in &clients {
+            let mut received = BTreeSet::new();
+            while received.len() < expected.len() {
+                let message = receive(client).await;
+                let text = String::from_utf8(message.body.to_vec()).unwrap();
+                assert!(expected.contains(&text), "{device}: {text}");
+                assert!(received.insert(text), "twice to {device}: {message:?}");
+            }
+        }
+        if round == "first" {
+            cluster.stop_node("us-east-core").await;
+            cluster.start_node("us-east-core").await;
+            cluster.ready().await;
+        }
     }
     cluster.stop().await;
 }

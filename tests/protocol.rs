@@ -1,7 +1,7 @@
 //! The client protocol as documented: every kind of frame has a fixture of bytes that the code must write and read, and
 //! `docs/protocol.md` must name every kind, code and limit as the code has it.
 //!
-//! `IRIS_WRITE_FIXTURES=1 cargo test --test protocol` writes the fixtures anew. Do that for a new frame only: bytes that
+//! `IRIS_TEST_WRITE_FIXTURES=1 cargo test --test protocol` writes the fixtures anew. Do that for a new frame only: bytes that
 //! change break every client that is out there.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -450,7 +450,7 @@ fn fixtures() -> PathBuf {
 /// The bytes of a fixture, which must be those that were encoded.
 fn fixture(name: &str, encoded: &[u8]) -> Bytes {
     let path = fixtures().join(format!("{name}.hex"));
-    if std::env::var_os("IRIS_WRITE_FIXTURES").is_some() {
+    if std::env::var_os("IRIS_TEST_WRITE_FIXTURES").is_some() {
         std::fs::write(&path, annotate(encoded)).unwrap();
     }
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

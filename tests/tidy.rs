@@ -74,6 +74,7 @@ fn the_core_does_no_io() {
     let mut found = Vec::new();
     each_source("src/core", &mut |path, text| {
         found.extend(lines_with(path, text, &NOT_IN_CORE, "pass it in as an input"));
+        found.extend(grouped_with(path, text, &NOT_IN_CORE, "pass it in as an input"));
     });
     report(&found);
 }
@@ -190,6 +191,18 @@ fn the_rules_find_what_they_forbid() {
     let macros: Vec<&str> = macros.iter().map(String::as_str).collect();
     assert_eq!(lines_with("a.rs", &text, &macros, "").len(), 1);
 
+    let grouped = |text: &str| grouped_with("a.rs", text, &NOT_IN_CORE, "").len();
+    assert_eq!(grouped("use std::{fs, io};"), 1);
+    assert_eq!(
+        grouped(
+            "pub use std::{\n    collections::BTreeMap,\n    sync::{Arc, Mutex},\n    {net::SocketAddr},\n};"
+        ),
+        2
+    );
+    assert_eq!(grouped("use {tokio::sync::{self, mpsc}, std::fmt};"), 2);
+    assert_eq!(grouped("use tokio::{self};"), 1);
+    assert_eq!(grouped("use std::{fmt, io, sync::Arc}; use super::{fs, net};"), 0);
+
     let place = ["/ho", "me/someone/x"].concat();
     assert_eq!(
         machine_paths("a.md", &format!("see {place}\nsee a{place}\n`{place}`")).len(),
@@ -273,6 +286,60 @@ fn lines_with(path: &str, text: &str, needles: &[&str], remedy: &str) -> Vec<Str
         }
     }
     found
+}
+
+/// Imports in groups, `use std::{fs, io};`, of paths that begin with one of `needles`.
+fn grouped_with(path: &str, text: &str, needles: &[&str], remedy: &str) -> Vec<String> {
+    let code = without_comments(text);
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("use ") {
+        if code[..at].ends_with(is_word) {
+            continue;
+        }
+        let tree = code[at + 4..].split(';').next().unwrap_or_default();
+        if !tree.contains('{') {
+            continue;
+        }
+        for import in expanded(tree) {
+            // `use tokio::{self}` is all of it.
+            let import = import.strip_suffix("self").unwrap_or(&import);
+            for needle in needles.iter().filter(|needle| import.starts_with(**needle)) {
+                found.push(format!("{path}:{}: {needle}: {remedy}", line_of(&code, at)));
+            }
+        }
+    }
+    found
+}
+
+/// Each path of a tree of imports, in full.
+fn expanded(tree: &str) -> Vec<String> {
+    let (mut depth, mut start, mut items) = (0_usize, 0, Vec::new());
+    for (at, c) in tree.char_indices().chain([(tree.len(), ',')]) {
+        match c {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            ',' if depth == 0 => {
+                items.push(tree[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    let mut paths = Vec::new();
+    for item in items {
+        match item.split_once('{') {
+            Some((before, group)) => {
+                let group = group.rsplit_once('}').map_or(group, |(group, _)| group);
+                paths.extend(
+                    expanded(group)
+                        .iter()
+                        .map(|path| format!("{}{path}", before.trim())),
+                );
+            }
+            None => paths.push(item.to_owned()),
+        }
+    }
+    paths
 }
 
 /// Attributes that allow or expect a lint and do not say why.

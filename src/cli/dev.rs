@@ -2,6 +2,8 @@
 
 mod processes;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Run a whole cluster on this machine: every node a real server with its own sockets and store.
 ///
 /// Certificates, keys and stores are made at the first start and kept in the data folder, so that the next start finds
-/// every message that was accepted. Ctrl-C drains and stops.
+/// every message that was accepted. Ctrl-C drains and stops; a second one ends at once.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -93,18 +95,19 @@ async fn in_process(
     signal: impl Future<Output = &'static str>,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
+    let taken = taken(cluster);
     let mut running = Vec::new();
     tokio::pin!(signal);
     tokio::select! {
-        done = start_all(cluster, &mut running) => {
+        done = start_all(cluster, &taken, &mut running) => {
             if let Err(error) = done {
                 stop_all(running).await?;
                 return Err(error);
             }
         }
         why = &mut signal => {
-            eprintln!("\n{why}: draining what had started");
-            stop_all(running).await?;
+            eprintln!("\n{why}: draining what had started; {}", serve::AGAIN);
+            serve::drain(stop_all(running)).await??;
             eprintln!("stopped; everything accepted is in {}", data.display());
             return Ok(ExitCode::SUCCESS);
         }
@@ -127,7 +130,7 @@ async fn in_process(
         failures.spawn(async move { (key, failed.await) });
     }
     tokio::select! {
-        why = &mut signal => eprintln!("{why}: draining"),
+        why = &mut signal => eprintln!("{why}: draining; {}", serve::AGAIN),
         Some(Ok((key, ended))) = failures.join_next() => {
             for node in running {
                 node.abandon().await;
@@ -135,19 +138,37 @@ async fn in_process(
             return Err(anyhow::Error::new(ended).context(format!("node {key} failed; start again")));
         }
     }
-    stop_all(running).await?;
+    serve::drain(stop_all(running)).await??;
     eprintln!("stopped; everything accepted is in {}", data.display());
     Ok(ExitCode::SUCCESS)
 }
 
+/// By node, an address that somebody had before any was started.
+type Taken = BTreeMap<String, SocketAddr>;
+
+fn taken(cluster: &DevCluster) -> Taken {
+    let of = |node: &DevNode| Some((node.name.clone(), node.taken()?));
+    cluster.nodes.iter().filter_map(of).collect()
+}
+
+/// What to do where a node did not start and an address of it was taken; empty where none was.
+fn advice(taken: &Taken, node: &str) -> String {
+    let advice = |addr| {
+        format!(
+            ": {addr} is in use, perhaps by another `iris dev`: end that, or give --ports free with another --data"
+        )
+    };
+    taken.get(node).map(advice).unwrap_or_default()
+}
+
 /// Starts every node and waits until all are ready; what runs is in `running` also where this fails or is dropped.
-async fn start_all(cluster: &DevCluster, running: &mut Vec<Node>) -> anyhow::Result<()> {
+async fn start_all(cluster: &DevCluster, taken: &Taken, running: &mut Vec<Node>) -> anyhow::Result<()> {
     for node in &cluster.nodes {
         eprint!("starting {} ... ", node.name);
         let config = cluster.config(node)?;
         let node = Node::start(config, cluster.regions.clone(), node.create())
             .await
-            .with_context(|| format!("node {} cannot start", node.name))?;
+            .with_context(|| format!("node {} cannot start{}", node.name, advice(taken, &node.name)))?;
         eprintln!("listens");
         running.push(node);
     }
@@ -210,11 +231,11 @@ fn welcome(cluster: &DevCluster, data: &Path, pids: &[(String, u32)]) -> anyhow:
         &["REGION", "NODE", "ROLES", "CLIENTS (QUIC)", "METRICS", "PID"],
         &rows,
     )?;
-    let program = std::env::args().next().unwrap_or_else(|| "iris".to_owned());
+    let program = quoted(&std::env::args().next().unwrap_or_else(|| "iris".to_owned()));
     let data = if data == Path::new("data") {
         String::new()
     } else {
-        format!(" --data {}", data.display())
+        format!(" --data {}", quoted(&data.to_string_lossy()))
     };
     let ids: Vec<&str> = cluster.regions.ids().collect();
     let first = ids.iter().find(|id| **id == "us-east").unwrap_or(&ids[0]);
@@ -238,4 +259,30 @@ Try it in other terminals:
 Ctrl-C drains and stops."
     );
     Ok(())
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_split_or_change_them() {
+        for plain in ["data", "../a-b/c_d.e", "target/release/iris", "daten/ü"] {
+            assert_eq!(quoted(plain), plain);
+        }
+        assert_eq!(quoted("my data"), "'my data'");
+        assert_eq!(quoted("$HOME/it's"), r"'$HOME/it'\''s'");
+        assert_eq!(quoted("~/iris"), "'~/iris'");
+        assert_eq!(quoted(""), "''");
+    }
 }

@@ -66,6 +66,8 @@ pub fn run() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use clap::CommandFactory as _;
 
     use super::*;
@@ -90,5 +92,21 @@ mod tests {
         let command = Cli::command();
         command.clone().debug_assert();
         check(&command);
+    }
+
+    /// A node is often started with an environment that was made for other commands.
+    #[test]
+    fn variables_that_stand_for_flags_are_no_settings_of_a_node() {
+        fn collect(command: &clap::Command, found: &mut BTreeSet<String>) {
+            let names = command.get_arguments().filter_map(|argument| argument.get_env());
+            found.extend(names.map(|name| name.to_string_lossy().into_owned()));
+            command.get_subcommands().for_each(|sub| collect(sub, found));
+        }
+        let mut found = BTreeSet::new();
+        collect(&Cli::command(), &mut found);
+        assert!(found.len() >= 3, "{found:?}");
+        found.insert(crate::server::log::ENV.to_owned());
+        found.retain(|name| crate::server::config::is_setting(name));
+        assert!(found.is_empty(), "a node would refuse {found:?}");
     }
 }

@@ -10,7 +10,8 @@ use crate::server::node::{Create, Damage, Node};
 
 /// Run one node.
 ///
-/// Stops on SIGTERM or Ctrl-C after it has drained: sessions are sent elsewhere and what is in flight is finished.
+/// Stops on SIGTERM or Ctrl-C after it has drained: sessions are sent elsewhere and what is in flight is finished. A second
+/// Ctrl-C ends it at once.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -83,8 +84,8 @@ impl Serve {
             }
             tokio::select! {
                 why = &mut signal => {
-                    tracing::info!(why, "the node drains");
-                    node.stop().await;
+                    tracing::info!(why, "the node drains; {AGAIN}");
+                    drain(node.stop()).await?;
                     Ok(ExitCode::SUCCESS)
                 }
                 ended = node.failed() => {
@@ -118,6 +119,19 @@ pub(super) fn run_to_end(server: impl Future<Output = anyhow::Result<ExitCode>>)
     // Not waited for: a read of stdin that is under way ends only with stdin.
     runtime.shutdown_background();
     ended
+}
+
+/// Said when a drain begins.
+pub(super) const AGAIN: &str = "Ctrl-C again ends at once";
+
+/// Drains, unless Ctrl-C is pressed again: the process then ends as by a crash, of which every start recovers.
+pub(super) async fn drain<T>(draining: impl Future<Output = T>) -> anyhow::Result<T> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut again = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    tokio::select! {
+        done = draining => Ok(done),
+        _ = again.recv() => anyhow::bail!("Ctrl-C again: ended before the drain was over; what was accepted is in the store"),
+    }
 }
 
 /// Completes on SIGTERM, Ctrl-C or, where asked for, the end of stdin; says which.

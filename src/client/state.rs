@@ -425,6 +425,38 @@ mod tests {
         );
     }
 
+    /// A file that a client has kept must stay readable: never change these bytes. A field that `Stored` gains is to have a
+    /// default, or the file a new version and a fixture of its own.
+    #[test]
+    fn the_format_is_that_of_the_fixture() {
+        let anyone = Owner {
+            user: None,
+            ..owner("alice")
+        };
+        let fresh = SavedState {
+            seed: Some(1),
+            outbox: vec![SavedSend {
+                ticket: 1,
+                message: OutgoingMessage::new(UserId::new("bob").unwrap(), &b""[..]),
+            }],
+            ..SavedState::default()
+        };
+        let states = [("all", owner("alice"), state()), ("least", anyone, fresh)];
+        let hex = |bytes: Vec<u8>| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+        let text: String = states
+            .iter()
+            .map(|(name, owner, state)| format!("{name}\n  {}\n", hex(encode(owner, state))))
+            .collect();
+        let fixture = include_str!("../../tests/fixtures/client-state-v1.txt");
+        assert_eq!(text, fixture, "now:\n{text}");
+        let stored = fixture.lines().filter_map(|line| line.strip_prefix("  "));
+        for (stored, (name, owner, state)) in stored.zip(states) {
+            let byte = |at| u8::from_str_radix(&stored[at..at + 2], 16).unwrap();
+            let bytes: Vec<u8> = (0..stored.len()).step_by(2).map(byte).collect();
+            assert_eq!(decode(&bytes), Ok((owner, state)), "{name}");
+        }
+    }
+
     #[test]
     fn every_damage_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();

@@ -5,16 +5,20 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`ids`], [`time`], [`vector`] | names, the two clocks, the hybrid logical clock, version vectors |
-//! | [`op`] | the logged operations and their encoding |
-//! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
+//! | [`node`] | a partition of a node: edge, owner and links composed; what a driver holds |
 //! | [`edge`] | sessions of clients: sends, deliveries, acknowledgements, watches, and the lanes to owners |
+//! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
+//! | [`presence`] | who is online: registers that every region writes and all converge on |
 //! | [`link`] | replication between regions: subscriptions, catch-up, relay |
 //! | [`state`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+//! | [`snapshot`], `trim` | commits that merge a snapshot; commits that let go of what is stable |
+//! | [`storage`] | what machines ask of a store, and its answers |
+//! | [`op`] | the logged operations and their encoding |
+//! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
-//! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
+//! | [`limits`] | the limits and intervals of the machines, with their defaults and reasons |
+//! | [`ids`], [`time`], [`vector`] | names, the two clocks, the hybrid logical clock, version vectors |
 //! | [`defect`] | rules left out on purpose, in builds for tests only |
-//! | [`presence`] | who is online: registers that every region writes and all converge on |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 

@@ -433,7 +433,7 @@ pub struct Rejected {
 /// Why messages are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum HoleReason {
-    /// They were removed before this device was known here.
+    /// They were removed once every device that was known then had consumed them.
     BeforeRegistration,
     /// Their time to live passed.
     Expired,

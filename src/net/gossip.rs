@@ -497,10 +497,19 @@ mod tests {
                 (Generation(2), again.pool.addr())
             );
         }
-        // The earlier start comes back, as a paused process would: it is not listed again.
+        // The earlier start comes back, as a paused process would: it is heard and refused, and not listed again.
+        let before = a.pool.counters().refused;
         c.gate.heal();
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let nodes = sees(&a, |nodes| names(nodes) == ["a", "b", "c"]).await;
+        let refused = async {
+            while a.pool.counters().refused == before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, refused)
+            .await
+            .expect("the earlier start is heard");
+        let nodes = a.gossip.nodes().borrow().clone();
+        assert_eq!(names(&nodes), ["a", "b", "c"]);
         assert_eq!(nodes[2].generation, Generation(2));
         for node in [a, b, c, again] {
             timeout(PATIENCE, async {

@@ -19,7 +19,7 @@ use std::{env, fs};
 use figment::value::Value;
 
 pub use error::{ConfigError, Place, Problem};
-pub use layers::ENV_PREFIX;
+pub use layers::{ENV_PREFIX, is_setting};
 pub use model::{
     AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, JwtConfig, JwtKey, ListenConfig, LogConfig,
     LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig, Secret, TlsConfig,

@@ -14,7 +14,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -112,6 +113,8 @@ pub struct DevNode {
     pub roles: Vec<Role>,
     /// Where clients reach it.
     pub client: Option<SocketAddr>,
+    /// Where other nodes reach it.
+    pub peer: SocketAddr,
     /// Where health and metrics are.
     pub admin_http: SocketAddr,
     /// Its configuration file.
@@ -132,6 +135,16 @@ impl DevNode {
         } else {
             Create::IfMissing
         }
+    }
+
+    /// An address of it that somebody has now. For words only: it may be taken or let go at any time.
+    pub fn taken(&self) -> Option<SocketAddr> {
+        let in_use =
+            |bound: std::io::Result<()>| bound.is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
+        let udp = |addr: &SocketAddr| in_use(UdpSocket::bind(addr).map(drop));
+        let tcp = |addr: &SocketAddr| in_use(TcpListener::bind(addr).map(drop));
+        let over_udp = self.client.into_iter().chain([self.peer]).find(udp);
+        over_udp.or(Some(self.admin_http).filter(tcp))
     }
 
     /// Whether it must be told to make its data folder, as of now.
@@ -304,7 +317,7 @@ fn free_addr(used: &mut BTreeSet<u16>) -> Result<SocketAddr, DevError> {
             .map_err(|_| DevError::Other("the system refused randomness".to_owned()))?;
         let port = 10_000 + u16::from_be_bytes(bytes) % 22_000;
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if UdpSocket::bind(addr).is_ok() && std::net::TcpListener::bind(addr).is_ok() && used.insert(port) {
+        if UdpSocket::bind(addr).is_ok() && TcpListener::bind(addr).is_ok() && used.insert(port) {
             return Ok(addr);
         }
     }
@@ -405,6 +418,7 @@ fn prepare_node(
         region: region.id.clone(),
         roles: node.roles.clone(),
         client: node.client.filter(|_| node.has(Role::Edge)),
+        peer: node.peer,
         admin_http: node.admin_http,
         config: path,
         data: store,
@@ -462,6 +476,19 @@ mod tests {
         assert!(config.cluster.id.is_some() && config.node.has(Role::Core));
         let other = DevCluster::prepare(folder.path(), &single_region(), Ports::Free);
         assert!(matches!(other, Err(DevError::Regions { .. })));
+    }
+
+    #[test]
+    fn an_address_that_somebody_has_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = DevCluster::prepare(folder.path(), &single_region(), Ports::Free).unwrap();
+        let node = &cluster.nodes[0];
+        assert_eq!(node.taken(), None);
+        let held = UdpSocket::bind(node.peer).unwrap();
+        assert_eq!(node.taken(), Some(node.peer));
+        drop(held);
+        let _held = TcpListener::bind(node.admin_http).unwrap();
+        assert_eq!(node.taken(), Some(node.admin_http));
     }
 
     #[test]

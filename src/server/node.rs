@@ -22,7 +22,7 @@ use super::intake::{ClientSink, PeerSink};
 use super::meters::{LinkStates, Meters, watch_network};
 use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
-use super::partition::{Clock, Event, PartitionStatus, PartitionTask, SIBLING_QUEUE};
+use super::partition::{Clock, Event, PartitionTask, SIBLING_QUEUE};
 use super::prepare::Prepared;
 use super::regions::{Regions, Role};
 use super::shards::{Watched, futures_any, watch_shards};
@@ -41,6 +41,8 @@ use crate::net::gossip::{
 };
 use crate::net::peer::{PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError};
 use crate::net::supervise::{Restarts, Supervisor, TaskEnded, TaskEvent};
+
+pub use super::partition::PartitionStatus;
 
 /// Events that wait for a partition; each is a batch. More would only add latency: readers wait, and QUIC slows senders.
 const EVENT_QUEUE: usize = 1024;
@@ -204,6 +206,7 @@ impl Node {
         // The store comes first: a node that cannot open it must not be seen by others.
         let (mut reply_senders, mut reply_queues) = (Vec::new(), Vec::new());
         for _ in 0..partitions {
+            // Answers only: a partition has at most one commit and `store_reads` reads under way, and the store must not wait.
             let (sender, queue) = mpsc::unbounded_channel();
             reply_senders.push(sender);
             reply_queues.push(queue);
@@ -457,6 +460,11 @@ impl Node {
     /// Sessions at this node.
     pub fn sessions(&self) -> usize {
         self.status.iter().map(|status| status.borrow().sessions).sum()
+    }
+
+    /// What each of its partitions has.
+    pub fn partitions(&self) -> Vec<PartitionStatus> {
+        self.status.iter().map(|status| status.borrow().clone()).collect()
     }
 
     /// Waits until the node is fit to serve.

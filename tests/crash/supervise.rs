@@ -102,6 +102,7 @@ async fn the_nodes_of_another_cluster_are_not_taken_for_ours() {
         "{said}"
     );
     assert!(said.contains("ended before all nodes were ready"), "{said}");
+    assert!(said.contains("--ports free with another --data"), "{said}");
     drop(theirs.child.stdin.take());
     let ended = within("the first cluster stops", theirs.end()).await;
     assert!(ended.success(), "{}", theirs.said());

@@ -69,7 +69,7 @@ pub fn message(format: Format, message: &Incoming) -> anyhow::Result<Printed> {
 /// Messages that are gone.
 pub fn hole(format: Format, hole: &Hole) -> anyhow::Result<Printed> {
     let reason = match hole.reason {
-        HoleReason::BeforeRegistration => "removed before this device was known",
+        HoleReason::BeforeRegistration => "removed once every device that was known then had read them",
         HoleReason::Expired => "expired",
         HoleReason::Overflow => "the inbox overflowed",
     };

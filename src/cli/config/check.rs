@@ -1,14 +1,15 @@
 //! `iris config check`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::cli::{args, output};
+use crate::server::config::TomlText;
 use crate::server::prepare::Prepared;
-use crate::server::regions::Regions;
+use crate::server::regions::{RegionFile, Regions};
 
 /// Check a node's configuration file, or a folder of region files.
 ///
@@ -35,6 +36,7 @@ impl Check {
             output::print(&format!("{} is good: {}\n", self.file.display(), ids.join(", ")))?;
             return Ok(ExitCode::SUCCESS);
         }
+        self.is_of_a_node()?;
         let loaded = args::load(Some(self.file.clone()), &self.set)?;
         Prepared::of(&loaded.config, &loaded.regions)
             .with_context(|| format!("a node cannot start with {}", self.file.display()))?;
@@ -52,5 +54,18 @@ impl Check {
             );
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// A region's file alone says little: what is to be unique over all regions, nobody could judge.
+    fn is_of_a_node(&self) -> anyhow::Result<()> {
+        let of_a_region = TomlText::read(&self.file).and_then(|text| text.parse::<RegionFile>());
+        if of_a_region.is_ok() {
+            let folder = self.file.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let (file, folder) = (self.file.display(), folder.unwrap_or(Path::new(".")).display());
+            bail!(
+                "{file} is the file of a region, not of a node: check it with its folder, as iris config check {folder}"
+            );
+        }
+        Ok(())
     }
 }

@@ -10,7 +10,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::{READY_TIMEOUT, welcome};
+use super::{READY_TIMEOUT, Taken, advice, taken, welcome};
+use crate::cli::serve;
 use crate::server::dev::{DevCluster, DevNode};
 
 /// Between two looks at a node's `/readyz`.
@@ -23,6 +24,9 @@ const RESTART_AFTER: Duration = Duration::from_millis(200);
 const LASTED: Duration = Duration::from_secs(1);
 /// Longest pause before a restart.
 const RESTART_AT_MOST: Duration = Duration::from_secs(10);
+
+/// What supervisors told and was not looked at; beyond it they wait.
+const TOLD: usize = 16;
 
 /// What a supervisor of a node tells.
 #[derive(Debug)]
@@ -43,7 +47,8 @@ pub(super) async fn run(
     // Looked up once: a program that is replaced while it runs has another name for the system.
     let program = std::env::current_exe().context("the path of this program is not known")?;
     let (stop, stopped) = watch::channel(false);
-    let (tell, told) = mpsc::unbounded_channel();
+    let (tell, told) = mpsc::channel(TOLD);
+    let taken = taken(cluster);
     let mut nodes = JoinSet::new();
     for node in &cluster.nodes {
         let supervisor = Supervisor {
@@ -55,14 +60,17 @@ pub(super) async fn run(
         nodes.spawn(supervisor.run());
     }
     drop(tell);
-    let ended = watch_nodes(cluster, data, told, &mut nodes, signal).await;
-    // Whatever the reason, every node drains before this process ends.
+    let ended = watch_nodes(cluster, data, &taken, told, &mut nodes, signal).await;
+    // Whatever the reason, every node drains before this process ends; what does not when Ctrl-C is pressed again is killed.
     stop.send_replace(true);
-    while let Some(node) = nodes.join_next().await {
-        if let Err(error) = node {
-            eprintln!("a supervisor of a node was lost: {error}");
+    serve::drain(async {
+        while let Some(node) = nodes.join_next().await {
+            if let Err(error) = node {
+                eprintln!("a supervisor of a node was lost: {error}");
+            }
         }
-    }
+    })
+    .await?;
     ended?;
     eprintln!("stopped; everything accepted is in {}", data.display());
     Ok(ExitCode::SUCCESS)
@@ -72,7 +80,8 @@ pub(super) async fn run(
 async fn watch_nodes(
     cluster: &DevCluster,
     data: &Path,
-    mut told: mpsc::UnboundedReceiver<(String, Told)>,
+    taken: &Taken,
+    mut told: mpsc::Receiver<(String, Told)>,
     nodes: &mut JoinSet<()>,
     signal: impl Future<Output = &'static str>,
 ) -> anyhow::Result<()> {
@@ -85,7 +94,7 @@ async fn watch_nodes(
     loop {
         tokio::select! {
             why = &mut signal => {
-                eprintln!("{why}: draining");
+                eprintln!("{why}: draining; {}", serve::AGAIN);
                 return Ok(());
             }
             () = &mut late, if waiting => {
@@ -110,7 +119,8 @@ async fn watch_nodes(
                 }
                 Told::Ready(pid) => eprintln!("{name} is ready again, as process {pid}"),
                 Told::Exited(status) if waiting => {
-                    anyhow::bail!("node {name} ended before all nodes were ready: {status}; its log is above");
+                    let advice = advice(taken, &name);
+                    anyhow::bail!("node {name} ended before all nodes were ready: {status}; its log is above{advice}");
                 }
                 Told::Exited(_) => {}
             },
@@ -130,7 +140,7 @@ async fn watch_nodes(
 struct Supervisor {
     program: PathBuf,
     node: DevNode,
-    tell: mpsc::UnboundedSender<(String, Told)>,
+    tell: mpsc::Sender<(String, Told)>,
     stop: watch::Receiver<bool>,
 }
 
@@ -166,7 +176,7 @@ impl Supervisor {
         // Waiting would close it, which tells the node to stop.
         let stdin = child.stdin.take();
         let pid = child.id().unwrap_or_default();
-        self.tell(Told::Runs(pid));
+        self.tell(Told::Runs(pid)).await;
         let ready = until_ready(&self.node, pid);
         tokio::pin!(ready);
         let mut waiting = true;
@@ -175,7 +185,7 @@ impl Supervisor {
                 status = child.wait() => match status {
                     Ok(status) => {
                         if status.code().is_some() {
-                            self.tell(Told::Exited(status));
+                            self.tell(Told::Exited(status)).await;
                         }
                         return Some(status);
                     }
@@ -187,7 +197,7 @@ impl Supervisor {
                 },
                 () = &mut ready, if waiting => {
                     waiting = false;
-                    let _ = self.tell.send((self.node.name.clone(), Told::Ready(pid)));
+                    self.tell(Told::Ready(pid)).await;
                 }
                 _ = self.stop.changed() => {
                     // The end of its stdin tells it to drain.
@@ -201,9 +211,9 @@ impl Supervisor {
         }
     }
 
-    fn tell(&self, told: Told) {
+    async fn tell(&self, told: Told) {
         // Nobody listens any more when all are told to stop.
-        let _ = self.tell.send((self.node.name.clone(), told));
+        let _ = self.tell.send((self.node.name.clone(), told)).await;
     }
 }
 

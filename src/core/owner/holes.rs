@@ -1,7 +1,8 @@
 //! Holes: what is gone of an inbox, told to a device in its place among the messages.
 //!
-//! Gone is what was removed before a device registered: the beginning of an origin's messages ([`UserRow::trimmed`]), and
-//! what a restored store had missed behind messages that it still keeps ([`UserRow::gaps`]). A hole goes out before the
+//! Gone is what was removed when every device that was known then had consumed it: before a device registered, the beginning of
+//! an origin's messages ([`UserRow::trimmed`]); and what a restored store had missed behind messages that it still keeps
+//! ([`UserRow::gaps`]). Both are told as [`HoleReason::BeforeRegistration`]. A hole goes out before the
 //! first message of its origin that lies beyond it, or when nothing waits any more. It takes a place in the window like a
 //! message, and an acknowledgement of its last sequence moves the cursor over it; so a device that passed it is not told
 //! again, and one that crashed before it acknowledged is.

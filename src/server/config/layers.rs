@@ -14,9 +14,18 @@ use super::source::{TomlText, is_secret, join, said, shorten};
 /// The prefix of environment variables; `__` separates tables from keys: `IRIS_LIMITS__MAX_BODY`.
 pub const ENV_PREFIX: &str = "IRIS_";
 
-/// Variables with the prefix that are not settings: the log filter, the path of the file, and what tests use.
-const ENV_OTHER: [&str; 3] = ["IRIS_LOG", "IRIS_CONFIG", "IRIS_DATA"];
+/// Variables with the prefix that are not settings: the log filter, and what stands for flags of commands (the node's file, the
+/// folder of `iris dev`, a client's token).
+const ENV_OTHER: [&str; 4] = ["IRIS_LOG", "IRIS_CONFIG", "IRIS_DATA", "IRIS_TOKEN"];
+/// Variables of tests begin so; they are no settings either.
 const ENV_TEST_PREFIX: &str = "IRIS_TEST_";
+
+/// Whether a variable is taken for a setting of a node; one that is none is refused then.
+pub fn is_setting(variable: &str) -> bool {
+    variable.starts_with(ENV_PREFIX)
+        && !variable.starts_with(ENV_TEST_PREFIX)
+        && !ENV_OTHER.contains(&variable)
+}
 
 /// The layers so far.
 #[derive(Clone)]
@@ -55,12 +64,9 @@ impl Layers {
     /// Adds the variables with our prefix above what is there.
     pub(super) fn env(&mut self, variables: &[(String, String)]) {
         for (name, value) in variables {
-            let Some(key) = name.strip_prefix(ENV_PREFIX) else {
+            let Some(key) = name.strip_prefix(ENV_PREFIX).filter(|_| is_setting(name)) else {
                 continue;
             };
-            if ENV_OTHER.contains(&name.as_str()) || name.starts_with(ENV_TEST_PREFIX) {
-                continue;
-            }
             let key = key.to_ascii_lowercase().replace("__", ".");
             self.text_value(Place::Env(name.clone()), &key, value);
         }
@@ -131,6 +137,8 @@ impl Layers {
         let merged = || match self.figment.find_value(key) {
             Ok(_) if is_secret(key) => Some("***".to_owned()),
             Ok(Value::Dict(..)) | Err(_) => None,
+            // Tables, some of whose values may be secret.
+            Ok(Value::Array(_, items)) if items.iter().any(|item| matches!(item, Value::Dict(..))) => None,
             Ok(Value::String(_, text)) => Some(format!("{text:?}")),
             Ok(value) => serde_json::to_string(&value).ok(),
         };
@@ -187,10 +195,13 @@ impl Layers {
                 } else {
                     join(&path, name)
                 };
-                self.problem(
-                    &key,
-                    format!("there is no such key; expected one of: {}", expected(names)),
-                )
+                let message = format!("there is no such key; expected one of: {}", expected(names));
+                let mut problem = self.problem(&key, message);
+                if matches!(problem.place, Place::Env(_)) {
+                    // Perhaps another program's variable: nobody knows whether it is a secret, and this goes into logs.
+                    problem.value = None;
+                }
+                problem
             }
             Kind::MissingField(name) => {
                 let key = join(&path, name);

@@ -276,7 +276,14 @@ fn a_wrong_variable_or_flag_is_named() {
         "edge",
         "node.roles = \"edge\": invalid type: found string \"edge\", expected a sequence, such as [",
     );
-    for ignored in ["IRIS_TEST_SEED", "IRIS_LOG", "IRIS_CONFIG", "IRISH"] {
+    for ignored in [
+        "IRIS_TEST_SEED",
+        "IRIS_LOG",
+        "IRIS_CONFIG",
+        "IRIS_DATA",
+        "IRIS_TOKEN",
+        "IRISH",
+    ] {
         assert!(files.load(&[(ignored, "x")]).is_ok(), "{ignored}");
     }
     let options = LoadOptions {
@@ -340,6 +347,28 @@ fn secrets_are_never_shown() {
             "{error}"
         );
         assert!(error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn the_value_of_an_unknown_variable_is_never_shown() {
+    let files = Files::new(GOOD);
+    let keys = "[{ algorithm = \"HS256\", secret = \"0123456789\", other = \"0123456789\" }]";
+    for (name, value) in [
+        ("IRIS_PASSWORD", "0123456789"),
+        ("IRIS_PASSWORD", "x0123456789"),
+        ("IRIS_AUTH__JWT__PASSWORD", "0123456789"),
+        ("IRIS_AUTH__JWT__KEYS", keys),
+    ] {
+        let error = files.load(&[(name, value)]).expect_err(name);
+        assert!(error.contains(name) && !error.contains("0123456789"), "{error}");
+        assert!(error.contains("there is no such key"), "{error}");
+    }
+    // A known key's value is, unless it is a secret or holds some.
+    let few = "[{ algorithm = \"HS256\", secret = \"0123456789\" }]";
+    for value in [few, "[{ algorithm = \"HS256\", secret = 123456789 }]", "[]"] {
+        let error = files.load(&[("IRIS_AUTH__JWT__KEYS", value)]).expect_err(value);
+        assert!(!error.contains("123456789"), "{error}");
     }
 }
 

@@ -1,6 +1,9 @@
 //! Short words for tests of stores.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
+use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
 
 use crate::core::commit::{Outcome, StoreOp};
 use crate::core::ids::{
@@ -359,6 +362,47 @@ impl Remote {
             ops: self.ops[first as usize - 1..last as usize].to_vec(),
         }
     }
+}
+
+/// The names of an enum's variants as they are stored: those that it would read.
+pub(crate) fn variants<'de, T: Deserialize<'de>>() -> BTreeSet<&'static str> {
+    struct Asked(Option<&'static [&'static str]>);
+    impl<'de> Deserializer<'de> for &mut Asked {
+        type Error = serde::de::value::Error;
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+            Err(Self::Error::custom("not an enum"))
+        }
+        fn deserialize_enum<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            variants: &'static [&'static str],
+            _: V,
+        ) -> Result<V::Value, Self::Error> {
+            self.0 = Some(variants);
+            Err(Self::Error::custom("only asked"))
+        }
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+            newtype_struct seq tuple tuple_struct map struct identifier ignored_any
+        }
+    }
+    let mut asked = Asked(None);
+    assert!(T::deserialize(&mut asked).is_err());
+    asked.0.expect("an enum").iter().copied().collect()
+}
+
+/// Bytes as a fixture has them.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes of a fixture: its indented lines, in order.
+pub(crate) fn unhex_lines(fixture: &str) -> Vec<Vec<u8>> {
+    let lines = fixture.lines().filter_map(|line| line.strip_prefix("  "));
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    lines
+        .map(|line| line.as_bytes().chunks(2).map(byte).collect())
+        .collect()
 }
 
 pub(crate) fn done() -> Outcome {

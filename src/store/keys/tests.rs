@@ -1,8 +1,13 @@
+use std::collections::BTreeSet;
+
 use super::*;
-use crate::core::ids::{Coord, Epoch};
+use crate::core::ids::{Coord, Epoch, SessionId};
+use crate::core::op::{DeviceChange, Envelope, Op, OpError, kind};
 use crate::core::state::{ConfirmRow, DeviceRow, LogRow, Recovery};
 use crate::core::time::Hlc;
-use crate::store::conformance::kit::{HERE, Remote, T0, at, device, id, region, user, vector};
+use crate::store::conformance::kit::{
+    HERE, Remote, T0, at, device, hex, id, region, unhex_lines, user, variants, vector,
+};
 use proptest::prelude::*;
 
 fn key(recipient: &str, sender: &str, ms: u64, n: u64) -> DedupKey {
@@ -102,11 +107,7 @@ fn the_formats_are_those_of_the_fixture() {
     assert_eq!(text, fixture, "now:\n{text}");
 
     // And read back, from the fixture itself.
-    let lines: Vec<Vec<u8>> = fixture
-        .lines()
-        .filter_map(|line| line.strip_prefix("  "))
-        .map(unhex)
-        .collect();
+    let lines = unhex_lines(fixture);
     assert_eq!(decode_row::<ShardRow>(&lines[1]), Ok(shard_row()));
     assert_eq!(decode_row::<UserRow>(&lines[3]), Ok(user_row()));
     let start = (log.hash(1), LogValue::Inline(log.ops[0].clone()));
@@ -116,6 +117,113 @@ fn the_formats_are_those_of_the_fixture() {
     assert_eq!(decode_inbox(&lines[9].clone().into()), Ok(log.ops[1].clone()));
     assert_eq!(dedup_of(&lines[10]), Ok((s, dedup_key)));
     assert_eq!(decode_row::<DedupRow>(&lines[11]), Ok(dedup_row));
+}
+
+/// Operations of every kind, with every change of a device, and with all that each may hold.
+fn ops() -> Vec<(&'static str, Op)> {
+    let (bob, phone, cursor) = (user("bob"), device("phone"), vector(&[(10, 9), (20, 4)]));
+    let change = |change| Op::Device {
+        user: bob.clone(),
+        device: phone.clone(),
+        change,
+    };
+    let envelope = Envelope {
+        to: bob.clone(),
+        from: user("alice"),
+        from_device: device("laptop"),
+        connect_epoch: 2,
+        session: SessionId(300),
+        session_seq: 4,
+        id: id(T0, 5),
+        kind: 6,
+        expires_ms: T0 + 7,
+        trace: vec![8; 55],
+    };
+    vec![
+        (
+            "start",
+            Op::Start {
+                region: region(HERE),
+                previous: None,
+            },
+        ),
+        (
+            "start after another origin",
+            Op::Start {
+                region: region(HERE),
+                previous: Some(at(4, 3)),
+            },
+        ),
+        ("append", Op::Append(envelope, Bytes::from_static(b"hello"))),
+        (
+            "cursor",
+            Op::Cursor {
+                user: bob.clone(),
+                device: phone.clone(),
+                cursor: cursor.clone(),
+            },
+        ),
+        (
+            "device registered",
+            change(DeviceChange::Register {
+                epoch: 1,
+                cursor: cursor.clone(),
+            }),
+        ),
+        ("device expired", change(DeviceChange::Expire { epoch: 1 })),
+        ("device not expired", change(DeviceChange::Veto { epoch: 1 })),
+        (
+            "confirm",
+            Op::Confirm {
+                holder: region(HERE),
+                applied: cursor.clone(),
+                needed: vec![Origin(4), Origin(10)],
+            },
+        ),
+    ]
+}
+
+/// Logged operations are stored and shipped as they are here. Never change these bytes; what is new is a new line.
+#[test]
+fn logged_operations_are_those_of_the_fixture() {
+    let hlc = Hlc { ms: T0, logical: 1 };
+    let ops = ops();
+    let text: String = ops
+        .iter()
+        .map(|(name, op)| format!("{name}\n  {}\n", hex(LoggedOp::encode(op, hlc).bytes())))
+        .collect();
+    let fixture = include_str!("../../../tests/fixtures/store-ops-v1.txt");
+    assert_eq!(text, fixture, "now:\n{text}");
+    let stored = unhex_lines(fixture).into_iter();
+    let stored: Vec<LoggedOp> = stored
+        .map(|line| LoggedOp::from_bytes(line.into()).unwrap())
+        .collect();
+    for ((name, op), stored) in ops.iter().zip(&stored) {
+        assert_eq!((stored.hlc(), stored.decode().as_ref()), (hlc, Ok(op)), "{name}");
+    }
+
+    // Every kind that is read has a line.
+    let has_line: BTreeSet<u8> = stored.iter().map(LoggedOp::kind).collect();
+    for kind in 0..=u8::MAX {
+        let mut bytes = stored[0].bytes().to_vec();
+        bytes[1] = kind;
+        let read = LoggedOp::from_bytes(bytes.into()).unwrap().decode();
+        assert_eq!(
+            has_line.contains(&kind),
+            read != Err(OpError::UnknownKind(kind)),
+            "kind {kind}"
+        );
+    }
+    assert!(has_line.contains(&kind::CONFIRM));
+    let changes = ops.iter().filter_map(|(_, op)| match op {
+        Op::Device { change, .. } => Some(match change {
+            DeviceChange::Register { .. } => "Register",
+            DeviceChange::Expire { .. } => "Expire",
+            DeviceChange::Veto { .. } => "Veto",
+        }),
+        Op::Start { .. } | Op::Append(..) | Op::Cursor { .. } | Op::Confirm { .. } => None,
+    });
+    assert_eq!(changes.collect::<BTreeSet<_>>(), variants::<DeviceChange>());
 }
 
 #[test]
@@ -132,17 +240,6 @@ fn another_version_is_named() {
     );
     assert!(decode_row::<UserRow>(&[]).is_err());
     assert!(dedup_of(b"d").is_err());
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    let digits = text.as_bytes().chunks(2);
-    digits
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect()
 }
 
 fn name() -> impl Strategy<Value = String> {

@@ -3,9 +3,12 @@
 use super::*;
 use crate::core::ids::{Epoch, Origin, ShardId};
 use crate::core::op::LogEntry;
-use crate::core::state::{DedupRow, Logged, ShardRow, UserRow};
+use crate::core::snapshot::{Cut, CutLog, MergedUser};
+use crate::core::state::{ConfirmRow, DedupKey, DedupRow, DeviceRow, Logged, ShardRow, UserRow};
 use crate::core::time::Hlc;
-use crate::store::conformance::kit::{HERE, Remote, T0, at, identity, region, user};
+use crate::store::conformance::kit::{
+    HERE, Remote, T0, at, device, hex, id, identity, region, unhex_lines, user, variants, vector,
+};
 use crate::store::embedded::record::{
     Extent, StoredDedup, StoredShard, StoredUser, decode_decisions, encode_decisions,
 };
@@ -92,7 +95,6 @@ fn the_formats_are_those_of_the_fixture() {
         ("user", keys::encode(&bob)),
         ("dedup", keys::encode(&dedup)),
     ];
-    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
     let text: String = rows
         .iter()
         .map(|(name, bytes)| format!("{name}\n  {}\n", hex(bytes)))
@@ -100,16 +102,7 @@ fn the_formats_are_those_of_the_fixture() {
     let fixture = include_str!("../../../../tests/fixtures/store-embedded-v1.txt");
     assert_eq!(text, fixture, "now:\n{text}");
 
-    let stored: Vec<Vec<u8>> = fixture
-        .lines()
-        .filter_map(|line| line.strip_prefix("  "))
-        .map(|line| {
-            let digits = (0..line.len()).step_by(2);
-            digits
-                .map(|i| u8::from_str_radix(&line[i..i + 2], 16).unwrap())
-                .collect()
-        })
-        .collect();
+    let stored = unhex_lines(fixture);
     assert_eq!(decode_decisions(&stored[0]), Ok(decisions()));
     assert_eq!(Meta::decode(&stored[1]), Ok(meta));
     assert_eq!(keys::decode("shard", &stored[2]), Ok(shard));
@@ -117,10 +110,134 @@ fn the_formats_are_those_of_the_fixture() {
     assert_eq!(keys::decode("dedup", &stored[4]), Ok(dedup));
 }
 
+/// The decisions of a shard that recovers, with all that each may hold.
+fn recovery() -> Vec<(&'static str, Decision)> {
+    let mut log = Remote::new(HERE, 10, None, T0);
+    log.append(T0, "bob", 1);
+    let shard = ShardId(3);
+    let bob = user("bob");
+    let began = |began| Decision::Recovery { shard, began };
+    let key = DedupKey {
+        id: id(T0, 1),
+        recipient: bob.clone(),
+        sender: user("alice"),
+    };
+    let row = |expired| DeviceRow {
+        epoch: 1,
+        expired,
+        cursor: vector(&[(10, 2)]),
+    };
+    let merged = MergedUser {
+        devices: [(device("phone"), row(false)), (device("tablet"), row(true))].into(),
+        trimmed: vector(&[(10, 2), (20, 3)]),
+        gaps: [((Origin(20), 5), 6)].into(),
+        siblings: [(at(10, 2), [at(20, 5)].into())].into(),
+        not_before: 4,
+    };
+    let cut_log = |previous| CutLog {
+        region: region(HERE),
+        seq: 2,
+        hash: log.hash(2),
+        previous,
+        hlc: Hlc { ms: T0, logical: 1 },
+    };
+    let confirm = ConfirmRow {
+        applied: vector(&[(10, 2)]),
+        needed: vec![Origin(4)],
+        at: (Hlc { ms: T0, logical: 1 }, Origin(10), 2),
+    };
+    let jumped = |forgotten| Decision::Jumped {
+        shard,
+        cut: Box::new(Cut {
+            logs: [(Origin(10), cut_log(Some(at(4, 3)))), (Origin(20), cut_log(None))].into(),
+            confirmed: [(region(HERE), confirm.clone())].into(),
+            forgotten,
+        }),
+        hlc: Hlc { ms: T0, logical: 2 },
+    };
+    vec![
+        ("recovery begins", began(Some(Origin(10)))),
+        ("recovery ends", began(None)),
+        (
+            "dedup merged",
+            Decision::DedupMerged {
+                shard,
+                key,
+                bodies: vec![(7, at(10, 2)), (u128::MAX, at(20, 5))],
+            },
+        ),
+        (
+            "user merged",
+            Decision::UserMerged {
+                shard,
+                user: bob.clone(),
+                merged: Box::new(merged),
+            },
+        ),
+        (
+            "merged",
+            Decision::Merged {
+                shard,
+                user: bob,
+                at: at(10, 2),
+                op: log.ops[1].clone(),
+                siblings: vec![at(20, 5)],
+            },
+        ),
+        ("jumped", jumped(0)),
+        ("jumped, dedup of past days forgotten", jumped(19_675)),
+        ("merging", Decision::Merging { shard }),
+    ]
+}
+
+#[test]
+fn the_decisions_of_a_recovery_are_those_of_the_fixture() {
+    let one = |decision: Decision| {
+        let mut record = Vec::new();
+        encode_decisions(&[decision], &mut record);
+        record
+    };
+    let text: String = recovery()
+        .into_iter()
+        .map(|(name, decision)| format!("{name}\n  {}\n", hex(&one(decision))))
+        .collect();
+    let fixture = include_str!("../../../../tests/fixtures/store-recovery-v1.txt");
+    assert_eq!(text, fixture, "now:\n{text}");
+    let stored = unhex_lines(fixture);
+    for ((name, decision), stored) in recovery().into_iter().zip(&stored) {
+        assert_eq!(decode_decisions(stored), Ok(vec![decision]), "{name}");
+    }
+}
+
+#[test]
+fn every_decision_is_in_a_fixture() {
+    let recovery = recovery().into_iter().map(|(_, decision)| decision);
+    let found = decisions()
+        .into_iter()
+        .chain(recovery)
+        .map(|decision| match decision {
+            Decision::Epoch { .. } => "Epoch",
+            Decision::Logged(_) => "Logged",
+            Decision::Consumed { .. } => "Consumed",
+            Decision::Removed { .. } => "Removed",
+            Decision::Trimmed { .. } => "Trimmed",
+            Decision::DedupDropped { .. } => "DedupDropped",
+            Decision::Recovery { .. } => "Recovery",
+            Decision::DedupMerged { .. } => "DedupMerged",
+            Decision::UserMerged { .. } => "UserMerged",
+            Decision::Merged { .. } => "Merged",
+            Decision::Jumped { .. } => "Jumped",
+            Decision::Merging { .. } => "Merging",
+        });
+    assert_eq!(found.collect::<BTreeSet<_>>(), variants::<Decision>());
+}
+
 #[test]
 fn damaged_records_are_refused() {
     let mut record = Vec::new();
-    encode_decisions(&decisions(), &mut record);
+    let recovery = recovery().into_iter().map(|(_, decision)| decision);
+    let all: Vec<Decision> = decisions().into_iter().chain(recovery).collect();
+    encode_decisions(&all, &mut record);
     for cut in 0..record.len() {
         assert!(decode_decisions(&record[..cut]).is_err(), "cut at {cut}");
     }
