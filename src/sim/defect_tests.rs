@@ -46,6 +46,7 @@ defects! {
     trim_by_time_is_found: TrimByTime within 50 by ["nothing above stable is trimmed (R9)"];
     trim_without_devices_is_found: TrimWithoutDevices within 50 by ["nothing is removed without a device (R10)"];
     one_read_position_is_found: OneReadPosition within 50 by [
+        "a cursor covers what was consumed (R14)",
         "consumed by every device (R10)",
         "accepted is delivered",
     ];
@@ -56,6 +57,7 @@ defects! {
         "equal siblings",
     ];
     a_device_that_starts_at_applied_is_found: DeviceStartsAtApplied within 50 by [
+        "a cursor covers what was consumed (R14)",
         "accepted is delivered",
         "consumed by every device (R10)",
     ];
@@ -75,6 +77,7 @@ defects! {
     a_merge_that_keeps_its_own_is_found: KeepsOwn within 50 by ["presence is the truth", "watchers see the truth"];
     a_lease_that_is_a_write_is_found: LeaseIsAWrite within 50 by ["silence", "presence is the truth"];
     a_full_queue_that_drops_is_found: DropsWhenFull within 800 by [
+        "bounded queues",
         "refusals have a cause",
         "order (R21)",
         "every message is answered",
