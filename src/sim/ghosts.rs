@@ -22,6 +22,9 @@ use super::world::{Event, Stage, World};
 use crate::core::ids::UserId;
 use crate::core::wire::Status;
 
+/// Which promise is broken, how, and words of the story.
+type Found = (&'static str, String, Vec<String>);
+
 /// How often somebody looks.
 const EVERY: Micros = SECOND;
 
@@ -258,7 +261,7 @@ impl World {
     }
 
     /// A watcher who has been wrong about somebody for too long, and how often somebody's view was compared with the truth.
-    fn ghost(&self) -> (Option<(&'static str, String, Vec<String>)>, u64) {
+    fn ghost(&self) -> (Option<Found>, u64) {
         let Calm {
             steady, unreachable, ..
         } = self.calm;
