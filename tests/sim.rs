@@ -80,6 +80,7 @@ fn missing_dedup_is_found() {
 #[test]
 fn a_lost_delivery_is_found() {
     let by = [
+        "a cursor covers what was consumed (R14)",
         "consumed by every device (R10)",
         "accepted is delivered",
         "every message is answered",

@@ -53,6 +53,22 @@ pub enum Defect {
     SnapshotWithoutSiblings,
     /// Dedup records are dropped as soon as they are stable, window or not (R16).
     DedupDroppedEarly,
+    /// A provider ships what its subscriber gave no credit for.
+    CreditIgnored,
+    /// A session is given what its window has no room for.
+    WindowIgnored,
+    /// An edge deposits more than a lane takes.
+    LaneIgnored,
+    /// Deliveries do not wait until an edge took the ones before.
+    RoomIgnored,
+    /// All that is to be read is asked at once.
+    ReadsAtOnce,
+    /// Presence does not wait until it was merged.
+    PresenceUncredited,
+    /// An owner takes every deposit, whatever waits.
+    NeverFull,
+    /// An acknowledgement counts for all that was given (R14).
+    CursorJumps,
 }
 
 #[cfg(any(test, feature = "defects"))]

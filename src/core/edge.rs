@@ -380,6 +380,17 @@ impl Edge {
         &self.stats
     }
 
+    /// The sessions, each with its connection and the shard of its user.
+    pub fn sessions(&self) -> impl Iterator<Item = (SessionId, ConnId, ShardId)> + '_ {
+        let sessions = self.sessions.iter();
+        sessions.map(|(id, session)| (*id, session.conn, session.shard))
+    }
+
+    /// The lane on which a shard is served; 0 where none is.
+    pub fn lane_serving(&self, shard: ShardId) -> u64 {
+        self.routing.number_of(shard)
+    }
+
     fn tell(&mut self, id: SessionId, frame: ServerFrame) {
         if let Some(session) = self.sessions.get_mut(&id) {
             tell(&mut self.dirty, id, session, frame);

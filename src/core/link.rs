@@ -52,6 +52,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+pub use exchange::IN_FLIGHT as PRESENCE_IN_FLIGHT;
 pub use report::{LinkAlarm, LinkState, LinkStats, LinkStatus, PullStatus, ServeStatus, StopReason};
 
 use self::apply::{Applying, Held, Queued};

@@ -616,7 +616,11 @@ impl Partition {
 
     /// Asks what waits, as far as the store may be asked at once.
     fn ask_next(&mut self) {
-        while self.reads.len() - self.waiting_reads.len() < self.config.limits.store_reads {
+        let at_once = match defect::on(Defect::ReadsAtOnce) {
+            true => usize::MAX,
+            false => self.config.limits.store_reads,
+        };
+        while self.reads.len() - self.waiting_reads.len() < at_once {
             let Some((token, read)) = self.waiting_reads.pop_front() else {
                 return;
             };

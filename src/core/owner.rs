@@ -380,6 +380,24 @@ impl Owner {
         self.shards.get(&shard)?.epoch
     }
 
+    /// The lanes of edges: whose, and of which of its incarnations.
+    pub fn lanes(&self) -> impl Iterator<Item = (&Addr, Generation)> {
+        self.lanes.values().map(|lane| (&lane.edge, lane.generation))
+    }
+
+    /// The sessions that are attached in a shard, each with its edge.
+    pub fn attached_in(&self, shard: ShardId) -> impl Iterator<Item = (SessionId, &Addr, Generation)> {
+        let sessions = self
+            .shards
+            .get(&shard)
+            .into_iter()
+            .flat_map(|shard| &shard.sessions);
+        sessions.filter_map(|(session, attachment)| {
+            let lane = self.lanes.get(&attachment.lane)?;
+            Some((*session, &lane.edge, lane.generation))
+        })
+    }
+
     /// Whether every shard that this partition should own is active.
     pub fn all_active(&self) -> bool {
         self.active == self.wanted.len()

@@ -10,8 +10,8 @@
 //! | removed => stable, a device, consumed by all (R9, R10) | after commits, by reading rows |
 //! | a hole has a cause (R18) | each `Hole` |
 //!
-//! Order is in [`super::order`], what is read from stores beside commits in [`super::stored`], what must hold in the end in
-//! [`super::settle`].
+//! Order is in [`super::order`], what is read from stores beside commits in [`super::stored`], queues are in
+//! [`super::queues`], what must hold in the end is in [`super::settle`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,10 +26,11 @@ use crate::client::event::{Incoming, Ticket};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::msg::{Message, ToEdge, ToProvider, ToSubscriber, Verdict};
-use crate::core::op::{LoggedOp, Op, kind};
+use crate::core::op::{DeviceChange, LoggedOp, Op, kind};
 use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{Committed, LogPage, Read, ReadReply};
+use crate::core::vector::Vector;
 use crate::core::wire::{ClientFrame, Code, Hole, ServerFrame};
 
 /// A message that an application gave to its client.
@@ -89,9 +90,10 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Whether the application handled a message since it last forgot everything.
-    pub(super) fn handled(&self, number: u64) -> bool {
-        self.since.contains(&number)
+    /// Whether it was told that what stands there is gone.
+    pub(super) fn told(&self, at: Coord) -> bool {
+        let mut holes = self.holes.iter();
+        holes.any(|hole| hole.origin == at.origin && (hole.from..=hole.to).contains(&at.seq))
     }
 }
 
@@ -102,6 +104,8 @@ pub(super) struct Checker {
     pending: BTreeMap<(usize, Ticket), u64>,
     /// Messages by id: one may go to several users, as several messages.
     ids: BTreeMap<MessageId, BTreeSet<u64>>,
+    /// The latest connection on which each device's messages came to an edge.
+    came: BTreeMap<(usize, MessageId), u64>,
     pub(super) stores: Vec<Durable>,
     pub(super) ledger: BTreeMap<(ShardId, Origin, Seq), Entry>,
     pub(super) inboxes: BTreeMap<(UserId, Origin), BTreeMap<Seq, u64>>,
@@ -116,6 +120,8 @@ pub(super) struct Checker {
     pub(super) blind: Blind,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
+    /// To where each device is known to have consumed all, or been told.
+    pub(super) cursors: Vec<Vector>,
     pub(super) users: BTreeMap<ShardId, Vec<UserId>>,
     plan: Case,
     pub(super) stats: super::Stats,
@@ -135,6 +141,7 @@ impl Checker {
             sent: Vec::new(),
             pending: BTreeMap::new(),
             ids: BTreeMap::new(),
+            came: BTreeMap::new(),
             stores: plan.places.iter().map(|_| Durable::default()).collect(),
             ledger: BTreeMap::new(),
             inboxes: BTreeMap::new(),
@@ -145,6 +152,7 @@ impl Checker {
             blind: Blind::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
+            cursors: devices.iter().map(|_| Vector::new()).collect(),
             users,
             plan: plan.clone(),
             stats: super::Stats::default(),
@@ -172,6 +180,13 @@ impl Checker {
             fates: BTreeMap::new(),
             coords: BTreeSet::new(),
         });
+    }
+
+    /// A message comes to an edge: behind itself, where its client sent it again on a later connection.
+    pub(super) fn came(&mut self, device: usize, id: MessageId, conn: u64) {
+        let latest = self.came.entry((device, id)).or_default();
+        self.stats.doubled += u64::from(*latest > conn);
+        *latest = (*latest).max(conn);
     }
 
     /// A device forgot everything: what it had not sent is lost, and it may be handed again what it had.
@@ -318,6 +333,14 @@ impl World {
                 super::report::server_frame(frame)
             );
             self.fail("silence", detail, Vec::new());
+        }
+    }
+
+    /// A frame of a client leaves.
+    pub(super) fn check_client_frame(&mut self, conn: u64, frame: &ClientFrame) {
+        if self.stage == Stage::Silence && !matches!(frame, ClientFrame::Ping(_)) {
+            let what = super::report::client_frame(frame);
+            self.fail("silence", format!("a client says on {conn}: {what}"), Vec::new());
         }
     }
 
@@ -629,6 +652,15 @@ impl World {
         if let Some(number) = number {
             self.check_appended(region, shard, at, number, words);
         }
+        match logged.entry.op.decode() {
+            Ok(Op::Cursor { user, device, cursor })
+            | Ok(Op::Device {
+                user,
+                device,
+                change: DeviceChange::Register { cursor, .. },
+            }) => self.check_cursor(region, at, (&user, &device), &cursor),
+            _ => {}
+        }
     }
 
     /// A snapshot was merged: what it covers is as good as applied, and was so at its origin.
@@ -676,26 +708,6 @@ impl World {
                 self.region_name(region)
             );
             self.fail("dedup (R16)", detail, words);
-        }
-    }
-
-    /// What waits in a partition stays within its limits.
-    pub(super) fn check_limits(&mut self, node: usize, partition: u8) {
-        let limits = self.plan.limits.clone();
-        let Some(task) = self.task(node, partition) else {
-            return;
-        };
-        let edge = task.machine.edge().stats();
-        let over = [(
-            "bytes of unanswered messages at the edge",
-            edge.bytes,
-            limits.edge_bytes,
-        )]
-        .into_iter()
-        .find(|(_, have, limit)| have > limit);
-        if let Some((what, have, limit)) = over {
-            let detail = format!("{}: {have} {what}, at most {limit}", self.addr(node, partition));
-            self.fail("bounded queues", detail, Vec::new());
         }
     }
 }

@@ -1,15 +1,15 @@
 //! Connections between clients and edges.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::case::{MILLI, SECOND};
-use super::check::number_of;
+use super::faults::Undo;
 use super::trace::Micros;
 use super::world::{Event, World};
 use crate::client::machine;
-use crate::core::ids::ConnId;
+use crate::core::ids::{Addr, ConnId};
 use crate::core::node::Input;
 use crate::core::vector::Vector;
 use crate::core::wire::{ClientFrame, Code, ServerFrame, WIRE_VERSION};
@@ -34,14 +34,18 @@ pub(super) struct Client {
     last: [Micros; 2],
     /// What waits because the way is cut or the client reads nothing: to the edge, to the client.
     stalled: [BTreeMap<u64, Bytes>; 2],
+    /// What the client sent is under way for long: it gives the connection up before that comes.
+    held: bool,
     /// Numbers what is sent, each way.
     sent: [u64; 2],
     /// The first of what is sent to the edge that was lost and is sent again: not by a client that is gone.
     lost_from: Option<u64>,
-    /// Messages by number that are on their way or not read.
-    waiting: VecDeque<Option<u64>>,
+    /// Bytes that are on their way to the client or that it did not read.
+    unread: usize,
 }
 
+/// What the outbox of a client's connection takes at least.
+const OUTBOX_BYTES: usize = 1024 * 1024;
 const TO_SERVER: usize = 0;
 const TO_CLIENT: usize = 1;
 
@@ -84,9 +88,10 @@ impl World {
                 claim: Vector::new(),
                 last: [0, 0],
                 stalled: [BTreeMap::new(), BTreeMap::new()],
+                held: false,
                 sent: [0, 0],
                 lost_from: None,
-                waiting: VecDeque::new(),
+                unread: 0,
             },
         );
         let delay = 2 * self.client_way(conn);
@@ -166,8 +171,41 @@ impl World {
             let cut = self
                 .wrong
                 .client_cut(client.device, self.nodes[client.node].region);
-            cut || (way == TO_CLIENT && self.wrong.reads_nothing(client.device))
+            match way {
+                TO_SERVER => cut || client.held,
+                _ => cut || self.wrong.reads_nothing(client.device),
+            }
         })
+    }
+
+    /// What a client sends stays under way; it gives the connection up, and sends all that again on another. Then the first
+    /// comes, too: the same messages twice, by two connections.
+    pub(super) fn client_retries(&mut self, device: usize, lasts: Micros) {
+        let Some((conn, client)) = self.devices[device]
+            .conn
+            .and_then(|conn| Some((conn, self.clients.get_mut(&conn)?)))
+        else {
+            return;
+        };
+        client.held = true;
+        self.after(lasts / 2, Event::ClientGone { conn });
+        self.after(lasts, Event::Undo(Undo::Held { conn }));
+        let noticed = lasts.saturating_add(self.rng.between(1, 8) * SECOND);
+        self.after(noticed, Event::ServerGone { conn });
+    }
+
+    /// What was under way for long comes.
+    pub(super) fn client_comes_through(&mut self, conn: u64) {
+        if let Some(client) = self.clients.get_mut(&conn) {
+            client.held = false;
+        }
+        self.clients_go_on();
+    }
+
+    /// The same for all.
+    pub(super) fn clients_come_through(&mut self) {
+        self.clients.values_mut().for_each(|client| client.held = false);
+        self.clients_go_on();
     }
 
     /// What stood still goes on, where nothing holds it up any more.
@@ -191,6 +229,7 @@ impl World {
         if !self.clients.get(&conn).is_some_and(|client| client.client) {
             return;
         }
+        self.check_client_frame(conn, frame);
         let mut bytes = BytesMut::new();
         frame.encode(&mut bytes);
         self.client_send(conn, TO_SERVER, bytes.freeze());
@@ -239,6 +278,9 @@ impl World {
         if let (ClientFrame::Hello(hello), Some(client)) = (&frame, self.clients.get_mut(&conn)) {
             client.claim = hello.cursor.clone();
         }
+        if let ClientFrame::Send(send) = &frame {
+            self.check.came(device, send.id, conn);
+        }
         let conn = ConnId(conn);
         let input = match frame {
             ClientFrame::Hello(hello) if first => Input::Hello {
@@ -270,29 +312,37 @@ impl World {
                     super::report::server_frame(&frame)
                 )
             });
-            if let (ServerFrame::Deliver { at, op }, Some(client)) = (&frame, self.clients.get_mut(&conn)) {
-                if client.claim.covers(*at) {
-                    let detail = format!("{name} is given {at}, which its Hello said that it consumed");
-                    return self.fail("a claim is obeyed (R17)", detail, vec![name]);
-                }
-                client.waiting.push_back(number_of(op));
-                // What the device acknowledged in its session before frees the window of this one, too. What it handled does not
-                // count: its cursor also frees the window of a session that it left, which the connection's outbox bounds.
-                let (waiting, window) = (&client.waiting, 2 * self.plan.limits.window_messages);
-                if waiting.len() > window {
-                    let seen = &self.check.seen[device];
-                    let handled = |number: &&Option<u64>| number.is_some_and(|number| seen.handled(number));
-                    let held = waiting.len() - waiting.iter().filter(handled).count();
-                    if held > window {
-                        let detail =
-                            format!("{held} deliveries wait for {name}; twice its window is {window}");
-                        self.fail("bounded queues", detail, vec![name]);
-                    }
-                }
+            if let (ServerFrame::Deliver { at, .. }, Some(client)) = (&frame, self.clients.get(&conn))
+                && client.claim.covers(*at)
+            {
+                let detail = format!("{name} is given {at}, which its Hello said that it consumed");
+                return self.fail("a claim is obeyed (R17)", detail, vec![name]);
             }
             let mut bytes = BytesMut::new();
             frame.encode(&mut bytes);
+            self.wait_for_client(conn, bytes.len());
             self.client_send(conn, TO_CLIENT, bytes.freeze());
+        }
+    }
+
+    /// So much more is under way to a client, or not read by it: what a connection's outbox takes before the driver gives the
+    /// connection up.
+    fn wait_for_client(&mut self, conn: u64, bytes: usize) {
+        let limits = &self.plan.limits;
+        let (body, window) = (
+            limits.max_body as usize,
+            limits.window_bytes + limits.window_messages * 512,
+        );
+        let most = OUTBOX_BYTES.max(window + 2 * (body + 64 * 1024));
+        let Some(client) = self.clients.get_mut(&conn) else {
+            return;
+        };
+        client.unread += bytes;
+        let (unread, device) = (client.unread, client.device);
+        if unread > most {
+            let name = self.devices[device].name();
+            let detail = format!("{unread} bytes wait for {name}, at most {most}");
+            self.fail("bounded queues", detail, vec![name]);
         }
     }
 
@@ -306,6 +356,7 @@ impl World {
             client.stalled[TO_CLIENT].insert(number, bytes);
             return;
         }
+        client.unread -= bytes.len();
         if !client.client || self.devices[device].life != life {
             return;
         }
@@ -316,9 +367,6 @@ impl World {
             frame.and_then(|(kind, payload)| ServerFrame::decode(kind, payload).map_err(|e| e.to_string()));
         match frame {
             Ok(frame) => {
-                if matches!(frame, ServerFrame::Deliver { .. }) {
-                    client.waiting.pop_front();
-                }
                 self.device_input(device, machine::Input::Frame(frame));
             }
             Err(error) => {
@@ -403,6 +451,18 @@ impl World {
             !client.client && client.server && client.greeted && there
         });
         lost.map(|client| self.devices[client.device].name())
+    }
+
+    /// The connections of a partition that its edge has: their clients said hello, and nobody said that they are gone.
+    pub(super) fn conns_at(&self, addr: &Addr) -> BTreeSet<ConnId> {
+        let there = |client: &Client| {
+            let node = &self.nodes[client.node];
+            (&node.key, client.partition, client.boot) == (&addr.node, addr.partition, node.boot)
+                && client.server
+                && client.greeted
+        };
+        let conns = self.clients.iter().filter(|(_, client)| there(client));
+        conns.map(|(conn, _)| ConnId(*conn)).collect()
     }
 
     /// A node died: its clients notice at their own time.

@@ -34,7 +34,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 34] = [
+    pub const ALL: [(Defect, &'static str); 42] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -78,6 +78,14 @@ impl Defect {
             "snapshot-without-siblings",
         ),
         (Defect::Core(Core::DedupDroppedEarly), "dedup-dropped-early"),
+        (Defect::Core(Core::CreditIgnored), "credit-ignored"),
+        (Defect::Core(Core::WindowIgnored), "window-ignored"),
+        (Defect::Core(Core::LaneIgnored), "lane-ignored"),
+        (Defect::Core(Core::RoomIgnored), "room-ignored"),
+        (Defect::Core(Core::ReadsAtOnce), "reads-at-once"),
+        (Defect::Core(Core::PresenceUncredited), "presence-uncredited"),
+        (Defect::Core(Core::NeverFull), "never-full"),
+        (Defect::Core(Core::CursorJumps), "cursor-jumps"),
     ];
 
     /// The one of the machines, if it is one.

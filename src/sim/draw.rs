@@ -215,7 +215,7 @@ fn draw_limits(rng: &mut SimRng) -> CoreLimits {
 }
 
 /// How often the swarm chooses each kind, where a seed has it at all.
-const WEIGHTS: [(Kind, u32); 22] = [
+const WEIGHTS: [(Kind, u32); 23] = [
     (Kind::Crash, 12),
     (Kind::Rolling, 2),
     (Kind::Pause, 5),
@@ -238,6 +238,7 @@ const WEIGHTS: [(Kind, u32); 22] = [
     (Kind::StoreErrors, 2),
     (Kind::StoreSlow, 2),
     (Kind::Clock, 2),
+    (Kind::Retry, 6),
 ];
 
 fn draw_weights(rng: &mut SimRng) -> BTreeMap<Kind, u32> {
@@ -333,6 +334,9 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
             fault.to.push(a_region(rng, case));
             fault.lasting(rng.between(1, 1500) * MILLI)
         }
+        Kind::Retry => fault
+            .device(a_device(rng, case)?)
+            .lasting(rng.between(1, 5) * SECOND),
         Kind::StallRead | Kind::StallApp => fault.device(a_device(rng, case)?).lasting(lasts),
         Kind::Leave => {
             let mut fault = fault.device(a_device(rng, case)?);

@@ -32,20 +32,30 @@ impl World {
         }
     }
 
-    fn note_apart(&mut self) {
+    pub(super) fn note_apart(&mut self) {
         let now = self.now;
-        for a in 0..self.plan.places.len() {
-            for b in 0..self.plan.places.len() {
-                let (here, there) = (self.core_of(a), self.core_of(b));
-                let runs = self.nodes[here].process.is_some();
-                let apart = a != b && runs && self.wrong.cut(here, there) && self.wrong.cut(there, here);
-                if apart {
+        let mut cores: Vec<Vec<usize>> = vec![Vec::new(); self.plan.places.len()];
+        for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.core) {
+            cores[node.region].push(index);
+        }
+        for (a, here) in cores.iter().enumerate() {
+            for (b, there) in cores.iter().enumerate() {
+                let cut = |x: usize, y: usize| self.wrong.cut(x, y) && self.wrong.cut(y, x);
+                let mut ways = here.iter().flat_map(|x| there.iter().map(move |y| (*x, *y)));
+                let runs = here.iter().all(|node| self.nodes[*node].process.is_some());
+                if a != b && runs && ways.all(|(x, y)| cut(x, y)) {
                     self.apart.0.entry((a, b)).or_insert(now);
                 } else {
                     self.apart.0.remove(&(a, b));
                 }
             }
         }
+    }
+
+    /// For how long a region has been cut off from another one.
+    pub(super) fn apart_for(&self, here: usize, there: usize) -> Micros {
+        let since = self.apart.0.get(&(here, there));
+        since.map_or(0, |since| self.now - since)
     }
 
     /// A watcher who sees somebody as reachable all of whose sessions are beyond a cut that has lasted.

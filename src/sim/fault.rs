@@ -34,6 +34,8 @@ pub enum Kind {
     Slow,
     /// Clients' connections break.
     Disconnect,
+    /// What clients send is under way for `lasts`; meanwhile they give the connection up, and send it again on another one.
+    Retry,
     /// Clients go away without a word and come back near the region `to`.
     Move,
     /// Clients lose all that they remember.
@@ -66,7 +68,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order of their names in the documentation.
-    pub const ALL: [Kind; 24] = [
+    pub const ALL: [Kind; 25] = [
         Kind::Crash,
         Kind::Rolling,
         Kind::Pause,
@@ -77,6 +79,7 @@ impl Kind {
         Kind::Break,
         Kind::Slow,
         Kind::Disconnect,
+        Kind::Retry,
         Kind::Move,
         Kind::Forget,
         Kind::StallRead,
@@ -106,6 +109,7 @@ impl Kind {
             Kind::Break => "break",
             Kind::Slow => "slow",
             Kind::Disconnect => "disconnect",
+            Kind::Retry => "retry",
             Kind::Move => "move",
             Kind::Forget => "forget",
             Kind::StallRead => "stall-read",
@@ -141,7 +145,7 @@ impl Kind {
             ),
             Kind::Disconnect | Kind::Forget => (&["devices"], &[]),
             Kind::Move => (&["devices", "to"], &["lasts"]),
-            Kind::StallRead | Kind::StallApp => (&["devices"], &["lasts"]),
+            Kind::Retry | Kind::StallRead | Kind::StallApp => (&["devices"], &["lasts"]),
             Kind::Leave => (&["devices"], &["lasts", "told"]),
             Kind::FalseDeath => (&["from", "to"], &["lasts"]),
             Kind::StoreErrors => (&["on", "loss"], &["lasts"]),

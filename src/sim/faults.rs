@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::case::{MILLI, SECOND};
 use super::fault::Kind;
+use super::ghosts::Disturbed;
 use super::trace::Micros;
 use super::world::{Event, Stage, World};
 
 /// A rolling restart goes on to the next node after so long where nothing else is said.
 const ROLL: Micros = 2 * SECOND;
+/// What a client sends is under way for so long where nothing else is said, when it retries.
+const RETRY: Micros = 2 * SECOND;
 /// A node that restarts is away for so long where nothing else is said.
 const RESTART: Micros = 300 * MILLI;
 
@@ -23,6 +26,8 @@ pub(super) enum Undo {
         boot: u64,
         subject: usize,
     },
+    /// What a client sent on a connection that it gave up comes.
+    Held { conn: u64 },
     /// A store stopped, and its node with it.
     Crash { node: usize },
 }
@@ -238,6 +243,11 @@ impl World {
                     self.disconnect(device);
                 }
             }
+            Kind::Retry => {
+                for device in devices {
+                    self.client_retries(device, fault.lasts.unwrap_or(RETRY));
+                }
+            }
             Kind::Move => {
                 let to = fault.to.first().map(|place| self.plan.regions_at(place));
                 if let Some(to) = to.and_then(|regions| regions.first().copied()) {
@@ -393,6 +403,7 @@ impl World {
                     self.view_changes(observer, boot, subject, generation);
                 }
             }
+            Undo::Held { conn } => self.client_comes_through(conn),
             Undo::Crash { node } => {
                 if self.nodes[node].process.is_some() {
                     self.kill(node);
@@ -425,7 +436,7 @@ impl World {
             let delay = self.rng.below(2000) * MILLI;
             self.after(delay, Event::Arrive { device });
         }
-        self.clients_go_on();
+        self.clients_come_through();
         self.after(SECOND, Event::Settle);
     }
 
@@ -493,7 +504,7 @@ impl World {
         }
         let lasts = lasts.unwrap_or(self.plan.work.saturating_sub(self.now));
         self.nodes[node].paused_until = self.now + lasts;
-        self.disturb(node);
+        self.disturb(node, Disturbed::All);
         for pair in 0..self.pairs.len() {
             if lasts > self.plan.network.idle && self.pairs[pair].has(node) {
                 self.peer_break(pair);
@@ -501,8 +512,15 @@ impl World {
         }
     }
 
-    /// A region is gone for good, with all that only it had.
+    /// A region is gone for good, with all that only it had; the last one is not.
     fn lose(&mut self, region: usize) {
+        let left = (0..self.stores.len()).filter(|other| !self.wrong.gone.contains(other));
+        if left.eq([region]) {
+            let (now, name) = (self.now, self.region_name(region).clone());
+            return self
+                .trace
+                .chapter(now, || format!("{name} is the last region there is: it stays"));
+        }
         self.wrong.gone.insert(region);
         for node in 0..self.nodes.len() {
             if self.nodes[node].region == region {

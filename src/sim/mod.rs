@@ -18,7 +18,7 @@
 //! | `storage` | engines below an effect with latency, crashes |
 //! | `device` | the client machine and an application above it; the workload |
 //! | `faults`, `loss`, `spoil` | how faults strike and end; lost disks and restored backups; deliberate defects |
-//! | `check`, `order`, `stored`, `ghosts`, `settle`, `expect` | what must hold all along, and in the end |
+//! | `check`, `order`, `stored`, `queues`, `ghosts`, `settle`, `expect` | what must hold all along, and in the end |
 //! | [`scenario`], [`validate`] | scenario files; whether a case makes sense |
 //! | [`trace`], [`timeline`], `report` | the hash of a run, its story, its picture |
 //!
@@ -41,6 +41,7 @@ mod loss;
 mod network;
 mod nodes;
 mod order;
+mod queues;
 mod report;
 pub mod rng;
 pub mod scenario;
@@ -99,6 +100,10 @@ pub struct Stats {
     pub holes: u64,
     /// Sessions that stood.
     pub sessions: u64,
+    /// Messages that came to an edge on one connection after their client had sent them again on another.
+    pub doubled: u64,
+    /// How often what somebody sees of another one's presence was compared with the truth, while things went wrong.
+    pub compared: u64,
     /// Commits of all stores.
     pub commits: u64,
     /// From the healing to the end of all work, microseconds of virtual time.

@@ -290,8 +290,7 @@ impl World {
 
     fn tell_reachable(&mut self, pair: usize, side: usize, up: bool) {
         let [node, other] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
-        self.disturb(node);
-        self.disturb(other);
+        self.disturb_by_reach(node, other, up);
         let key = self.nodes[other].key.clone();
         let (now, me) = (self.now, self.nodes[node].key.clone());
         self.trace.tell(now, || {

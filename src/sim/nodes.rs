@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::ghosts::Disturbed;
+use super::queues::Queues;
 use super::rng::SimRng;
 use super::world::{Event, Process, Task, World};
 use crate::core::ids::Generation;
@@ -34,7 +36,7 @@ impl World {
         } else {
             None
         };
-        self.disturb(index);
+        self.disturb_by_life(index);
         let now = self.now;
         let node = &mut self.nodes[index];
         node.boot += 1;
@@ -62,6 +64,7 @@ impl World {
                 inbox: VecDeque::new(),
                 wake_at: None,
                 spins: (0, 0),
+                queues: Queues::default(),
             });
         }
         let view = BTreeMap::from([(index, generation)]);
@@ -116,7 +119,7 @@ impl World {
         let Some(process) = self.nodes[index].process.take() else {
             return;
         };
-        self.disturb(index);
+        self.disturb_by_life(index);
         let (now, key) = (self.now, self.nodes[index].key.clone());
         self.trace.chapter(now, || format!("{key} dies"));
         self.nodes[index].boot += 1;
@@ -171,6 +174,10 @@ impl World {
             _ => return,
         }
         if process.view.get(&subject).copied() != before {
+            // That an edge came or went is got over from when it did.
+            if self.nodes[subject].core {
+                self.disturb(observer, Disturbed::All);
+            }
             self.tell_members(observer);
         }
     }
@@ -180,12 +187,12 @@ impl World {
         if let Some(process) = &mut self.nodes[observer].process
             && process.view.remove(&subject).is_some()
         {
+            self.disturb(observer, Disturbed::All);
             self.tell_members(observer);
         }
     }
 
     fn tell_members(&mut self, observer: usize) {
-        self.disturb(observer);
         let members = self.members(observer);
         let (now, key) = (self.now, self.nodes[observer].key.clone());
         self.trace.tell(now, || {

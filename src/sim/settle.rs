@@ -2,29 +2,92 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::case::SECOND;
+use super::case::{Case, MILLI, SECOND};
 use super::defect::Defect;
 use super::trace::Micros;
-use super::world::{Event, Stage, World};
+use super::world::{Event, Stage, Task, World};
 use crate::core::commit::{Outcome, StoreOp};
-use crate::core::ids::{Coord, DeviceId, RegionId, ShardId, UserId};
+use crate::core::ids::{
+    Addr, ConnId, Coord, DeviceId, Epoch, Generation, NodeKey, RegionId, SessionId, ShardId, UserId,
+};
 use crate::core::op::kind;
 use crate::core::presence::{Presence, VisibleStatus};
 use crate::core::state::{ShardRow, UserRow};
 use crate::core::storage::{LogPage, Read, ReadReply};
+use crate::core::vector::Vector;
 use crate::core::wire::Status;
 
-/// All must be settled this long after everything healed, or after the last message that was handled: several timeouts and
-/// retries in a row fit. A backlog through a window of one message takes its time, but must move.
-const SETTLE_BOUND: Micros = 60 * SECOND;
-/// After the last devices left, presence has so long.
-const LEAVE_BOUND: Micros = 40 * SECOND;
-/// Between being settled and silence: confirmations of confirmations die out.
-const GRACE: Micros = 3 * SECOND;
-/// How long nothing may be said.
-const SILENCE: Micros = 3 * SECOND;
 /// Confirmations that may stand in a log at rest, for each region: R8 lets so many pile up.
 const RESTING_CONFIRMS: usize = 10;
+
+/// The longest that a client of these runs waits before it tries again: for an answer, for a connection, between attempts.
+const CLIENT_PATIENCE: Micros = 21 * SECOND;
+/// The longest until an edge notices that a client is gone that did not say so.
+const UNNOTICED: Micros = 12 * SECOND;
+/// How often a client says that it is there.
+const CLIENT_PING: Micros = 5 * SECOND;
+
+/// How long the stages of the end may take, by what the case sets.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    /// All must be settled this long after everything healed, or after the last message that was handled: what is silent is
+    /// noticed, what waits for it is given up and tried again, twice in a row. A backlog through a window of one message takes
+    /// its time, but must move.
+    settle: Micros,
+    /// After the last devices left, presence has so long.
+    leave: Micros,
+    /// Between being settled and silence: confirmations of confirmations die out, what was lost several times arrives.
+    grace: Micros,
+    /// How long nothing may be said: no period of the machines is longer.
+    silence: Micros,
+}
+
+impl Bounds {
+    pub(super) fn new(plan: &Case) -> Self {
+        let (limits, members, network) = (&plan.limits, &plan.membership, &plan.network);
+        let ms = |ms: u64| ms.saturating_mul(MILLI);
+        let sum = |spans: &[Micros]| {
+            spans
+                .iter()
+                .fold(0, |sum: Micros, span| sum.saturating_add(*span))
+        };
+        let places = 0..plan.places.len();
+        let ways = places
+            .clone()
+            .flat_map(|from| places.clone().map(move |to| plan.delay(from, to)));
+        let way = ways.max().unwrap_or(0).saturating_add(network.jitter);
+        let slow = sum(&[way, plan.store.latency]).saturating_mul(20);
+        let noticed = sum(&[
+            members.death_max.max(members.seen_max.saturating_mul(3)),
+            network.idle,
+        ]);
+        let patience = ms(limits.attach_timeout_ms)
+            .max(ms(limits.deposit_timeout_ms))
+            .max(ms(limits.link_timeout_ms));
+        let ended = sum(&[ms(limits.session_grace_ms), ms(limits.probe_ms).saturating_mul(2)]);
+        let period = ms(limits.confirm_ms)
+            .max(ms(limits.cursor_ms))
+            .max(ms(limits.presence_ms));
+        let rounds = period.saturating_mul(8);
+        let late = match network.loss {
+            0 => 0,
+            _ => network.idle.saturating_mul(2),
+        };
+        Self {
+            settle: sum(&[noticed, noticed, patience, CLIENT_PATIENCE, ended, rounds, slow]),
+            leave: sum(&[UNNOTICED, noticed, patience, ended, rounds, slow]),
+            grace: sum(&[period.saturating_mul(3), late]),
+            silence: sum(&[
+                period
+                    .max(ms(limits.ping_ms))
+                    .max(ms(limits.session_grace_ms))
+                    .max(ms(limits.link_timeout_ms))
+                    .max(CLIENT_PING),
+                SECOND,
+            ]),
+        }
+    }
+}
 
 impl World {
     /// Looks whether all is as it must be, and goes on to the next stage if so.
@@ -43,19 +106,21 @@ impl World {
                     self.check.stats.settled = now - self.healed_at;
                     self.leave();
                 }
-                Some((what, detail, words)) if now > self.progress.0.max(self.healed_at) + SETTLE_BOUND => {
+                Some((what, detail, words))
+                    if now
+                        > self
+                            .progress
+                            .0
+                            .max(self.healed_at)
+                            .saturating_add(self.bounds.settle) =>
+                {
                     self.fail(what, detail, words);
                 }
                 Some((what, detail, _)) => self.not_yet(what, &detail),
             },
             Stage::Leave => match self.unsettled().or_else(|| self.unsettled_connections()) {
                 None if self.silence_from == 0 => {
-                    // What was lost several times is still on its way.
-                    let late = match self.plan.network.loss {
-                        0 => 0,
-                        _ => 2 * self.plan.network.idle,
-                    };
-                    self.silence_from = now + GRACE + late;
+                    self.silence_from = now.saturating_add(self.bounds.grace);
                 }
                 None if now >= self.silence_from => {
                     self.stage = Stage::Silence;
@@ -63,7 +128,7 @@ impl World {
                         .chapter(now, || "all is settled: now silence".to_owned());
                 }
                 None => {}
-                Some((what, detail, words)) if now > self.healed_at + LEAVE_BOUND => {
+                Some((what, detail, words)) if now > self.healed_at.saturating_add(self.bounds.leave) => {
                     self.fail(what, detail, words);
                 }
                 Some((what, detail, _)) => {
@@ -71,7 +136,7 @@ impl World {
                     self.not_yet(what, &detail);
                 }
             },
-            Stage::Silence if now >= self.silence_from + SILENCE => {
+            Stage::Silence if now >= self.silence_from.saturating_add(self.bounds.silence) => {
                 if let Some((what, detail, words)) = self.unsettled() {
                     self.fail(what, detail, words);
                 }
@@ -109,6 +174,7 @@ impl World {
         self.unsettled_nodes()
             .or_else(|| self.unsettled_messages())
             .or_else(|| self.unsettled_stores())
+            .or_else(|| self.unsettled_generations())
             .or_else(|| self.unsettled_presence())
     }
 
@@ -119,25 +185,30 @@ impl World {
         Some(("everything comes to an end", detail, vec![device]))
     }
 
-    fn unsettled_nodes(&self) -> Option<(&'static str, String, Vec<String>)> {
+    fn unsettled_nodes(&mut self) -> Option<(&'static str, String, Vec<String>)> {
         let what = "everything comes to an end";
-        let mut active = vec![0; self.stores.len()];
-        for node in &self.nodes {
-            if self.wrong.gone.contains(&node.region) {
-                continue;
-            }
-            let Some(process) = &node.process else {
-                return Some((what, format!("{} does not run", node.key), Vec::new()));
-            };
-            for task in &process.tasks {
-                active[node.region] += task.machine.owner().active_count();
-            }
+        let idle = self
+            .nodes
+            .iter()
+            .find(|node| node.process.is_none() && !self.wrong.gone.contains(&node.region));
+        if let Some(node) = idle {
+            return Some((what, format!("{} does not run", node.key), Vec::new()));
         }
-        for region in self.regions_there() {
-            if active[region] != self.plan.shards as usize {
-                let (name, active) = (self.region_name(region), active[region]);
-                let detail = format!("{name} has {active} of {} shards", self.plan.shards);
-                return Some((what, detail, Vec::new()));
+        let regions: Vec<usize> = self.regions_there().collect();
+        for region in regions {
+            let name = self.region_name(region).clone();
+            for shard in (0..self.plan.shards).map(ShardId) {
+                let owners: Vec<(Addr, Epoch)> = self.owners(region, shard).collect();
+                let [(owner, epoch)] = owners.as_slice() else {
+                    let detail = format!("shard {shard} has the owners {owners:?} in {name}");
+                    return Some((what, detail, Vec::new()));
+                };
+                let stored = self.shard_row(region, shard).map(|row| row.epoch);
+                if stored.is_some_and(|stored| stored != *epoch) {
+                    let detail =
+                        format!("{owner} owns shard {shard} under {epoch:?}, and its store has {stored:?}");
+                    return Some((what, detail, Vec::new()));
+                }
             }
         }
         for device in &self.devices {
@@ -146,6 +217,90 @@ impl World {
                     what,
                     format!("{} has no session", device.name()),
                     vec![device.name()],
+                ));
+            }
+        }
+        None
+    }
+
+    /// Who owns a shard in a region, and under which epoch: the partitions where it is active.
+    fn owners(&self, region: usize, shard: ShardId) -> impl Iterator<Item = (Addr, Epoch)> {
+        self.tasks_in(region).filter_map(move |(addr, task)| {
+            let owner = task.machine.owner();
+            let epoch = owner.epoch(shard)?;
+            owner
+                .active_shards()
+                .any(|active| active == shard)
+                .then_some((addr, epoch))
+        })
+    }
+
+    /// The partitions that run in a region.
+    fn tasks_in(&self, region: usize) -> impl Iterator<Item = (Addr, &Task)> {
+        let nodes = 0..self.nodes.len();
+        nodes
+            .filter(move |node| self.nodes[*node].region == region)
+            .flat_map(move |node| {
+                let process = self.nodes[node].process.iter();
+                let tasks = process.flat_map(|process| (0..).zip(&process.tasks));
+                tasks.map(move |(partition, task)| (self.addr(node, partition), task))
+            })
+    }
+
+    /// What owners remember of edges is of those that run, and of their present lives: their lanes, the sessions that are
+    /// attached on them, the presence of their clients. And an edge has a session for each of its clients, no other.
+    fn unsettled_generations(&self) -> Option<(&'static str, String, Vec<String>)> {
+        let what = "no state of a dead generation";
+        let found = |detail: String| Some((what, detail, Vec::new()));
+        let runs = |key: &NodeKey, generation: Generation| {
+            let node = self.node_of(key).map(|node| &self.nodes[node]);
+            node.is_some_and(|node| node.process.is_some() && node.generation == generation.0)
+        };
+        let lost = |name: &RegionId| {
+            let region = self.plan.region(name);
+            region.is_some_and(|region| self.wrong.gone.contains(&region))
+        };
+        for region in self.regions_there() {
+            let mut expected: BTreeSet<(ShardId, SessionId, Addr)> = BTreeSet::new();
+            for (addr, task) in self.tasks_in(region) {
+                let sessions = || task.machine.edge().sessions();
+                expected.extend(sessions().map(|(session, _, shard)| (shard, session, addr.clone())));
+                let conns: BTreeSet<ConnId> = sessions().map(|(_, conn, _)| conn).collect();
+                let clients = self.conns_at(&addr);
+                if conns != clients {
+                    return found(format!(
+                        "{addr} has sessions for {conns:?}, its clients are {clients:?}"
+                    ));
+                }
+            }
+            let mut attached: BTreeSet<(ShardId, SessionId, Addr)> = BTreeSet::new();
+            for (addr, task) in self.tasks_in(region) {
+                let owner = task.machine.owner();
+                if let Some((edge, generation)) = owner
+                    .lanes()
+                    .find(|(edge, generation)| !runs(&edge.node, *generation))
+                {
+                    return found(format!(
+                        "{addr} keeps a lane of {edge}, generation {generation:?}"
+                    ));
+                }
+                for shard in owner.active_shards() {
+                    let edges = owner.presence(shard).into_iter().flat_map(Presence::edges);
+                    let mut dead =
+                        edges.filter(|edge| !lost(&edge.node.region) && !runs(&edge.node, edge.generation));
+                    if let Some(edge) = dead.next() {
+                        return found(format!("{addr} keeps presence of {edge:?} in shard {shard}"));
+                    }
+                    let sessions = owner.attached_in(shard);
+                    attached.extend(sessions.map(|(session, edge, _)| (shard, session, edge.clone())));
+                }
+            }
+            if attached != expected {
+                let name = self.region_name(region);
+                let more: Vec<_> = attached.difference(&expected).collect();
+                let less: Vec<_> = expected.difference(&attached).collect();
+                return found(format!(
+                    "owners in {name} have {more:?} attached, which no edge has, and not {less:?}"
                 ));
             }
         }
@@ -311,21 +466,13 @@ impl World {
             let detail = format!("{user} in {name}: {:?}, not {:?}", row.siblings, first.siblings);
             return Some(("equal siblings", detail, words));
         }
-        let read = Read::Inbox {
-            shard,
-            user: user.clone(),
-            after: crate::core::vector::Vector::new(),
-            max_items: 1000,
-            max_bytes: usize::MAX,
-        };
-        let Ok(ReadReply::Inbox(page)) = self.engine(region)?.read(&read) else {
+        let Some(stored) = self.waiting_for(region, shard, user) else {
             return Some((
                 "equal inboxes",
                 format!("{name} cannot read the inbox of {user}"),
                 words,
             ));
         };
-        let stored: BTreeSet<Coord> = page.entries.iter().map(|entry| entry.at).collect();
         let expected: BTreeSet<Coord> = if row.devices.is_empty() {
             let numbers = 0..self.check.next_number();
             let sent = numbers.filter(|number| self.check.sent[*number as usize].to == *user);
@@ -333,11 +480,35 @@ impl World {
         } else {
             BTreeSet::new()
         };
-        if page.end && stored != expected && self.wrong.gone.is_empty() {
+        if stored != expected && self.wrong.gone.is_empty() {
             let detail = format!("{user} in {name}: {stored:?} wait, expected {expected:?}");
             return Some(("equal inboxes", detail, words));
         }
         None
+    }
+
+    /// What a region keeps of a user's messages.
+    fn waiting_for(&mut self, region: usize, shard: ShardId, user: &UserId) -> Option<BTreeSet<Coord>> {
+        let (mut stored, mut after) = (BTreeSet::new(), Vector::new());
+        loop {
+            let read = Read::Inbox {
+                shard,
+                user: user.clone(),
+                after: after.clone(),
+                max_items: 1000,
+                max_bytes: usize::MAX,
+            };
+            let Ok(ReadReply::Inbox(page)) = self.engine(region)?.read(&read) else {
+                return None;
+            };
+            for entry in &page.entries {
+                after.raise(entry.at.origin, entry.at.seq);
+                stored.insert(entry.at);
+            }
+            if page.end || page.entries.is_empty() {
+                return Some(stored);
+            }
+        }
     }
 
     /// Who is connected, where, and how, as the clients know.
@@ -358,14 +529,15 @@ impl World {
         let truth = self.truth();
         let nobody = BTreeMap::new();
         for region in self.regions_there() {
-            let nodes = || self.nodes.iter().filter(|node| node.region == region);
-            let tasks = || {
-                nodes()
-                    .filter_map(|node| node.process.as_ref())
-                    .flat_map(|process| &process.tasks)
-            };
             for (shard, users) in &self.check.users {
-                let table = tasks().find_map(|task| task.machine.owner().presence(*shard))?;
+                let owns = |task: &&Task| {
+                    task.machine
+                        .owner()
+                        .active_shards()
+                        .any(|active| active == *shard)
+                };
+                let mut tasks = self.tasks_in(region).map(|(_, task)| task);
+                let table = tasks.find(owns)?.machine.owner().presence(*shard)?;
                 for user in users {
                     let lost = |name: &RegionId| {
                         let region = self.plan.region(name);

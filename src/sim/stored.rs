@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use super::device::Device;
 use super::world::World;
-use crate::core::ids::{Coord, Origin, RegionId, Seq, ShardId, UserId};
+use crate::core::ids::{Coord, DeviceId, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::op::Op;
 use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{LogPage, Read, ReadReply};
 use crate::core::time::Hlc;
+use crate::core::vector::Vector;
 use crate::store::engine::Engine;
 
 impl World {
@@ -143,6 +145,44 @@ impl World {
                 return self.fail("consumed by every device (R10)", detail, words);
             }
         }
+    }
+
+    /// A cursor covers what its device's application handled, here or as another copy, or was told to be gone (R14, R17).
+    pub(super) fn check_cursor(
+        &mut self,
+        region: usize,
+        at: Coord,
+        (user, device): (&UserId, &DeviceId),
+        cursor: &Vector,
+    ) {
+        let of_device = |other: &Device| other.user == *user && other.device == *device;
+        let Some(index) = self.devices.iter().position(of_device) else {
+            return;
+        };
+        let (seen, known) = (&self.check.seen[index], &self.check.cursors[index]);
+        let unread = cursor.iter().find_map(|(origin, to)| {
+            let from = known.of(origin) + 1;
+            let entries = self.check.inboxes.get(&(user.clone(), origin))?;
+            let mut new = entries.range(from..=to.max(from)).filter(|(seq, _)| **seq <= to);
+            new.find(|(_, number)| {
+                let told = || {
+                    let coords = &self.check.sent[**number as usize].coords;
+                    coords.iter().any(|at| seen.told(*at))
+                };
+                !seen.consumed.contains(number) && !told()
+            })
+            .map(|(seq, number)| (Coord { origin, seq: *seq }, *number))
+        });
+        if let Some((entry, number)) = unread {
+            let (name, device) = (self.region_name(region).clone(), self.devices[index].name());
+            let mut words = self.check.words(number);
+            words.extend([device.clone(), at.to_string()]);
+            let detail = format!(
+                "{name} logs at {at} that {device} consumed to {cursor:?}; #{number} at {entry} it neither handled nor was told"
+            );
+            return self.fail("a cursor covers what was consumed (R14)", detail, words);
+        }
+        self.check.cursors[index].merge(cursor);
     }
 
     /// A store was opened: all that was durable is there, and what a crash kept beyond is learned.

@@ -13,12 +13,14 @@ use super::expect::Apart;
 use super::faults::{Undo, Wrong};
 use super::ghosts::Calm;
 use super::network::{Pair, Stalled};
+use super::queues::Queues;
 use super::rng::SimRng;
+use super::settle::Bounds;
 use super::storage::{RegionStore, Store};
 use super::timeline::Timeline;
 use super::trace::{Micros, Trace};
 use crate::core::ids::{Addr, NodeKey, RegionId, ShardId};
-use crate::core::msg::Message;
+use crate::core::msg::{MAX_PEER_MESSAGE, Message};
 use crate::core::node::{Input, Output, Partition};
 use crate::core::time::{Mono, Now};
 
@@ -123,6 +125,7 @@ pub(super) struct Task {
     pub(super) wake_at: Option<Micros>,
     /// Wake-ups without effect, and the second in which they are counted.
     pub(super) spins: (Micros, u32),
+    pub(super) queues: Queues,
 }
 
 /// A running node.
@@ -199,6 +202,7 @@ pub(super) struct World {
     pub(super) wrong: Wrong,
     pub(super) apart: Apart,
     pub(super) calm: Calm,
+    pub(super) bounds: Bounds,
     pub(super) timeline: Timeline,
     pub(super) check: Checker,
     pub(super) stage: Stage,
@@ -254,6 +258,7 @@ impl World {
             wrong: Wrong::default(),
             apart: Apart::default(),
             calm: Calm::new(&plan),
+            bounds: Bounds::new(&plan),
             timeline: Timeline::new(options.timeline),
             devices,
             check,
@@ -510,6 +515,7 @@ impl World {
         }
         let (now, paused_until) = (self.now, self.nodes[node].paused_until);
         let clocks = self.clocks(node);
+        let limits = self.plan.limits.clone();
         let Some(task) = self.task(node, partition) else {
             return;
         };
@@ -522,6 +528,7 @@ impl World {
         }
         let batch = task.inbox.len().min(BATCH);
         for input in task.inbox.drain(..batch) {
+            task.queues.took(&input);
             task.machine.handle(input, clocks);
         }
         if task.machine.poll_timeout().is_some_and(|due| due <= clocks.mono) {
@@ -529,6 +536,7 @@ impl World {
         }
         let mut outputs = Vec::new();
         while let Some(output) = task.machine.poll_output() {
+            task.queues.said(&output, &limits);
             outputs.push(output);
             if outputs.len() > OUTPUT_LIMIT {
                 break;
@@ -618,6 +626,10 @@ impl World {
         };
         let bytes = message.encode();
         let (now, from) = (self.now, self.addr(node, partition));
+        if bytes.len() > MAX_PEER_MESSAGE {
+            let detail = format!("{from} says {} bytes at once to {to}", bytes.len());
+            return self.fail("bounded queues", detail, Vec::new());
+        }
         self.trace.tell(now, || {
             format!("{from} -> {to}: {}", super::report::message(&message))
         });

@@ -7,13 +7,14 @@
 use std::collections::BTreeSet;
 
 use super::{DeviceKey, Links, PeerId, PresenceSource};
+use crate::core::defect::{self, Defect};
 use crate::core::ids::{Addr, DeviceId, ShardId, UserId};
 use crate::core::limits::ms;
 use crate::core::msg::{MAX_ITEMS, RecordEntry, ToSubscriber};
 use crate::core::time::Mono;
 
 /// Messages of presence that were sent and not yet merged: two round trips' worth at one each `presence_ms`.
-const IN_FLIGHT: usize = 8;
+pub const IN_FLIGHT: usize = 8;
 /// Of those, pages of a full exchange: changes keep half of the room.
 const PAGES_IN_FLIGHT: usize = 4;
 /// Keys that wait for one subscriber, some 10 MB; beyond it a full exchange costs less.
@@ -76,7 +77,8 @@ impl Exchange {
             return None;
         }
         let mut records: Vec<(ShardId, RecordEntry)> = Vec::new();
-        if self.flush_due && self.in_flight < IN_FLIGHT {
+        let uncounted = defect::on(Defect::PresenceUncredited);
+        if self.flush_due && (self.in_flight < IN_FLIGHT || uncounted) {
             while records.len() < batch
                 && let Some((shard, (user, device))) = self.dirty.pop_first()
             {
@@ -88,7 +90,7 @@ impl Exchange {
             }
             self.flush_due = !self.dirty.is_empty();
         }
-        if records.is_empty() && self.in_flight < PAGES_IN_FLIGHT {
+        if records.is_empty() && (self.in_flight < PAGES_IN_FLIGHT || uncounted) {
             while records.len() < batch {
                 let next = || self.todo.pop_first().map(|shard| (shard, None));
                 let Some((shard, after)) = self.paging.take().or_else(next) else {

@@ -170,8 +170,7 @@ impl Links {
                 }
             }
             ToProvider::Credit(bytes) => {
-                serve.credit = serve.credit.saturating_add(bytes);
-                serve.window = serve.window.max(serve.credit);
+                serve.grant(bytes);
                 self.touched.insert(id);
             }
             ToProvider::Want(wanted) => {

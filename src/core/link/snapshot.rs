@@ -425,7 +425,7 @@ impl Links {
             cut: sent,
             page: *page,
         };
-        serve.credit = serve.credit.saturating_sub(piece.weight());
+        serve.spend(piece.weight());
         self.stats.snapshot_pages_sent += 1;
         self.tell_subscriber(peer, lane, ToSubscriber::Snapshot(Box::new(piece)));
     }

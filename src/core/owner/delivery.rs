@@ -356,7 +356,11 @@ impl Owner {
         let Some(attachment) = self.attachment(id, session) else {
             return;
         };
-        let seq = at.seq.min(attachment.position.of(at.origin));
+        let given = attachment.position.of(at.origin);
+        let seq = match defect::on(Defect::CursorJumps) {
+            true => given,
+            false => at.seq.min(given),
+        };
         if seq < at.seq {
             self.stats.delivery.bad_acks += 1;
         }
@@ -605,12 +609,13 @@ impl Owner {
         let full = attachment.owes()
             || attachment.window_messages >= limits.0
             || (attachment.window_messages > 0 && attachment.window_bytes + op.len() > limits.1);
-        if full {
+        if full && !defect::on(Defect::WindowIgnored) {
             attachment.mode = Mode::Behind;
             return false;
         }
         let lane = self.lanes.get_mut(&attachment.lane);
-        if lane.as_ref().is_some_and(|lane| lane.in_flight >= most) {
+        let no_room = lane.as_ref().is_some_and(|lane| lane.in_flight >= most);
+        if no_room && !defect::on(Defect::RoomIgnored) {
             self.wait_for_room(id, session);
             return false;
         }
