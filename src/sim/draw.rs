@@ -39,6 +39,8 @@ const FIRST_FAULT: Micros = 2 * SECOND;
 const LONG_WORK: Micros = 60 * SECOND;
 /// Of which the last part is calm: longer than noticing a fault and getting over it may take.
 const CALM_WORK: Micros = 35 * SECOND;
+/// An id may lie so far in the future (R16).
+const FAR_MS: u64 = 3_600_000;
 /// Longest padding of a body in the swarm; few are that long.
 const LONG_BODY: u32 = 3000;
 
@@ -128,6 +130,11 @@ pub fn expand(case: &mut Case) {
     if let Some(random) = case.random.take() {
         let mut rng = SimRng::stream(case.seed, FAULTS);
         let drawn = draw_faults(&mut rng, case, &random);
+        // Clients take the time from their edge: ids that a clock far ahead made are refused by those who know better.
+        let far = |fault: &Fault| fault.step_ms.is_some_and(|step| step.unsigned_abs() > FAR_MS);
+        if drawn.iter().any(far) {
+            case.expect.may_refuse.push(Refused::IdInFuture);
+        }
         case.faults.extend(drawn);
     }
     let mut rng = SimRng::stream(case.seed, ACTS);

@@ -590,6 +590,11 @@ impl World {
 
     /// A region is gone for good, with all that only it had.
     fn lose(&mut self, region: usize) -> Result<(), &'static str> {
+        let left = |other: &usize| *other != region && !self.wrong.gone.contains(other);
+        let mut left = (0..self.stores.len()).filter(left);
+        if !left.any(|other| self.is_whole(other)) {
+            return Err("no region that is left has everything just now");
+        }
         self.wrong.gone.insert(region);
         for node in 0..self.nodes.len() {
             if self.nodes[node].region == region {

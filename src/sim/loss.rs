@@ -70,27 +70,29 @@ impl World {
 
     /// Another region must have everything, or nobody can say when this one has.
     fn may_lose(&self, region: usize) -> Result<(), &'static str> {
-        let shards = self.plan.sharding().count as usize;
-        let sound = |other: usize| {
-            let process = self.nodes[self.core_of(other)].process.as_ref();
-            process.is_some_and(|process| {
-                let active = process
-                    .tasks
-                    .iter()
-                    .map(|task| task.machine.owner().active_count());
-                active.sum::<usize>() == shards
-            })
-        };
         if self.plan.engine == super::case::EngineKind::Shared {
             return Err("a store that nodes share outlives them");
         }
         if self.stores.len() < 2 {
             return Err("no other region has what the store has");
         }
-        if !(0..self.stores.len()).all(|other| other == region || sound(other)) {
+        if !(0..self.stores.len()).all(|other| other == region || self.is_whole(other)) {
             return Err("another region does not have everything just now");
         }
         Ok(())
+    }
+
+    /// Whether a region has taken up all its shards, and lacks nothing that it knows of.
+    pub(super) fn is_whole(&self, region: usize) -> bool {
+        let cores = self
+            .nodes
+            .iter()
+            .filter(|node| node.region == region && node.core);
+        let tasks = cores
+            .filter_map(|node| node.process.as_ref())
+            .flat_map(|process| &process.tasks);
+        let active = tasks.map(|task| task.machine.owner().active_count());
+        active.sum::<usize>() >= self.plan.sharding().count as usize
     }
 
     fn come_back(&mut self, region: usize, lasts: Option<Micros>) {
