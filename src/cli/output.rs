@@ -27,6 +27,16 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Prints to stderr what stdout has no place for. A reader that went away is no error.
+pub fn print_aside(text: &str) -> anyhow::Result<()> {
+    match io::stderr().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to stderr")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Prints a JSON value and a line end to stdout.
 pub fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     print(&(serde_json::to_string_pretty(value).context("cannot write JSON")? + "\n"))

@@ -257,6 +257,9 @@ pub struct Random {
     /// Mean pause between them.
     #[serde(with = "span")]
     pub every: Micros,
+    /// The last one begins before then, and none lasts longer; without it they go on until everything heals.
+    #[serde(default, with = "span::option", skip_serializing_if = "Option::is_none")]
+    pub until: Option<Micros>,
     /// How often each kind is chosen.
     pub weights: BTreeMap<Kind, u32>,
 }
@@ -300,6 +303,9 @@ pub struct Expect {
     /// These final refusals may happen, and each must.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<Refused>,
+    /// These may happen, and need not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub may_refuse: Vec<Refused>,
     /// Users of a region show as unreachable this long after every way to it was cut.
     #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
     pub unreachable_within: Option<Micros>,
@@ -309,6 +315,18 @@ pub struct Expect {
     /// At least so many holes are told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holes: Option<u64>,
+    /// Faults of these kinds have an effect; not asked where there is one region only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub struck: Vec<Kind>,
+    /// At least so many snapshots are taken in; not asked where there is one region only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<u64>,
+    /// At least so many times a core takes over a shard that had an owner before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub takeovers: Option<u64>,
+    /// At least so many commits find the disk full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_full: Option<u64>,
 }
 
 /// A final refusal that a scenario may bring about.
@@ -441,7 +459,8 @@ impl Case {
 
     /// The final refusals that this case may bring about.
     pub fn may_refuse(&self, code: Code) -> bool {
-        self.expect.refused.iter().any(|refused| refused.code() == code)
+        let mut all = self.expect.refused.iter().chain(&self.expect.may_refuse);
+        all.any(|refused| refused.code() == code)
     }
 }
 

@@ -180,18 +180,19 @@ impl World {
 
     /// What a client sends stays under way; it gives the connection up, and sends all that again on another. Then the first
     /// comes, too: the same messages twice, by two connections.
-    pub(super) fn client_retries(&mut self, device: usize, lasts: Micros) {
+    pub(super) fn client_retries(&mut self, device: usize, lasts: Micros) -> bool {
         let Some((conn, client)) = self.devices[device]
             .conn
             .and_then(|conn| Some((conn, self.clients.get_mut(&conn)?)))
         else {
-            return;
+            return false;
         };
         client.held = true;
         self.after(lasts / 2, Event::ClientGone { conn });
         self.after(lasts, Event::Undo(Undo::Held { conn }));
         let noticed = lasts.saturating_add(self.rng.between(1, 8) * SECOND);
         self.after(noticed, Event::ServerGone { conn });
+        true
     }
 
     /// What was under way for long comes.

@@ -66,10 +66,6 @@ defects! {
     confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence"];
     a_later_deposit_that_passes_is_found: LaterPasses within 800 by ["refusals have a cause", "order (R21)"];
     an_end_that_ends_anyone_is_found: EndsAnyone within 200 by ["presence is the truth", "watchers see the truth"];
-    death_as_an_event_is_found: DeathIsAnEvent within 4000 by [
-        "presence is the truth",
-        "no state of a dead generation",
-    ];
     a_forgotten_generation_is_found: GenerationForgotten within 800 by [
         "presence is the truth",
         "no state of a dead generation",
@@ -127,6 +123,61 @@ crowds! {
 #[test]
 fn crowded_queues_stay_within_their_limits() {
     sound((0..40).map(draw::draw).map(crowded));
+}
+
+/// An edge dies together with the owner of its sessions, which is back before it and never saw it: no death is an event
+/// there. Their users are gone for good, and somebody in another region watches.
+#[test]
+fn death_as_an_event_is_found() {
+    let together = |mut case: Case| {
+        let (here, there) = (case.places[0].id.clone(), case.places[1].id.clone());
+        case.work = 60 * SECOND;
+        case.random = None;
+        (case.limits, case.membership) = Default::default();
+        for node in case.nodes.iter_mut().filter(|node| node.region == here) {
+            node.edge = !node.core;
+        }
+        case.faults.clear();
+        for (at, user) in case.users.iter_mut().enumerate() {
+            let gone = at % 2 == 0;
+            user.home = if gone { here.clone() } else { there.clone() };
+            user.devices.truncate(1);
+            for device in &mut user.devices {
+                device.arrives = Some(SECOND);
+                device.home = None;
+                device.watches = Some(vec!["all".to_owned()]);
+            }
+            if gone {
+                let leaves = Fault::new(8 * SECOND, Kind::Leave).device(user.name.clone());
+                case.faults.push(leaves);
+            }
+        }
+        let (core, edges) = (format!("{here}/core"), format!("{here}/edges"));
+        let crash = |place, lasts| Fault::new(8 * SECOND, Kind::Crash).on(place).lasting(lasts);
+        case.faults.push(crash(core, SECOND));
+        case.faults.push(crash(edges, 12 * SECOND));
+        case
+    };
+    let fits = |case: &Case| {
+        let edges = |at: usize| {
+            let there = case.nodes.iter().filter(|node| node.region == case.places[at].id);
+            there.filter(|node| !node.core).count()
+        };
+        let users = case.users.iter().filter(|user| !user.devices.is_empty()).count();
+        case.places.len() > 1 && case.engine != EngineKind::Shared && edges(0) > 0 && users > 4
+    };
+    let cases = || (0..100).map(draw::draw).filter(fits).map(together);
+    sound(cases().take(5));
+    found(
+        Core::DeathIsAnEvent,
+        cases().take(20),
+        &[
+            "no ghosts",
+            "presence is the truth",
+            "watchers see the truth",
+            "no state of a dead generation",
+        ],
+    );
 }
 
 /// Two regions of three cannot reach each other, and one of them is lost for good: what it accepted reaches the other only

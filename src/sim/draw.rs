@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use super::case::{
     Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, MILLI, Membership, Network, NodePlan, Place,
-    Random, SECOND, StoreModel, UserPlan, Workload,
+    Random, Refused, SECOND, StoreModel, UserPlan, Workload,
 };
 use super::fault::{Fault, Kind};
+use super::faults::keeps;
 use super::rng::SimRng;
 use super::trace::Micros;
 use crate::core::ids::{NodeName, RegionId};
@@ -34,6 +35,12 @@ pub(super) const RUN: u64 = 0;
 
 /// First faults come when most nodes and some devices are there.
 const FIRST_FAULT: Micros = 2 * SECOND;
+/// How long some seeds work.
+const LONG_WORK: Micros = 60 * SECOND;
+/// Of which the last part is calm: longer than noticing a fault and getting over it may take.
+const CALM_WORK: Micros = 35 * SECOND;
+/// An id may lie so far in the future (R16).
+const FAR_MS: u64 = 3_600_000;
 /// Longest padding of a body in the swarm; few are that long.
 const LONG_BODY: u32 = 3000;
 
@@ -54,12 +61,19 @@ pub fn draw(seed: u64) -> Case {
         1..=4 => Some(rng.between(2, 6) * SECOND),
         _ => Some(rng.between(500, 2000) * MILLI),
     };
-    let work = rng.between(5, 15) * SECOND;
+    // A tenth works on for a while after its last fault, so that watchers are looked at in a calm world.
+    let long = rng.chance(100);
+    let work = match long {
+        true => LONG_WORK,
+        false => rng.between(5, 15) * SECOND,
+    };
     let engine = match rng.below(10) {
         0..=3 => EngineKind::Embedded,
         4..=7 => EngineKind::Memory,
         _ => EngineKind::Shared,
     };
+    let inbox = draw_inbox(rng);
+    let small = inbox != InboxLimits::default();
     Case {
         name: String::new(),
         seed,
@@ -70,7 +84,7 @@ pub fn draw(seed: u64) -> Case {
         nodes: draw_nodes(rng, &places, engine),
         users: draw_users(rng, &places),
         limits: draw_limits(rng),
-        inbox: InboxLimits::default(),
+        inbox,
         network: Network {
             delay_percent: [20, 100, 100, 100, 300][rng.index(5)],
             jitter: [0, 1, 5, 30][rng.index(4)] * MILLI,
@@ -78,11 +92,11 @@ pub fn draw(seed: u64) -> Case {
             bandwidth: [0, 0, 0, 20_000_000, 500_000][rng.index(5)],
             idle: rng.between(2, 6) * SECOND,
         },
-        membership: Membership::default(),
+        membership: draw_membership(rng),
         store: StoreModel {
             latency: [1, 4, 15, 80][rng.index(4)] * MILLI,
             errors: [0, 0, 5, 30][rng.index(4)],
-            ..StoreModel::default()
+            stalls: [0, 3, 3, 20][rng.index(4)],
         },
         workload: vec![Workload {
             every: [5, 20, 50, 150][rng.index(4)] * MILLI,
@@ -93,11 +107,20 @@ pub fn draw(seed: u64) -> Case {
         }],
         random: random.map(|every| Random {
             every,
+            until: long.then_some(LONG_WORK - CALM_WORK),
             weights: draw_weights(rng),
         }),
         faults: Vec::new(),
         acts: Vec::new(),
-        expect: Expect::default(),
+        expect: Expect {
+            // Inboxes that are small are full where somebody does not handle what comes.
+            may_refuse: if small {
+                vec![Refused::InboxFull]
+            } else {
+                Vec::new()
+            },
+            ..Expect::default()
+        },
         places,
     }
 }
@@ -107,6 +130,11 @@ pub fn expand(case: &mut Case) {
     if let Some(random) = case.random.take() {
         let mut rng = SimRng::stream(case.seed, FAULTS);
         let drawn = draw_faults(&mut rng, case, &random);
+        // Clients take the time from their edge: ids that a clock far ahead made are refused by those who know better.
+        let far = |fault: &Fault| fault.step_ms.is_some_and(|step| step.unsigned_abs() > FAR_MS);
+        if drawn.iter().any(far) {
+            case.expect.may_refuse.push(Refused::IdInFuture);
+        }
         case.faults.extend(drawn);
     }
     let mut rng = SimRng::stream(case.seed, ACTS);
@@ -214,11 +242,39 @@ fn draw_limits(rng: &mut SimRng) -> CoreLimits {
     }
 }
 
+/// Most seeds have the product's inboxes; the others such that fill up while somebody does not handle what comes.
+fn draw_inbox(rng: &mut SimRng) -> InboxLimits {
+    let defaults = InboxLimits::default();
+    match rng.below(8) {
+        0 => InboxLimits {
+            messages: rng.between(3, 60),
+            ..defaults
+        },
+        1 => InboxLimits {
+            bytes: rng.between(4, 64) * 1024,
+            ..defaults
+        },
+        _ => defaults,
+    }
+}
+
+/// Deaths are noticed at once, in half the grace of a session, or long after everything else.
+fn draw_membership(rng: &mut SimRng) -> Membership {
+    let defaults = Membership::default();
+    let death_max = [300, 1000, 4000, 4000, 10_000][rng.index(5)] * MILLI;
+    Membership {
+        death_min: defaults.death_min.min(death_max / 4),
+        death_max,
+        ..defaults
+    }
+}
+
 /// How often the swarm chooses each kind, where a seed has it at all.
-const WEIGHTS: [(Kind, u32); 23] = [
+const WEIGHTS: [(Kind, u32); 25] = [
     (Kind::Crash, 12),
     (Kind::Rolling, 2),
     (Kind::Pause, 5),
+    (Kind::Lose, 1),
     (Kind::Cut, 14),
     (Kind::Flap, 3),
     (Kind::Clog, 4),
@@ -237,6 +293,7 @@ const WEIGHTS: [(Kind, u32); 23] = [
     (Kind::DiskReplaced, 3),
     (Kind::StoreErrors, 2),
     (Kind::StoreSlow, 2),
+    (Kind::StoreFull, 2),
     (Kind::Clock, 2),
     (Kind::Retry, 6),
 ];
@@ -244,7 +301,9 @@ const WEIGHTS: [(Kind, u32); 23] = [
 fn draw_weights(rng: &mut SimRng) -> BTreeMap<Kind, u32> {
     let mut weights = BTreeMap::new();
     for (kind, weight) in WEIGHTS {
-        if rng.chance(400) {
+        // A region that is lost is not there for what comes after it.
+        let share = if kind == Kind::Lose { 80 } else { 400 };
+        if rng.chance(share) {
             weights.insert(kind, weight);
         }
     }
@@ -253,9 +312,10 @@ fn draw_weights(rng: &mut SimRng) -> BTreeMap<Kind, u32> {
 
 fn draw_faults(rng: &mut SimRng, case: &Case, random: &Random) -> Vec<Fault> {
     let total: u64 = random.weights.values().map(|weight| u64::from(*weight)).sum();
-    let mut faults = Vec::new();
+    let until = random.until.unwrap_or(case.work).min(case.work);
+    let mut faults: Vec<Fault> = Vec::new();
     let mut at = FIRST_FAULT;
-    while total > 0 && at < case.work {
+    while total > 0 && at < until {
         let mut chosen = rng.below(total);
         for (kind, weight) in &random.weights {
             let weight = u64::from(*weight);
@@ -267,6 +327,18 @@ fn draw_faults(rng: &mut SimRng, case: &Case, random: &Random) -> Vec<Fault> {
         }
         at += rng.between(random.every / 4, 2 * random.every).max(1);
     }
+    if random.until.is_some() {
+        for fault in &mut faults {
+            let most = until - fault.at;
+            fault.lasts = match fault.lasts {
+                Some(lasts) => Some(lasts.min(most)),
+                None => keeps(fault.kind).then_some(most),
+            };
+        }
+    }
+    // What the others of two lost regions need might be lost with them.
+    let mut lost = case.faults.iter().any(|fault| fault.kind == Kind::Lose);
+    faults.retain(|fault| fault.kind != Kind::Lose || !std::mem::replace(&mut lost, true));
     faults
 }
 
@@ -299,7 +371,8 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
             fault.lasting(rng.between(100, 1500) * MILLI)
         }
         Kind::Pause => fault.on(a_node(rng, case)).lasting(lasts),
-        Kind::Lose => fault.on(a_region(rng, case)),
+        Kind::Lose if case.places.len() > 1 => fault.on(a_region(rng, case)),
+        Kind::Lose => return None,
         Kind::Cut | Kind::Flap | Kind::Clog | Kind::Slow => {
             let (from, to) = if kind == Kind::Cut && rng.chance(300) {
                 two_nodes(rng, case)?
@@ -362,8 +435,16 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
         Kind::StoreFull => fault.on(a_region(rng, case)).lasting(lasts),
         Kind::Clock => {
             let mut fault = fault.on(a_node(rng, case));
-            fault.step_ms = Some(rng.between(0, 60_000) as i64 - 30_000);
-            fault
+            let day = 86_400_000;
+            fault.step_ms = Some(match rng.below(4) {
+                0 => day,
+                1 => -day,
+                _ => rng.between(0, 60_000) as i64 - 30_000,
+            });
+            match rng.chance(300) {
+                true => fault.lasting(lasts),
+                false => fault,
+            }
         }
     })
 }

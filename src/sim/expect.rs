@@ -103,16 +103,26 @@ impl World {
     pub(super) fn check_expected(&mut self) {
         let expect = self.plan.expect.clone();
         let stats = self.check.stats;
+        // Nobody could give a lone region what it lost: the faults that need others have no effect there.
+        let several = self.plan.places.len() > 1;
         let least = [
             ("accepted", expect.accepted, stats.accepted),
             ("handled", expect.handled, stats.handled),
             ("holes", expect.holes, stats.holes),
+            ("snapshots", expect.snapshots.filter(|_| several), stats.snapshots),
+            ("takeovers", expect.takeovers, stats.takeovers),
+            ("commits on a full disk", expect.store_full, stats.store_full),
         ];
         for (what, least, have) in least {
             if let Some(least) = least.filter(|least| have < *least) {
                 let detail = format!("{have} {what}, expected at least {least}");
                 return self.fail("expected: enough happens", detail, Vec::new());
             }
+        }
+        let mut idle = expect.struck.iter().filter(|kind| !self.struck.contains(kind));
+        if let Some(kind) = idle.next().filter(|_| several) {
+            let detail = format!("no {} had an effect", kind.name());
+            return self.fail("expected: faults strike", detail, Vec::new());
         }
         for refused in expect.refused {
             let code = refused.code();

@@ -15,6 +15,13 @@ const RETRY: Micros = 2 * SECOND;
 /// A node that restarts is away for so long where nothing else is said.
 const RESTART: Micros = 300 * MILLI;
 
+/// Why a fault has no effect.
+const NO_PLACE: &str = "no such place takes part";
+const NO_WAY: &str = "there is no way between two such places";
+const DOWN: &str = "nothing runs there";
+const NOT_CONNECTED: &str = "no such client is connected";
+const AWAY: &str = "no such client is there";
+
 /// The end of something that went wrong.
 #[derive(Debug)]
 pub(super) enum Undo {
@@ -178,144 +185,15 @@ impl World {
             .flat_map(|name| self.plan.devices_named(name))
             .filter_map(|named| self.device_index(named))
             .collect();
-        let mut active = Active::default();
-        match fault.kind {
-            Kind::Crash => {
-                for node in &nodes {
-                    let skew = if nodes.len() > 1 {
-                        self.rng.below(500) * MILLI
-                    } else {
-                        0
-                    };
-                    self.crash(*node, fault.lasts.map(|lasts| lasts + skew));
-                }
+        let (active, effect) = self.strike(index, round, (nodes, regions, devices));
+        match effect {
+            Ok(()) if round == 0 => self.check.stats.faults += 1,
+            Err(why) if round == 0 => {
+                self.check.stats.without_effect += 1;
+                let words = fault.words();
+                self.trace.chapter(now, || format!("no effect: {words}: {why}"));
             }
-            Kind::Rolling => {
-                if let Some(node) = nodes.get(round as usize) {
-                    self.crash(*node, Some(fault.lasts.unwrap_or(RESTART)));
-                    let round = round + 1;
-                    let every = fault.every.unwrap_or(ROLL);
-                    self.after(every, Event::Fault { fault: index, round });
-                }
-            }
-            Kind::Pause => {
-                for node in nodes {
-                    self.pause(node, fault.lasts);
-                }
-            }
-            Kind::Lose => {
-                for region in regions {
-                    self.lose(region);
-                }
-            }
-            Kind::Cut | Kind::Flap => {
-                active.cuts = self.ways(&fault.from, &fault.to, fault.one_way);
-                if fault.clients {
-                    active.client_cuts = self.client_ways(&fault.from, &fault.to);
-                }
-            }
-            Kind::Clog => {
-                let ways = self.ways(&fault.from, &fault.to, fault.one_way);
-                // A longer silence would break the connections.
-                let longest = self.plan.network.idle - self.plan.network.idle / 4;
-                let lasts = fault.lasts.unwrap_or(longest).min(longest);
-                active.clogged = (ways.into_iter().collect(), now + lasts);
-            }
-            Kind::Slow => {
-                let ways = self.ways(&fault.from, &fault.to, fault.one_way);
-                active.slow = ways.into_iter().collect();
-                active.slowness = Slowness {
-                    loss: fault.loss.unwrap_or(0).min(900),
-                    factor: fault.factor.unwrap_or(1),
-                    extra: fault.extra.unwrap_or(0),
-                    bandwidth: fault.bandwidth.unwrap_or(0),
-                };
-            }
-            Kind::Break => {
-                for (from, to) in self.ways(&fault.from, &fault.to, true) {
-                    if let Some(pair) = self.pair_of(from, to) {
-                        self.peer_break(pair);
-                    }
-                }
-            }
-            Kind::Disconnect => {
-                for device in devices {
-                    self.disconnect(device);
-                }
-            }
-            Kind::Retry => {
-                for device in devices {
-                    self.client_retries(device, fault.lasts.unwrap_or(RETRY));
-                }
-            }
-            Kind::Move => {
-                let to = fault.to.first().map(|place| self.plan.regions_at(place));
-                if let Some(to) = to.and_then(|regions| regions.first().copied()) {
-                    for device in devices {
-                        self.relocate(device, to, fault.lasts);
-                    }
-                }
-            }
-            Kind::Forget => {
-                for device in devices {
-                    if self.devices[device].machine.is_some() {
-                        self.device_forgets(device);
-                    }
-                }
-            }
-            Kind::StallRead => active.unread = devices.into_iter().collect(),
-            Kind::StallApp => active.unhandled = devices.into_iter().collect(),
-            Kind::Leave => {
-                for device in devices {
-                    if self.devices[device].machine.is_some() {
-                        self.device_leaves(device, fault.told);
-                        if let Some(away) = fault.lasts {
-                            self.after(away, Event::Arrive { device });
-                        }
-                    }
-                }
-            }
-            Kind::FalseDeath => {
-                for (observer, subject) in self.ways(&fault.from, &fault.to, true) {
-                    self.take_for_dead(observer, subject, fault.lasts);
-                }
-            }
-            Kind::StoreStop => {
-                for region in regions {
-                    let node = self.core_of(region);
-                    self.store_dies(node);
-                }
-            }
-            Kind::StoreErrors => active.errors = (regions, fault.loss.unwrap_or(0)),
-            Kind::StoreSlow => active.slow_stores = (regions, fault.extra.unwrap_or(0)),
-            Kind::StoreFull => {
-                for region in &regions {
-                    self.stores[*region].full(true);
-                }
-                active.full = regions;
-            }
-            Kind::Backup => {
-                for region in regions {
-                    self.take_backup(region);
-                }
-            }
-            Kind::Restore => {
-                for region in regions {
-                    self.backup_restored(region, fault.lasts);
-                }
-            }
-            Kind::DiskReplaced => {
-                for region in regions {
-                    self.disk_replaced(region, fault.lasts);
-                }
-            }
-            Kind::Clock => {
-                let step = fault.step_ms.unwrap_or(0);
-                for node in nodes {
-                    self.nodes[node].clock_ms = self.nodes[node].clock_ms.saturating_add(step);
-                    active.clocks.push((node, step));
-                }
-            }
+            _ => {}
         }
         if fault.kind == Kind::Flap {
             let every = fault.every.unwrap_or(SECOND).max(MILLI);
@@ -337,6 +215,214 @@ impl World {
         if keeps(fault.kind) {
             self.begin_fault(index, active);
         }
+    }
+
+    /// What a fault does, and why it does nothing where it does.
+    fn strike(
+        &mut self,
+        index: usize,
+        round: u32,
+        (nodes, regions, devices): (Vec<usize>, BTreeSet<usize>, Vec<usize>),
+    ) -> (Active, Result<(), &'static str>) {
+        let fault = self.plan.faults[index].clone();
+        let now = self.now;
+        let mut active = Active::default();
+        let effect = match fault.kind {
+            Kind::Crash => {
+                let mut struck = nodes.is_empty();
+                for node in &nodes {
+                    let skew = if nodes.len() > 1 {
+                        self.rng.below(500) * MILLI
+                    } else {
+                        0
+                    };
+                    struck |= self.crash(*node, fault.lasts.map(|lasts| lasts + skew));
+                }
+                any(struck, DOWN).and(some(&nodes, NO_PLACE))
+            }
+            Kind::Rolling => {
+                if let Some(node) = nodes.get(round as usize) {
+                    self.crash(*node, Some(fault.lasts.unwrap_or(RESTART)));
+                    let round = round + 1;
+                    let every = fault.every.unwrap_or(ROLL);
+                    self.after(every, Event::Fault { fault: index, round });
+                }
+                some(&nodes, NO_PLACE)
+            }
+            Kind::Pause => {
+                let mut struck = nodes.is_empty();
+                for node in &nodes {
+                    struck |= self.pause(*node, fault.lasts);
+                }
+                any(struck, DOWN).and(some(&nodes, NO_PLACE))
+            }
+            Kind::Lose => self.each_region(&regions, Self::lose),
+            Kind::Cut | Kind::Flap => {
+                active.cuts = self.ways(&fault.from, &fault.to, fault.one_way);
+                if fault.clients {
+                    active.client_cuts = self.client_ways(&fault.from, &fault.to);
+                }
+                some(&active.cuts, NO_WAY)
+            }
+            Kind::Clog => {
+                let ways = self.ways(&fault.from, &fault.to, fault.one_way);
+                let effect = some(&ways, NO_WAY);
+                // A longer silence would break the connections.
+                let longest = self.plan.network.idle - self.plan.network.idle / 4;
+                let lasts = fault.lasts.unwrap_or(longest).min(longest);
+                active.clogged = (ways.into_iter().collect(), now + lasts);
+                effect
+            }
+            Kind::Slow => {
+                let ways = self.ways(&fault.from, &fault.to, fault.one_way);
+                let effect = some(&ways, NO_WAY);
+                active.slow = ways.into_iter().collect();
+                active.slowness = Slowness {
+                    loss: fault.loss.unwrap_or(0).min(900),
+                    factor: fault.factor.unwrap_or(1),
+                    extra: fault.extra.unwrap_or(0),
+                    bandwidth: fault.bandwidth.unwrap_or(0),
+                };
+                effect
+            }
+            Kind::Break => {
+                let pairs: BTreeSet<usize> = self
+                    .ways(&fault.from, &fault.to, true)
+                    .into_iter()
+                    .filter_map(|(from, to)| self.pair_of(from, to))
+                    .collect();
+                for pair in &pairs {
+                    self.peer_break(*pair);
+                }
+                any(!pairs.is_empty(), NO_WAY)
+            }
+            Kind::Disconnect => {
+                let mut struck = false;
+                for device in devices {
+                    struck |= self.disconnect(device);
+                }
+                any(struck, NOT_CONNECTED)
+            }
+            Kind::Retry => {
+                let mut struck = false;
+                for device in devices {
+                    struck |= self.client_retries(device, fault.lasts.unwrap_or(RETRY));
+                }
+                any(struck, NOT_CONNECTED)
+            }
+            Kind::Move => {
+                let to = fault.to.first().map(|place| self.plan.regions_at(place));
+                match to.and_then(|regions| regions.first().copied()) {
+                    Some(to) => {
+                        for device in devices {
+                            self.relocate(device, to, fault.lasts);
+                        }
+                        Ok(())
+                    }
+                    None => Err(NO_PLACE),
+                }
+            }
+            Kind::Forget => {
+                let here = self.there(&devices);
+                for device in &here {
+                    self.device_forgets(*device);
+                }
+                some(&here, AWAY)
+            }
+            Kind::StallRead => {
+                active.unread = devices.iter().copied().collect();
+                some(&devices, AWAY)
+            }
+            Kind::StallApp => {
+                active.unhandled = devices.iter().copied().collect();
+                some(&devices, AWAY)
+            }
+            Kind::Leave => {
+                let here = self.there(&devices);
+                for device in &here {
+                    self.device_leaves(*device, fault.told);
+                    if let Some(away) = fault.lasts {
+                        self.after(away, Event::Arrive { device: *device });
+                    }
+                }
+                some(&here, AWAY)
+            }
+            Kind::FalseDeath => {
+                let ways = self.ways(&fault.from, &fault.to, true);
+                let mut struck = ways.is_empty();
+                for (observer, subject) in &ways {
+                    struck |= self.take_for_dead(*observer, *subject, fault.lasts);
+                }
+                any(struck, "nobody there takes it for alive").and(some(&ways, NO_WAY))
+            }
+            Kind::StoreStop => self.each_region(&regions, |world, region| {
+                let node = world.core_of(region);
+                world.store_dies(node)
+            }),
+            Kind::StoreErrors => {
+                let effect = any(!regions.is_empty(), NO_PLACE);
+                active.errors = (regions, fault.loss.unwrap_or(0));
+                effect
+            }
+            Kind::StoreSlow => {
+                let effect = any(!regions.is_empty(), NO_PLACE);
+                active.slow_stores = (regions, fault.extra.unwrap_or(0));
+                effect
+            }
+            Kind::StoreFull => {
+                for region in &regions {
+                    self.stores[*region].full(true);
+                }
+                let effect = any(!regions.is_empty(), NO_PLACE);
+                active.full = regions;
+                effect
+            }
+            Kind::Backup => self.each_region(&regions, Self::take_backup),
+            Kind::Restore => self.each_region(&regions, |world, region| {
+                world.backup_restored(region, fault.lasts)
+            }),
+            Kind::DiskReplaced => {
+                self.each_region(&regions, |world, region| world.disk_replaced(region, fault.lasts))
+            }
+            Kind::Clock => {
+                let step = fault.step_ms.unwrap_or(0);
+                for node in &nodes {
+                    self.nodes[*node].clock_ms = self.nodes[*node].clock_ms.saturating_add(step);
+                    active.clocks.push((*node, step));
+                }
+                some(&nodes, NO_PLACE)
+            }
+        };
+        if effect.is_ok() {
+            self.struck.insert(fault.kind);
+        }
+        (active, effect)
+    }
+
+    /// Does something to each region; has an effect where one of them was struck.
+    fn each_region(
+        &mut self,
+        regions: &BTreeSet<usize>,
+        mut strike: impl FnMut(&mut World, usize) -> Result<(), &'static str>,
+    ) -> Result<(), &'static str> {
+        let mut all = Err(NO_PLACE);
+        for region in regions {
+            match strike(self, *region) {
+                Ok(()) => all = Ok(()),
+                Err(why) => {
+                    let (now, name) = (self.now, self.region_name(*region).clone());
+                    self.trace.tell(now, || format!("{name} is not struck: {why}"));
+                    all = all.or(Err(why));
+                }
+            }
+        }
+        all
+    }
+
+    /// Those of some devices whose clients run.
+    fn there(&self, devices: &[usize]) -> Vec<usize> {
+        let runs = |device: &usize| self.devices[*device].machine.is_some();
+        devices.iter().copied().filter(runs).collect()
     }
 
     fn begin_fault(&mut self, index: usize, active: Active) {
@@ -488,19 +574,21 @@ impl World {
         ways
     }
 
-    fn crash(&mut self, node: usize, lasts: Option<Micros>) {
-        if self.nodes[node].process.is_some() {
+    fn crash(&mut self, node: usize, lasts: Option<Micros>) -> bool {
+        let runs = self.nodes[node].process.is_some();
+        if runs {
             self.kill(node);
             if let Some(lasts) = lasts {
                 self.after(lasts, Event::Start { node });
             }
         }
+        runs
     }
 
     /// A node stands still: it takes nothing in, and nothing of it goes out.
-    fn pause(&mut self, node: usize, lasts: Option<Micros>) {
+    fn pause(&mut self, node: usize, lasts: Option<Micros>) -> bool {
         if self.nodes[node].process.is_none() {
-            return;
+            return false;
         }
         let lasts = lasts.unwrap_or(self.plan.work.saturating_sub(self.now));
         self.nodes[node].paused_until = self.now + lasts;
@@ -510,16 +598,15 @@ impl World {
                 self.peer_break(pair);
             }
         }
+        true
     }
 
-    /// A region is gone for good, with all that only it had; the last one is not.
-    fn lose(&mut self, region: usize) {
-        let left = (0..self.stores.len()).filter(|other| !self.wrong.gone.contains(other));
-        if left.eq([region]) {
-            let (now, name) = (self.now, self.region_name(region).clone());
-            return self
-                .trace
-                .chapter(now, || format!("{name} is the last region there is: it stays"));
+    /// A region is gone for good, with all that only it had.
+    fn lose(&mut self, region: usize) -> Result<(), &'static str> {
+        let left = |other: &usize| *other != region && !self.wrong.gone.contains(other);
+        let mut left = (0..self.stores.len()).filter(left);
+        if !left.any(|other| self.is_whole(other)) {
+            return Err("no region that is left has everything just now");
         }
         self.wrong.gone.insert(region);
         for node in 0..self.nodes.len() {
@@ -527,14 +614,17 @@ impl World {
                 self.kill(node);
             }
         }
+        Ok(())
     }
 
-    fn disconnect(&mut self, device: usize) {
-        if let Some(conn) = self.devices[device].conn {
-            self.after(0, Event::ClientGone { conn });
-            let delay = self.rng.between(0, 10_000) * MILLI;
-            self.after(delay, Event::ServerGone { conn });
-        }
+    fn disconnect(&mut self, device: usize) -> bool {
+        let Some(conn) = self.devices[device].conn else {
+            return false;
+        };
+        self.after(0, Event::ClientGone { conn });
+        let delay = self.rng.between(0, 10_000) * MILLI;
+        self.after(delay, Event::ServerGone { conn });
+        true
     }
 
     fn relocate(&mut self, device: usize, to: usize, lasts: Option<Micros>) {
@@ -544,8 +634,8 @@ impl World {
         self.after(delay, Event::Arrive { device });
     }
 
-    fn take_for_dead(&mut self, observer: usize, subject: usize, lasts: Option<Micros>) {
-        self.forget(observer, subject);
+    fn take_for_dead(&mut self, observer: usize, subject: usize, lasts: Option<Micros>) -> bool {
+        let known = self.forget(observer, subject);
         let boot = self.nodes[observer].boot;
         if let Some(lasts) = lasts {
             self.after(
@@ -557,6 +647,7 @@ impl World {
                 }),
             );
         }
+        known
     }
 
     /// A node learns of all that run, whatever it believed.
@@ -579,7 +670,7 @@ impl World {
 }
 
 /// Whether a fault of this kind is something that holds until it ends; the others strike and are over.
-fn keeps(kind: Kind) -> bool {
+pub(super) fn keeps(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::Cut
@@ -593,6 +684,16 @@ fn keeps(kind: Kind) -> bool {
             | Kind::StoreFull
             | Kind::Clock
     )
+}
+
+/// Whether something was struck.
+fn any(struck: bool, otherwise: &'static str) -> Result<(), &'static str> {
+    if struck { Ok(()) } else { Err(otherwise) }
+}
+
+/// Whether there is somebody to strike.
+fn some<T>(all: &[T], otherwise: &'static str) -> Result<(), &'static str> {
+    any(!all.is_empty(), otherwise)
 }
 
 /// One less of it; whether none is left.

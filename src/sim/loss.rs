@@ -21,26 +21,26 @@ pub(super) struct Backup {
 
 impl World {
     /// A region's disk is gone: its node starts again with an empty store under the same name, which joins.
-    pub(super) fn disk_replaced(&mut self, region: usize, lasts: Option<Micros>) {
-        if !self.may_lose(region) {
-            return;
-        }
+    pub(super) fn disk_replaced(&mut self, region: usize, lasts: Option<Micros>) -> Result<(), &'static str> {
+        self.may_lose(region)?;
         let core = self.core_of(region);
         self.kill(core);
         let medium = self.stores[region].replace_disk();
         drop(medium);
         self.forget_durable(region, Durable::default());
         self.come_back(region, lasts);
+        Ok(())
     }
 
     /// An earlier copy of a region's store is put back.
-    pub(super) fn backup_restored(&mut self, region: usize, lasts: Option<Micros>) {
-        if !self.may_lose(region) {
-            return;
-        }
-        let Some(backup) = self.stores[region].backup.take() else {
-            return;
-        };
+    pub(super) fn backup_restored(
+        &mut self,
+        region: usize,
+        lasts: Option<Micros>,
+    ) -> Result<(), &'static str> {
+        self.may_lose(region)?;
+        let backup = self.stores[region].backup.take();
+        let backup = backup.ok_or("no copy was taken since the last was put back")?;
         let core = self.core_of(region);
         self.kill(core);
         let Backup { medium, durable } = backup;
@@ -55,35 +55,44 @@ impl World {
         self.stores[region].restore(medium);
         self.forget_durable(region, durable);
         self.come_back(region, lasts);
+        Ok(())
     }
 
     /// The store of a region is copied.
-    pub(super) fn take_backup(&mut self, region: usize) {
+    pub(super) fn take_backup(&mut self, region: usize) -> Result<(), &'static str> {
         let durable = self.check.stores[region].clone();
-        if let Some(medium) = self.stores[region].copy() {
-            let (now, name) = (self.now, self.region_name(region).clone());
-            self.trace.tell(now, || format!("the store of {name} is copied"));
-            self.stores[region].backup = Some(Backup { medium, durable });
-        }
+        let medium = self.stores[region].copy().ok_or("its store is not there yet")?;
+        let (now, name) = (self.now, self.region_name(region).clone());
+        self.trace.tell(now, || format!("the store of {name} is copied"));
+        self.stores[region].backup = Some(Backup { medium, durable });
+        Ok(())
     }
 
     /// Another region must have everything, or nobody can say when this one has.
-    fn may_lose(&self, region: usize) -> bool {
-        let shards = self.plan.sharding().count as usize;
-        let sound = |other: usize| {
-            let process = self.nodes[self.core_of(other)].process.as_ref();
-            process.is_some_and(|process| {
-                let active = process
-                    .tasks
-                    .iter()
-                    .map(|task| task.machine.owner().active_count());
-                active.sum::<usize>() == shards
-            })
-        };
-        let shared = self.plan.engine == super::case::EngineKind::Shared;
-        !shared
-            && self.stores.len() > 1
-            && (0..self.stores.len()).all(|other| other == region || sound(other))
+    fn may_lose(&self, region: usize) -> Result<(), &'static str> {
+        if self.plan.engine == super::case::EngineKind::Shared {
+            return Err("a store that nodes share outlives them");
+        }
+        if self.stores.len() < 2 {
+            return Err("no other region has what the store has");
+        }
+        if !(0..self.stores.len()).all(|other| other == region || self.is_whole(other)) {
+            return Err("another region does not have everything just now");
+        }
+        Ok(())
+    }
+
+    /// Whether a region has taken up all its shards, and lacks nothing that it knows of.
+    pub(super) fn is_whole(&self, region: usize) -> bool {
+        let cores = self
+            .nodes
+            .iter()
+            .filter(|node| node.region == region && node.core);
+        let tasks = cores
+            .filter_map(|node| node.process.as_ref())
+            .flat_map(|process| &process.tasks);
+        let active = tasks.map(|task| task.machine.owner().active_count());
+        active.sum::<usize>() >= self.plan.sharding().count as usize
     }
 
     fn come_back(&mut self, region: usize, lasts: Option<Micros>) {

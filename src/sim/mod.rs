@@ -106,6 +106,16 @@ pub struct Stats {
     pub compared: u64,
     /// Commits of all stores.
     pub commits: u64,
+    /// Faults that struck.
+    pub faults: u64,
+    /// Faults that found nothing to strike; the story says why.
+    pub without_effect: u64,
+    /// Snapshots that a region took in whole.
+    pub snapshots: u64,
+    /// Times that a core took over a shard that had an owner before, under a new epoch.
+    pub takeovers: u64,
+    /// Commits that found the disk full.
+    pub store_full: u64,
     /// From the healing to the end of all work, microseconds of virtual time.
     pub settled: Micros,
 }
@@ -192,7 +202,7 @@ pub fn case_with_story(case: Case, options: Options) -> Report {
 
 impl Report {
     /// The end of the story, as far as it has to do with the violation.
-    fn relevant(&self) -> Vec<&String> {
+    pub fn relevant(&self) -> Vec<&String> {
         let words = self
             .violation
             .as_ref()

@@ -182,14 +182,15 @@ impl World {
         }
     }
 
-    /// An observer takes a living node for dead.
-    pub(super) fn forget(&mut self, observer: usize, subject: usize) {
-        if let Some(process) = &mut self.nodes[observer].process
-            && process.view.remove(&subject).is_some()
-        {
+    /// An observer takes a living node for dead; whether it took it for alive.
+    pub(super) fn forget(&mut self, observer: usize, subject: usize) -> bool {
+        let process = self.nodes[observer].process.as_mut();
+        let known = process.is_some_and(|process| process.view.remove(&subject).is_some());
+        if known {
             self.disturb(observer, Disturbed::All);
             self.tell_members(observer);
         }
+        known
     }
 
     fn tell_members(&mut self, observer: usize) {

@@ -16,6 +16,7 @@ use super::case::{
 use super::fault::{Fault, Kind};
 use super::rng::SimRng;
 use super::trace::Micros;
+use super::validate::{MAX_CLOCK_MS, MAX_DRIFT_PPM};
 use super::{draw, span};
 use crate::core::ids::{NodeName, RegionId};
 use crate::core::limits::CoreLimits;
@@ -24,6 +25,8 @@ use crate::server::regions::{RegionFile, Regions, Role};
 
 /// Shards of a scenario that does not say: some on each partition, few enough to look at all of them.
 const SHARDS: u32 = 8;
+/// Places in all regions.
+const SPECIAL: [&str; 3] = ["all", "cores", "edges"];
 
 /// A scenario, as its file has it.
 #[derive(Debug, Clone)]
@@ -199,17 +202,21 @@ impl Scenario {
         for clock in &file.clock {
             for place in &clock.on {
                 for node in case.nodes_at(&substitute(place, &names)) {
-                    case.nodes[node].clock_ms += clock.offset_ms;
-                    case.nodes[node].drift_ppm += clock.drift_ppm;
+                    let node = &mut case.nodes[node];
+                    node.clock_ms = node.clock_ms.saturating_add(clock.offset_ms);
+                    node.drift_ppm = node.drift_ppm.saturating_add(clock.drift_ppm);
                 }
             }
         }
-        for users in &file.users {
+        // The group that each user is of.
+        let mut groups = Vec::new();
+        for (group, users) in file.users.iter().enumerate() {
             let made = users.make(rng, &case, &names);
+            groups.resize(groups.len() + made.len(), group);
             case.users.extend(made);
         }
         let wrongs = case.wrongs().into_iter();
-        problems.extend(wrongs.map(|(key, message)| self.text.problem(&key_of_file(&key), message)));
+        problems.extend(wrongs.map(|(key, message)| self.text.problem(&key_of_file(&key, &groups), message)));
         problems.extend(self.wrong_names(&case));
         if problems.is_empty() {
             Ok(case)
@@ -251,24 +258,66 @@ impl Scenario {
         if self.file.nodes.edges.is_some_and(|edges| edges > 32) {
             problems.push(self.text.problem("nodes.edges", "expected at most 32"));
         }
+        for (at, clock) in self.file.clock.iter().enumerate() {
+            if clock.offset_ms.unsigned_abs() > MAX_CLOCK_MS {
+                let text = format!("expected at most {MAX_CLOCK_MS}, twenty years, either way");
+                problems.push(self.text.problem(&format!("clock.{at}.offset_ms"), text));
+            }
+            if clock.drift_ppm.unsigned_abs() > MAX_DRIFT_PPM {
+                let text = format!("expected at most {MAX_DRIFT_PPM} either way");
+                problems.push(self.text.problem(&format!("clock.{at}.drift_ppm"), text));
+            }
+        }
+        for (at, fault) in self.file.fault.iter().enumerate() {
+            let everywhere = |place: &&String| SPECIAL.contains(&place.as_str());
+            if fault.kind == Kind::Lose && fault.on.iter().any(|place| everywhere(&place)) {
+                let text = "no region would be left; name the regions that are lost";
+                problems.push(self.text.problem(&format!("fault.{at}.on"), text));
+            }
+        }
         problems
     }
 
-    /// Places must name a region of the file or of the folder: a slip must not be a fault without effect.
+    /// Places must name a region of the file or of the folder, and a part that regions have: a slip must not be a fault
+    /// without effect.
     fn wrong_places(&self, regions: &Regions) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let known = |name: &str| {
-            let special = ["all", "cores", "edges"].contains(&name);
-            special || self.file.regions.iter().any(|named| named == name) || regions.region(name).is_some()
+        let names = self.names(regions);
+        let of_region = |name: &str| {
+            self.file.regions.iter().any(|named| named == name) || regions.region(name).is_some()
+        };
+        let node_there = |region: &str, node: &str| {
+            let region = names.get(region).map_or(region, String::as_str);
+            // A name of the file that no region stands for has no nodes: those of any region are no slips.
+            let mut there = regions
+                .iter()
+                .filter(|file| regions.region(region).is_none() || file.id == region);
+            there.any(|file| {
+                self.file
+                    .nodes
+                    .of(file)
+                    .iter()
+                    .any(|plan| plan.name.as_str() == node)
+            })
+        };
+        let known = |place: &str, whole: bool| match place.split_once('/') {
+            None if whole => of_region(place),
+            None => SPECIAL.contains(&place) || of_region(place),
+            Some(_) if whole => false,
+            Some((region, part)) => of_region(region) && (is_part(part) || node_there(region, part)),
         };
         let mut check = |key: String, place: &str, whole: bool| {
-            let (region, part) = place.split_once('/').unwrap_or((place, ""));
-            if !known(region) || (whole && (!part.is_empty() || region == "cores" || region == "edges")) {
+            if !known(place, whole) {
                 let all: Vec<&str> = regions.ids().collect();
                 let message = format!(
-                    "{place:?} is no place here; expected a region (of `regions` in this file, or {}), REGION/core, \
-                     REGION/edges, REGION/edge-2, REGION/NODE, all, cores or edges",
-                    all.join(", ")
+                    "{place:?} is no place here; expected a region (of `regions` in this file, or {}){}",
+                    all.join(", "),
+                    match whole {
+                        true => "",
+                        false => {
+                            ", REGION/core, REGION/edges, REGION/edge-2, REGION/NODE, all, cores or edges"
+                        }
+                    }
                 );
                 problems.push(self.text.problem(&key, message));
             }
@@ -311,14 +360,16 @@ impl Scenario {
             }
         }
         for (at, act) in self.file.act.iter().enumerate() {
-            for name in [&act.device].into_iter().chain(&act.copies) {
+            let devices = act.copies.iter().map(|name| ("copies", name));
+            for (key, name) in [("device", &act.device)].into_iter().chain(devices) {
                 if case.devices_named(name).is_empty() {
-                    wrong(format!("act.{at}.device"), name, "device");
+                    wrong(format!("act.{at}.{key}"), name, "device");
                 }
             }
-            for name in act.to.iter().chain(&act.twin) {
+            let twin = act.twin.iter().map(|name| ("twin", name));
+            for (key, name) in act.to.iter().map(|name| ("to", name)).chain(twin) {
                 if case.users_named(name).is_empty() {
-                    wrong(format!("act.{at}.to"), name, "user");
+                    wrong(format!("act.{at}.{key}"), name, "user");
                 }
             }
         }
@@ -431,13 +482,32 @@ fn renamed(fault: &Fault, names: &BTreeMap<String, String>) -> Fault {
     fault
 }
 
-/// The key of a scenario's file that a key of its case comes from.
-fn key_of_file(key: &str) -> String {
-    match key.split_once('.') {
-        Some(("user", _)) => "users".to_owned(),
-        Some(("node" | "region", _)) => "nodes".to_owned(),
-        None if key == "user" => "users".to_owned(),
-        None if key == "node" || key == "region" => "nodes".to_owned(),
+/// Whether it is a part that a region may have, many or few as its nodes are.
+fn is_part(part: &str) -> bool {
+    let nth = part.strip_prefix("edge-").and_then(|nth| nth.parse::<u32>().ok());
+    ["all", "core", "cores", "edges"].contains(&part) || nth.is_some_and(|nth| nth > 0)
+}
+
+/// The key of a scenario's file that a key of its case comes from. Each user is of one of the file's `groups`.
+fn key_of_file(key: &str, groups: &[usize]) -> String {
+    let mut parts = key.splitn(3, '.');
+    let (first, index, rest) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+    match first {
+        "user" => {
+            let user = index.and_then(|index| index.parse::<usize>().ok());
+            let Some(group) = user.and_then(|user| groups.get(user)) else {
+                return "users".to_owned();
+            };
+            match rest {
+                Some("home") => format!("users.{group}.region"),
+                Some(rest) if rest.ends_with("watches") => format!("users.{group}.watches"),
+                Some(rest) => format!("users.{group}.{rest}"),
+                None => format!("users.{group}"),
+            }
+        }
+        "node" if matches!(rest, Some("clock_ms" | "drift_ppm")) => "clock".to_owned(),
+        "node" if rest == Some("partitions") => "nodes.partitions".to_owned(),
+        "node" | "region" => "nodes".to_owned(),
         _ => key.to_owned(),
     }
 }

@@ -10,13 +10,15 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 30] = shipped![
+const TEXTS: [(&str, &str); 33] = shipped![
     "backup-restored",
     "clients-on-the-move",
+    "clock-a-day-behind",
     "clock-a-day-wrong",
     "clock-skew",
     "clock-years-ahead",
     "clogged-links",
+    "close-lost-with-owner",
     "core-crash-in-commits",
     "disk-full",
     "disk-replaced",
@@ -33,6 +35,7 @@ const TEXTS: [(&str, &str); 30] = shipped![
     "region-back-after-a-day",
     "region-cut-off",
     "region-lost-for-good",
+    "retry-during-the-fsync",
     "retry-in-two-regions",
     "rolling-restart",
     "same-id-to-two-users",

@@ -66,7 +66,8 @@ impl Shrinker {
     }
 
     /// Takes a smaller case where it fails the same way, under its own seed or one of a few others.
-    fn take(&mut self, smaller: Case) -> bool {
+    fn take(&mut self, mut smaller: Case) -> bool {
+        watch_who_is_there(&mut smaller);
         if !smaller.wrongs().is_empty() {
             return false;
         }
@@ -213,5 +214,22 @@ impl Shrinker {
                 return;
             }
         }
+    }
+}
+
+/// Nobody watches users who were left out.
+fn watch_who_is_there(case: &mut Case) {
+    let mut watched: Vec<_> = case
+        .users
+        .iter_mut()
+        .flat_map(|user| &mut user.devices)
+        .map(|device| device.watches.take())
+        .collect();
+    for names in watched.iter_mut().flatten() {
+        names.retain(|name| !case.users_named(name).is_empty());
+    }
+    let devices = case.users.iter_mut().flat_map(|user| &mut user.devices);
+    for (device, watches) in devices.zip(watched) {
+        device.watches = watches;
     }
 }

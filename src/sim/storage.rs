@@ -10,7 +10,7 @@ use super::defect::Defect;
 use super::rng::SimRng;
 use super::trace::Micros;
 use super::world::{Event, World};
-use crate::core::commit::StoreOp;
+use crate::core::commit::{Outcome, StoreOp};
 use crate::core::defect::Defect as CoreDefect;
 use crate::core::ids::{MessageId, Origin, UserId};
 use crate::core::node::Input;
@@ -496,6 +496,7 @@ impl World {
             return Err(StoreError::Retryable("injected".to_owned()));
         }
         if self.wrong.store_full(region) && self.stores[region].is_memory() {
+            self.check.stats.store_full += 1;
             return Err(StoreError::Full("injected".to_owned()));
         }
         let fresh = self.rng.seed();
@@ -511,7 +512,10 @@ impl World {
         } else {
             ops
         };
-        store.engine.commit(ops, now_ms)
+        let result = store.engine.commit(ops, now_ms);
+        let full = matches!(result, Err(StoreError::Full(_)));
+        self.check.stats.store_full += u64::from(full);
+        result
     }
 
     /// What the store did has ended: it is durable, and the answer leaves.
@@ -535,6 +539,7 @@ impl World {
             if self.defect != Some(Defect::SyncIgnored) {
                 self.stores[region].sync();
             }
+            self.count_commit(ops, committed);
             self.check_commit(region, ops, committed);
         }
         if let Some(answer) = running.answer.filter(|_| !self.is_over(running.asker)) {
@@ -575,16 +580,30 @@ impl World {
     }
 
     /// The store stops under its node, which must be started again.
-    pub(super) fn store_dies(&mut self, node: usize) {
+    pub(super) fn store_dies(&mut self, node: usize) -> Result<(), &'static str> {
         if self.is_shared() {
-            return;
+            return Err("a store that nodes share outlives them");
         }
-        if let Some(store) = self.store(node) {
-            store.dead = true;
-            let delay = self.rng.between(100, 1500) * MILLI;
-            self.after(delay, Event::Undo(super::faults::Undo::Crash { node }));
-            let restart = delay + self.rng.between(100, 4000) * MILLI;
-            self.after(restart.max(SECOND / 10), Event::Start { node });
+        let store = self.store(node).ok_or("its core does not run")?;
+        store.dead = true;
+        let delay = self.rng.between(100, 1500) * MILLI;
+        self.after(delay, Event::Undo(super::faults::Undo::Crash { node }));
+        let restart = delay + self.rng.between(100, 4000) * MILLI;
+        self.after(restart.max(SECOND / 10), Event::Start { node });
+        Ok(())
+    }
+
+    /// What scenarios may expect to happen in stores.
+    fn count_commit(&mut self, ops: &[StoreOp], committed: &Committed) {
+        let stats = &mut self.check.stats;
+        for (op, outcome) in ops.iter().zip(&committed.outcomes) {
+            match (op, outcome) {
+                (_, Outcome::Bumped { epoch }) if epoch.0 > 1 => stats.takeovers += 1,
+                (StoreOp::Merge { page, .. }, Outcome::Done { .. }) if page.next.is_none() => {
+                    stats.snapshots += 1;
+                }
+                _ => {}
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::case::{Case, EngineKind, MILLI, SECOND};
-use super::fault::Fault;
+use super::fault::{Fault, Kind};
 use super::span;
 use super::trace::Micros;
 use crate::core::ids::{NodeName, UserId};
@@ -17,8 +17,10 @@ pub const MAX_NODES: usize = 128;
 pub const MAX_DEVICES: usize = 5_000;
 /// Longest work: a run of days is a mistake.
 pub const MAX_WORK: Micros = 3 * 86_400 * SECOND;
-/// Furthest that a clock jumps, milliseconds: twenty years, as of a board whose clock starts at its epoch.
-const MAX_STEP_MS: u64 = 20 * 365 * 86_400_000;
+/// Furthest that a clock jumps or is off, milliseconds: twenty years, as of a board whose clock starts at its epoch.
+pub const MAX_CLOCK_MS: u64 = 20 * 365 * 86_400_000;
+/// Most that a clock drifts, millionths: a tenth.
+pub const MAX_DRIFT_PPM: u32 = 100_000;
 /// Most acts that a workload may draw: they are kept in memory.
 pub const MAX_ACTS: u64 = 1_000_000;
 /// Most shards: checkers look at all of them.
@@ -35,10 +37,37 @@ impl Case {
         self.wrong_nodes(&mut wrongs);
         self.wrong_users(&mut wrongs);
         for (at, fault) in self.faults.iter().enumerate() {
+            self.wrong_time(&mut wrongs, format!("fault.{at}.at"), fault.at);
             wrong_fault(&format!("fault.{at}"), fault, &mut wrongs);
         }
+        self.wrong_losses(&mut wrongs);
         self.wrong_workload(&mut wrongs);
         wrongs
+    }
+
+    /// What begins when everything heals, or later, never happens.
+    fn wrong_time(&self, wrongs: &mut Wrongs, key: String, at: Micros) {
+        if at >= self.work {
+            let text = format!("expected less than `work`, {}", span::show(self.work));
+            wrongs.push((key, text));
+        }
+    }
+
+    /// Somebody must be left. Where there is one region only, losing it has no effect, so that a scenario for several runs
+    /// there too.
+    fn wrong_losses(&self, wrongs: &mut Wrongs) {
+        let mut lost = BTreeSet::new();
+        for (at, fault) in self.faults.iter().enumerate() {
+            if fault.kind != Kind::Lose || self.places.len() < 2 {
+                continue;
+            }
+            let before = lost.len();
+            lost.extend(fault.on.iter().flat_map(|place| self.regions_at(place)));
+            if before < lost.len() && lost.len() == self.places.len() {
+                let text = "no region would be left; leave one out".to_owned();
+                wrongs.push((format!("fault.{at}.on"), text));
+            }
+        }
     }
 
     fn wrong_sizes(&self, wrongs: &mut Wrongs) {
@@ -156,13 +185,21 @@ impl Case {
                 wrongs.push((format!("{key}.name"), "expected a name of its own".to_owned()));
             }
             number(wrongs, &format!("{key}.partitions"), node.partitions.into(), 1, 8);
-            let drift = node.drift_ppm.unsigned_abs();
-            number(wrongs, &format!("{key}.drift_ppm"), drift.into(), 0, 100_000);
+            let (off, drift) = (node.clock_ms.unsigned_abs(), node.drift_ppm.unsigned_abs());
+            number(wrongs, &format!("{key}.clock_ms"), off, 0, MAX_CLOCK_MS);
+            number(
+                wrongs,
+                &format!("{key}.drift_ppm"),
+                drift.into(),
+                0,
+                MAX_DRIFT_PPM.into(),
+            );
         }
     }
 
     fn wrong_users(&self, wrongs: &mut Wrongs) {
         let mut names = BTreeSet::new();
+        let mut strangers = BTreeSet::new();
         let mut devices = 0;
         for (at, user) in self.users.iter().enumerate() {
             let key = format!("user.{at}");
@@ -175,6 +212,14 @@ impl Case {
             let homes = user.devices.iter().filter_map(|device| device.home.as_ref());
             if homes.chain([&user.home]).any(|home| self.region(home).is_none()) {
                 wrongs.push((format!("{key}.home"), "expected a region of this case".to_owned()));
+            }
+            for (device, planned) in user.devices.iter().enumerate() {
+                let unknown = |name: &&String| self.users_named(name).is_empty();
+                let unknown = planned.watches.iter().flatten().find(unknown);
+                if let Some(name) = unknown.filter(|name| strangers.insert(*name)) {
+                    let text = format!("{name:?} is neither a user nor a group of users here");
+                    wrongs.push((format!("{key}.devices.{device}.watches"), text));
+                }
             }
             let most = self.inbox.devices as u64;
             number(
@@ -207,6 +252,7 @@ impl Case {
             ] {
                 number(wrongs, &key(name), share.into(), 0, 1000);
             }
+            within(wrongs, &key("start"), workload.start, 0, self.work);
             let stop = workload.stop.unwrap_or(self.work).min(self.work);
             let drawn = stop.saturating_sub(workload.start) / workload.every.max(1) * 5;
             if drawn.min(workload.count) > MAX_ACTS {
@@ -219,6 +265,9 @@ impl Case {
         }
         if let Some(random) = &self.random {
             within(wrongs, "random.every", random.every, 10 * MILLI, MAX_WORK);
+            if let Some(until) = random.until {
+                within(wrongs, "random.until", until, 0, self.work);
+            }
         }
         for (at, act) in self.acts.iter().enumerate() {
             number(
@@ -228,6 +277,7 @@ impl Case {
                 0,
                 (MAX_BODY - 8) as u64,
             );
+            self.wrong_time(wrongs, format!("act.{at}.at"), act.at);
             if act.to.is_none() == act.status.is_none() {
                 let text = "expected either `to`, for a message, or `status`".to_owned();
                 wrongs.push((format!("act.{at}"), text));
@@ -280,7 +330,7 @@ fn wrong_fault(key: &str, fault: &Fault, wrongs: &mut Wrongs) {
             &format!("{key}.step_ms"),
             step.unsigned_abs(),
             0,
-            MAX_STEP_MS,
+            MAX_CLOCK_MS,
         );
     }
 }

@@ -1,6 +1,6 @@
 //! The world of a run: every node, store, connection and client, one queue of events, one clock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -10,6 +10,7 @@ use super::clients::Client;
 use super::defect::Defect;
 use super::device::Device;
 use super::expect::Apart;
+use super::fault::Kind;
 use super::faults::{Undo, Wrong};
 use super::ghosts::Calm;
 use super::network::{Pair, Stalled};
@@ -200,6 +201,8 @@ pub(super) struct World {
     pub(super) named: BTreeMap<String, usize>,
     pub(super) named_users: BTreeMap<String, usize>,
     pub(super) wrong: Wrong,
+    /// Kinds of faults that had an effect.
+    pub(super) struck: BTreeSet<Kind>,
     pub(super) apart: Apart,
     pub(super) calm: Calm,
     pub(super) bounds: Bounds,
@@ -256,6 +259,7 @@ impl World {
                 .map(|(index, user)| (user.name.clone(), index))
                 .collect(),
             wrong: Wrong::default(),
+            struck: BTreeSet::new(),
             apart: Apart::default(),
             calm: Calm::new(&plan),
             bounds: Bounds::new(&plan),

@@ -7,12 +7,14 @@ mod replay;
 mod run;
 mod shrink;
 mod source;
+mod summary;
 mod swarm;
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::output::{self, Format};
 use crate::sim::{Defect, EngineKind, Options, Report};
 
 /// Simulate regions with faults, reproducibly, and check what Iris promises.
@@ -103,25 +105,25 @@ impl Twists {
     }
 }
 
+/// Of which commit the program is built, where that is known (`build.rs`).
+const COMMIT: Option<&str> = option_env!("IRIS_COMMIT");
+
 /// A failure in words: the invariant, the seed, the build, the command that replays it, and the last events that matter.
 fn failure(report: &Report, replay: &str) -> String {
     format!(
         "{report}  build:     iris {}{}\n  replay:    {replay}\n",
         env!("CARGO_PKG_VERSION"),
-        commit()
+        COMMIT
             .map(|commit| format!(", commit {commit}"))
             .unwrap_or_default()
     )
 }
 
-/// The commit of the checkout that this runs in, if it is one.
-fn commit() -> Option<String> {
-    let output = std::process::Command::new("git")
-        .args(["rev-parse", "--short", "HEAD"])
-        .stderr(std::process::Stdio::null())
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let commit = text.trim();
-    (output.status.success() && !commit.is_empty()).then(|| commit.to_owned())
+/// The story of a run; it makes way where stdout is for JSON.
+fn tell(report: &Report, form: Format) -> anyhow::Result<()> {
+    let story = report.story.join("\n") + "\n";
+    match form {
+        Format::Table => output::print(&story),
+        Format::Json => output::print_aside(&story),
+    }
 }

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use serde::Serialize;
 
 use super::source::{self, Places};
+use super::summary::{Row, table};
 use super::{Twists, failure, jobs};
 use crate::cli::output::{self, Format};
 use crate::sim::case::SECOND;
@@ -22,8 +22,8 @@ const LONG: Micros = 3600 * SECOND;
 
 /// Run scenarios, or seeds of the swarm, and print what broke with the command that replays it.
 ///
-/// Of several scenarios those longer than an hour run with the first seed only. Without a scenario each seed draws everything: places, nodes, users, limits, faults and their times. The exit code is 1
-/// where a promise was broken.
+/// Of several scenarios those longer than an hour run with the first seed only. Without a scenario each seed draws
+/// everything: places, nodes, users, limits, faults and their times. The exit code is 1 where a promise was broken.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -45,7 +45,7 @@ pub(super) struct Run {
     /// Threads; as many as there are processors where it is not given.
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Print everything that happens.
+    /// Print everything that happens; to stderr where the summary is JSON.
     #[arg(long)]
     trace: bool,
     /// Go on after a seed that breaks a promise.
@@ -57,7 +57,7 @@ pub(super) struct Run {
     /// Run each seed twice, and compare.
     #[arg(long)]
     verify_determinism: bool,
-    /// Write a page with a picture of the (last) run.
+    /// Write a page with a picture of the run; of several that of the last that broke a promise, or of the last one.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// The form of the summary.
@@ -67,35 +67,6 @@ pub(super) struct Run {
     places: Places,
     #[command(flatten)]
     twists: Twists,
-}
-
-/// A row of the summary.
-#[derive(Debug, Default, Serialize)]
-struct Row {
-    scenario: String,
-    seeds: u64,
-    broken: u64,
-    sent: u64,
-    accepted: u64,
-    handled: u64,
-    rejected: u64,
-    /// Slowest, seconds of virtual time from the healing on.
-    settled_s: f64,
-    /// Virtual seconds of all runs.
-    simulated_s: f64,
-    /// Hash over the hashes of all runs.
-    hash: String,
-    failures: Vec<Failed>,
-    #[serde(skip)]
-    hashes: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct Failed {
-    seed: u64,
-    invariant: String,
-    detail: String,
-    replay: String,
 }
 
 impl Run {
@@ -164,11 +135,10 @@ impl Run {
             let at = runs[job as usize].0;
             let (scenario, name) = &scenarios[at];
             let replay = self.replay(scenario.is_some().then_some(name), report.seed);
-            let row = rows.entry(at).or_default();
-            row.scenario.clone_from(&report.case.name);
+            let row = rows.entry(at).or_insert_with(|| Row::named(&report.case.name));
             row.add(&report, &replay);
             if self.trace {
-                output::print(&(report.story.join("\n") + "\n"))?;
+                super::tell(&report, self.output)?;
             }
             let broken = report.violation.is_some();
             let talks = self.output == Format::Table;
@@ -182,7 +152,10 @@ impl Run {
             if broken && talks {
                 output::print(&(failure(&report, &replay) + "\n"))?;
             }
-            if self.html.is_some() {
+            let failed = page
+                .as_ref()
+                .is_some_and(|page: &Report| page.violation.is_some());
+            if self.html.is_some() && (broken || !failed) {
                 page = Some(report);
             }
             Ok(self.keep_going || !broken)
@@ -192,13 +165,23 @@ impl Run {
         if let (Some(file), Some(report)) = (&self.html, page) {
             fs::write(file, html::page(&report))
                 .with_context(|| format!("cannot write {}", file.display()))?;
-            eprintln!("the picture of the run is in {}", file.display());
+            let which = match (&report.violation, alone) {
+                (Some(_), false) => ", the last that broke a promise,",
+                (None, false) => ", the last,",
+                (_, true) => "",
+            };
+            let of = match report.case.name.as_str() {
+                "" => String::new(),
+                name => format!("{name}, "),
+            };
+            let (seed, file) = (report.seed, file.display());
+            eprintln!("the picture of {of}seed {seed}{which} is in {file}");
         }
-        let rows: Vec<Row> = rows.into_values().map(Row::finished).collect();
+        let rows: Vec<Row> = rows.into_values().collect();
         let broken: u64 = rows.iter().map(|row| row.broken).sum();
         match self.output {
             Format::Json => output::print_json(&rows)?,
-            Format::Table if scenarios[0].0.is_some() => table(&rows)?,
+            Format::Table if scenarios[0].0.is_some() => table("SCENARIO", &rows)?,
             Format::Table => output::print(&format!("{ran} seeds, {broken} broke a promise\n"))?,
         }
         Ok(ExitCode::from(u8::from(broken + different > 0)))
@@ -229,68 +212,6 @@ impl Run {
     }
 }
 
-impl Row {
-    fn add(&mut self, report: &Report, replay: &str) {
-        let stats = &report.stats;
-        self.seeds += 1;
-        self.sent += stats.sent;
-        self.accepted += stats.accepted;
-        self.handled += stats.handled;
-        self.rejected += stats.rejected;
-        self.settled_s = self.settled_s.max(stats.settled as f64 / 1e6);
-        self.simulated_s += report.time as f64 / 1e6;
-        self.hashes = self.hashes.rotate_left(1) ^ report.hash;
-        if let Some(violation) = &report.violation {
-            self.broken += 1;
-            self.failures.push(Failed {
-                seed: report.seed,
-                invariant: violation.invariant.to_owned(),
-                detail: violation.detail.clone(),
-                replay: replay.to_owned(),
-            });
-        }
-    }
-
-    fn finished(mut self) -> Self {
-        self.hash = format!("{:016x}", self.hashes);
-        self
-    }
-}
-
-fn table(rows: &[Row]) -> anyhow::Result<()> {
-    let cells: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| {
-            let verdict = if row.broken == 0 { "passed" } else { "BROKEN" };
-            vec![
-                row.scenario.clone(),
-                verdict.to_owned(),
-                format!("{}/{}", row.seeds - row.broken, row.seeds),
-                row.accepted.to_string(),
-                row.handled.to_string(),
-                row.rejected.to_string(),
-                format!("{:.0} s", row.settled_s),
-                format!("{:.0} s", row.simulated_s),
-                row.hash.clone(),
-            ]
-        })
-        .collect();
-    output::print_table(
-        &[
-            "SCENARIO",
-            "VERDICT",
-            "SEEDS",
-            "ACCEPTED",
-            "HANDLED",
-            "REFUSED",
-            "SETTLED",
-            "SIMULATED",
-            "HASH",
-        ],
-        &cells,
-    )
-}
-
 fn say(line: &str) {
     eprintln!("{line}");
 }
@@ -298,7 +219,8 @@ fn say(line: &str) {
 fn line(report: &Report) -> String {
     let stats = &report.stats;
     format!(
-        "seed {}: {} events in {:.1} s; {} sent, {} accepted, {} handled, {} sessions, {} commits, {} holes, settled in {:.1} s; hash {:016x}\n",
+        "seed {}: {} events in {:.1} s; {} sent, {} accepted, {} handled, {} sessions, {} commits, {} holes, {} faults and {} \
+         without effect, settled in {:.1} s; hash {:016x}\n",
         report.seed,
         report.events,
         report.time as f64 / 1e6,
@@ -308,6 +230,8 @@ fn line(report: &Report) -> String {
         stats.sessions,
         stats.commits,
         stats.holes,
+        stats.faults,
+        stats.without_effect,
         stats.settled as f64 / 1e6,
         report.hash
     )

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use serde::Serialize;
 
 use super::source::One;
+use super::summary::Failed;
 use super::{Twists, failure};
-use crate::cli::output;
+use crate::cli::output::{self, Format};
 use crate::sim::{self, shrink};
 
 /// Make a failing case small, and write it to a file that `replay` takes.
@@ -30,8 +32,24 @@ pub(super) struct Shrink {
     /// At most so many runs.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     runs: u64,
+    /// The form of the result.
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
     #[command(flatten)]
     twists: Twists,
+}
+
+/// What is left of the case.
+#[derive(Debug, Serialize)]
+struct Small {
+    file: String,
+    regions: usize,
+    nodes: usize,
+    users: usize,
+    acts: usize,
+    faults: usize,
+    work_s: f64,
+    failure: Option<Failed>,
 }
 
 impl Shrink {
@@ -50,7 +68,20 @@ impl Shrink {
         fs::write(&self.out, text).with_context(|| format!("cannot write {file}"))?;
         let report = sim::case_with_story(small, options);
         let replay = format!("iris sim replay {file}{} --trace", self.twists.flags());
-        output::print(&failure(&report, &replay))?;
+        let case = &report.case;
+        match self.output {
+            Format::Json => output::print_json(&Small {
+                file: file.to_string(),
+                regions: case.places.len(),
+                nodes: case.nodes.len(),
+                users: case.users.len(),
+                acts: case.acts.len(),
+                faults: case.faults.len(),
+                work_s: case.work as f64 / 1e6,
+                failure: Failed::of(&report, &replay),
+            })?,
+            Format::Table => output::print(&failure(&report, &replay))?,
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

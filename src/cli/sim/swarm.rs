@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::summary::{Row, table};
 use super::{Twists, failure, jobs};
-use crate::cli::output;
-use crate::sim::{self, draw};
+use crate::cli::output::{self, Format};
+use crate::sim::{self, EngineKind, draw};
 
 /// How often progress is shown.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -15,7 +16,7 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// Run many seeds, each with its own places, nodes, limits, workload and faults.
 ///
 /// A failure prints the invariant, the seed, the build, the command that replays it, and the last events that matter. The
-/// exit code is 1 where a promise was broken.
+/// exit code is 1 where a promise was broken. The summary has a row for each engine that seeds draw.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -38,6 +39,9 @@ pub(super) struct Swarm {
     /// Go on after a seed that breaks a promise.
     #[arg(long)]
     keep_going: bool,
+    /// The form of the summary.
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
     #[command(flatten)]
     twists: Twists,
 }
@@ -50,37 +54,53 @@ impl Swarm {
         };
         let options = self.twists.options();
         let begun = Instant::now();
-        let (mut shown, mut broken, mut simulated, mut handled) = (begun, 0_u64, 0.0, 0);
+        let mut shown = begun;
+        let mut all = Row::named("all");
+        let engines = ["memory", "embedded", "shared"];
+        let mut rows = engines.map(Row::named);
         let seed_of = |job: u64| self.seed.wrapping_add(job) & (u64::MAX >> 1);
         let work = |job: u64| sim::case_with_story(draw::draw(seed_of(job)), options);
         let see = |job: u64, report: sim::Report| {
-            simulated += report.time as f64 / 1e6;
-            handled += report.stats.handled;
-            if report.violation.is_some() {
-                broken += 1;
-                let replay = format!(
-                    "iris sim replay --seed {}{} --trace",
-                    report.seed,
-                    self.twists.flags()
-                );
+            let replay = format!(
+                "iris sim replay --seed {}{} --trace",
+                report.seed,
+                self.twists.flags()
+            );
+            let row = match report.case.engine {
+                EngineKind::Memory => 0,
+                EngineKind::Embedded => 1,
+                EngineKind::Shared => 2,
+            };
+            rows[row].add(&report, &replay);
+            all.add(&report, &replay);
+            if report.violation.is_some() && self.output == Format::Table {
                 output::print(&(failure(&report, &replay) + "\n"))?;
             }
             if shown.elapsed() > PROGRESS {
                 shown = Instant::now();
                 let seconds = begun.elapsed().as_secs_f64();
                 eprintln!(
-                    "{} seeds in {seconds:.0} s, {broken} broke a promise; {:.0} s simulated, {:.0} times real time",
+                    "{} seeds in {seconds:.0} s, {} broke a promise; {:.0} s simulated, {:.0} times real time",
                     job + 1,
-                    simulated,
-                    simulated / seconds
+                    all.broken,
+                    all.simulated_s,
+                    all.simulated_s / seconds
                 );
             }
             Ok(self.keep_going || report.violation.is_none())
         };
         let ran = jobs::each(jobs::threads(self.jobs), until, work, see)?;
-        output::print(&format!(
-            "{ran} seeds, {broken} broke a promise; {handled} messages handled in {simulated:.0} simulated seconds\n"
-        ))?;
-        Ok(ExitCode::from(u8::from(broken > 0)))
+        let rows = rows.iter().filter(|row| row.seeds > 0);
+        match self.output {
+            Format::Json => output::print_json(&rows.collect::<Vec<_>>())?,
+            Format::Table => {
+                table("ENGINE", rows.chain([&all]))?;
+                output::print(&format!(
+                    "{ran} seeds, {} broke a promise; {} messages handled in {:.0} simulated seconds\n",
+                    all.broken, all.handled, all.simulated_s
+                ))?;
+            }
+        }
+        Ok(ExitCode::from(u8::from(all.broken > 0)))
     }
 }

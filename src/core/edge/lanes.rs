@@ -430,7 +430,7 @@ impl Edge {
             }
             for (shard, stream) in &mut session.streams {
                 if closing[shard.0 as usize] {
-                    self.routing.answered(*shard, stream.rewind());
+                    self.routing.answered(*shard, stream.rewind_for_another_lane());
                 }
             }
         }

@@ -130,7 +130,9 @@ impl Edge {
         match &answer.verdict {
             Verdict::Accepted { .. } => {}
             // Not in flight under this attempt: the one that is, or will be, gets an answer of its own.
-            Verdict::Refused { .. } if answer.attempt != stream.attempt || at >= stream.sent => {
+            Verdict::Refused { code, .. }
+                if code.retryable() && (answer.attempt != stream.attempt || at >= stream.sent) =>
+            {
                 self.stats.stale += 1;
                 return;
             }
@@ -142,6 +144,12 @@ impl Edge {
                 self.stats.retries += 1;
                 return;
             }
+            Verdict::Refused { .. } if answer.attempt < stream.since => {
+                self.stats.stale += 1;
+                return;
+            }
+            // For good, under whatever attempt: an owner does not judge a number twice. Where its queue overflows it says so
+            // of later deposits before the store has judged the earlier ones, with every attempt.
             Verdict::Refused { .. } => {}
         }
         if at < stream.sent {

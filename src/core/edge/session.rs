@@ -117,6 +117,8 @@ impl Session {
 pub(super) struct Stream {
     /// R21: all in `items[..sent]` went out under it.
     pub(super) attempt: u32,
+    /// All attempts from this one on went to one owner, on one lane.
+    pub(super) since: u32,
     pub(super) items: VecDeque<Item>,
     /// How many of them are in flight on the shard's lane.
     pub(super) sent: usize,
@@ -133,6 +135,7 @@ impl Stream {
     pub(super) fn new(attempt: u32) -> Self {
         Self {
             attempt,
+            since: attempt,
             items: VecDeque::new(),
             sent: 0,
             queued: false,
@@ -159,6 +162,13 @@ impl Stream {
         if std::mem::take(&mut self.sent) > 0 {
             self.attempt += 1;
         }
+        was
+    }
+
+    /// The same where the lane is gone: what its owner still says of it is of no use.
+    pub(super) fn rewind_for_another_lane(&mut self) -> InFlight {
+        let was = self.rewind();
+        self.since = self.attempt;
         was
     }
 

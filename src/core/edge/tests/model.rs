@@ -83,6 +83,8 @@ struct Order {
     attempt: u32,
     refused_from: Option<u64>,
     judged: u64,
+    /// Refused for good.
+    ended: BTreeSet<u64>,
 }
 
 struct Client {
@@ -718,8 +720,12 @@ impl FakeOwner {
             order.refused_from = Some(seq);
             return Some(Code::Overloaded);
         }
+        if order.ended.contains(&seq) {
+            return Some(Code::OutOfOrder);
+        }
         if refusal == 1 && seq > order.judged {
             order.judged = seq;
+            order.ended.insert(seq);
             return Some(Code::InboxFull);
         }
         order.judged = order.judged.max(seq);

@@ -84,6 +84,48 @@ fn answers_reach_the_sender_once() {
     assert_eq!(rig.edge.routing.in_flight(), 0);
 }
 
+/// An owner whose queue is full says so of later deposits before the store has judged the earlier ones. Of those it says
+/// once what is wrong, and if that got lost with each such refusal, the sender would never hear of it.
+#[test]
+fn a_final_refusal_counts_after_a_later_deposit_came_back() {
+    let mut rig = limited(|_| {});
+    rig.send(1, 1, 1, "bob");
+    rig.send(1, 2, 2, "bob");
+    let sent = rig.out().deposits();
+    rig.answer(&sent[1], refuse(Code::Overloaded));
+    rig.answer(&sent[0], refuse(Code::InboxFull));
+    assert_eq!(rig.out().rejected(1), [(1, Code::InboxFull)]);
+    assert_eq!(rig.edge.routing.in_flight(), 0);
+    rig.pass(100);
+    let again = rig.out();
+    assert_eq!(again.tries(), [(2, 2)]);
+    rig.answer(&sent[1], refuse(Code::Blocked));
+    rig.answer(&again.deposits()[0], accept());
+    assert_eq!(rig.out().accepted(1), [2]);
+    // While it is in flight again, too.
+    rig.send(1, 3, 3, "bob");
+    rig.send(1, 4, 4, "bob");
+    let sent = rig.out().deposits();
+    rig.answer(&sent[1], refuse(Code::Overloaded));
+    rig.pass(100);
+    assert_eq!(rig.out().tries(), [(3, 3), (4, 3)]);
+    rig.answer(&sent[0], refuse(Code::InboxFull));
+    assert_eq!(rig.out().rejected(1), [(3, Code::InboxFull)]);
+    assert_eq!(rig.edge.routing.in_flight(), 1);
+}
+
+/// The next owner may accept what the last one refused.
+#[test]
+fn a_final_refusal_from_before_a_new_lane_does_not_count() {
+    let mut rig = limited(|_| {});
+    rig.send(1, 1, 1, "bob");
+    let sent = rig.out().deposits();
+    rig.owner(ToEdge::Reset);
+    rig.pass(1_000);
+    rig.answer(&sent[0], refuse(Code::InboxFull));
+    assert_eq!(rig.out().rejected(1), []);
+}
+
 #[test]
 fn bodies_and_sequences_hold_their_limits() {
     let mut rig = limited(|limits| limits.max_body = 10);
