@@ -1,6 +1,7 @@
-//! Says of which commit the program is built, for reports of failures: `IRIS_COMMIT`.
+//! Says of which commit the program is built, for reports of failures: `BUILD_COMMIT` (no name of a setting: tests
+//! and `cargo run` hand it on to what they start).
 //!
-//! A build from an archive, or without git, says nothing; whoever packages one may set `IRIS_COMMIT`. A commit that changes
+//! A build from an archive, or without git, says nothing; whoever packages one may set `BUILD_COMMIT`. A commit that changes
 //! no source does not build anything anew; release builds look at every commit.
 
 use std::path::Path;
@@ -17,13 +18,13 @@ const SOURCES: [&str; 6] = [
 ];
 
 fn main() {
-    println!("cargo::rerun-if-env-changed=IRIS_COMMIT");
+    println!("cargo::rerun-if-env-changed=BUILD_COMMIT");
     for source in SOURCES.iter().filter(|source| Path::new(source).exists()) {
         println!("cargo::rerun-if-changed={source}");
     }
-    let named = std::env::var("IRIS_COMMIT").ok().filter(|name| !name.is_empty());
+    let named = std::env::var("BUILD_COMMIT").ok().filter(|name| !name.is_empty());
     if let Some(commit) = named.or_else(of_checkout) {
-        println!("cargo::rustc-env=IRIS_COMMIT={commit}");
+        println!("cargo::rustc-env=BUILD_COMMIT={commit}");
     }
 }
 

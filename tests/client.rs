@@ -72,7 +72,7 @@ impl Dev {
             .spawn()
             .unwrap();
         let said = read_on(BufReader::new(process.stderr.take().unwrap()).lines());
-        says(&said, "are ready");
+        says(&said, "nodes are ready");
         Self {
             folder,
             process,
@@ -156,7 +156,7 @@ fn ctrl_c_drains_and_a_second_one_ends_at_once() {
         .spawn()
         .unwrap();
     let said = read_on(BufReader::new(again.stderr.take().unwrap()).lines());
-    says(&said, "are ready");
+    says(&said, "nodes are ready");
     signal(&again, Signal::INT);
     says(&said, "stopped");
     assert!(again.wait().unwrap().success());

@@ -106,7 +106,7 @@ impl Twists {
 }
 
 /// Of which commit the program is built, where that is known (`build.rs`).
-const COMMIT: Option<&str> = option_env!("IRIS_COMMIT");
+const COMMIT: Option<&str> = option_env!("BUILD_COMMIT");
 
 /// A failure in words: the invariant, the seed, the build, the command that replays it, and the last events that matter.
 fn failure(report: &Report, replay: &str) -> String {
