@@ -132,8 +132,8 @@ impl RegionStore {
             origin: Origin(origin),
             ..self.identity.clone()
         };
-        let created = std::mem::replace(&mut self.created, true);
-        match &self.medium {
+        let created = self.created;
+        let opened = match &self.medium {
             Medium::Memory(disk) => {
                 let engine = if created {
                     MemoryEngine::open(disk.clone(), identity)
@@ -157,8 +157,9 @@ impl RegionStore {
                 };
                 engine.map(|engine| Box::new(engine) as Box<dyn Engine>)
             }
-        }
-        .map_err(|error| error.to_string())
+        };
+        self.created |= opened.is_ok();
+        opened.map_err(|error| error.to_string())
     }
 
     /// An empty disk takes the place of the one before, and what is made on it joins.
@@ -308,6 +309,15 @@ impl World {
                 };
                 self.check_opened(region, store.engine.as_mut());
                 Some(store)
+            }
+            // It says so, and whoever looks after the node starts it again.
+            Err(error) if self.wrong.store_full(region) => {
+                let (now, name) = (self.now, self.region_name(region).clone());
+                self.trace
+                    .tell(now, || format!("the store of {name} does not open: {error}"));
+                let node = self.core_of(region);
+                self.after(SECOND, Event::Start { node });
+                None
             }
             Err(error) => {
                 let detail = format!("the store of {} does not open: {error}", self.region_name(region));
