@@ -13,6 +13,7 @@
 //! | [`state`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
 //! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
+//! | [`inspect`] | what an operator may look at |
 //! | [`defect`] | rules left out on purpose, in builds for tests only |
 //! | [`presence`] | who is online: registers that every region writes and all converge on |
 
@@ -22,6 +23,7 @@ pub mod commit;
 pub mod defect;
 pub mod edge;
 pub mod ids;
+pub mod inspect;
 pub mod limits;
 pub mod link;
 pub mod members;
