@@ -1,5 +1,6 @@
 //! Iris.
 
+pub mod admin;
 pub mod cli;
 pub mod client;
 pub mod core;
