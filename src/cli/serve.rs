@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::args;
+use crate::admin::server::AdminServer;
 use crate::server::node::{Create, Damage, Node};
 
 /// Run one node.
@@ -73,6 +74,13 @@ impl Serve {
                     return Ok(ExitCode::SUCCESS);
                 }
             };
+            let admin = match AdminServer::start(node.inspector()).await {
+                Ok(admin) => admin,
+                Err(error) => {
+                    node.stop().await;
+                    return Err(anyhow::Error::new(error).context(format!("node {name} cannot start")));
+                }
+            };
             if self.end_recovery {
                 node.end_recovery().await;
             }
@@ -85,6 +93,13 @@ impl Serve {
                 why = &mut signal => {
                     tracing::info!(why, "the node drains");
                     node.stop().await;
+                    admin.stop().await;
+                    Ok(ExitCode::SUCCESS)
+                }
+                () = node.drain_asked() => {
+                    tracing::info!(why = "an operator", "the node drains");
+                    node.stop().await;
+                    admin.stop().await;
                     Ok(ExitCode::SUCCESS)
                 }
                 ended = node.failed() => {
