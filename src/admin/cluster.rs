@@ -214,7 +214,8 @@ async fn ask<T: Send + 'static>(
         let (me, part) = (me.clone(), part.clone());
         asked.spawn(async move {
             let answer = timeout(NODE_DEADLINE, ask_one(&me, &key, addr, part)).await;
-            let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {NODE_DEADLINE:?}")));
+            let answer =
+                answer.unwrap_or_else(|_| Err(format!("nothing came back within {NODE_DEADLINE:?}")));
             let other = || "it answered another question: it may be of another version".to_owned();
             (key, answer.and_then(|reply| take(reply).ok_or_else(other)))
         });
@@ -545,7 +546,7 @@ fn is_core(me: &Inspector, key: &NodeKey) -> bool {
     filed.is_none_or(|(_, node)| node.has(Role::Core))
 }
 
-fn region_file<'a>(me: &'a Inspector, region: &RegionId) -> Result<&'a RegionFile, AdminError> {
+pub(super) fn region_file<'a>(me: &'a Inspector, region: &RegionId) -> Result<&'a RegionFile, AdminError> {
     me.regions().region(region.as_str()).ok_or_else(|| {
         let ids: Vec<&str> = me.regions().ids().collect();
         not_found(format!(

@@ -20,6 +20,7 @@ use super::wire::{
     AdminError, Answer, ErrorCode, MAX_CALL, decode_call, encode_answer, read_frame, write_frame,
 };
 use super::{cluster, local};
+use crate::core::ids::RegionId;
 use crate::net::peer::admin::{AdminConnection, Caller};
 use crate::server::inspect::{Drain, Inspector};
 
@@ -247,12 +248,15 @@ fn change(node: &Inspector, change: Change) -> Answer {
         }
         Change::RegionAdd { region } => unsupported(&format!("region {region} cannot be added"), HOLDERS),
         Change::RegionRemove { region, .. } => {
+            known(node, &region)?;
             unsupported(&format!("region {region} cannot be removed"), HOLDERS)
         }
         Change::RegionEvacuate { region, .. } => {
+            known(node, &region)?;
             unsupported(&format!("region {region} cannot be evacuated"), EVACUATION)
         }
         Change::RegionRestore { region } => {
+            known(node, &region)?;
             unsupported(&format!("region {region} cannot be restored"), EVACUATION)
         }
     }
@@ -261,6 +265,10 @@ fn change(node: &Inspector, change: Change) -> Answer {
 const HOLDERS: &str =
     "this build takes the holders from the regions' files when a store is made, and cannot change them";
 const EVACUATION: &str = "this build moves clients only by draining nodes (iris node drain)";
+
+fn known(node: &Inspector, region: &RegionId) -> Result<(), AdminError> {
+    cluster::region_file(node, region).map(drop)
+}
 
 fn unsupported(what: &str, why: &str) -> Answer {
     Err(AdminError::new(ErrorCode::Unsupported, format!("{what}: {why}")))
