@@ -333,9 +333,12 @@ fn node_rows(me: &Inspector, answers: &Answers<(Box<NodeReport>, Vec<(u8, LinkFa
                 (NodeState::NotReady, why, Some(report))
             }
         };
+        let filed = || me.regions().node(key.node.as_str()).map(|(_, node)| &node.roles);
+        let filed = || filed().into_iter().flatten().map(ToString::to_string).collect();
         NodeRow {
             node: key.clone(),
             peer: addrs.get(key).map(ToString::to_string).unwrap_or_default(),
+            roles: report.map_or_else(filed, |report| report.roles.clone()),
             state,
             why,
             report: report.map(|report| (**report).clone()),
@@ -387,14 +390,9 @@ fn region_row(file: &RegionFile, nodes: &[NodeRow], links: &[LinkRow]) -> Option
     let of_region: Vec<&NodeRow> = nodes.iter().filter(|row| row.node.region == region).collect();
     let reports = || of_region.iter().filter_map(|row| row.report.as_ref());
     let ready = |role: &str| {
-        let of_role = |row: &&&NodeRow| {
-            let roles = row.report.as_ref().map(|report| &report.roles);
-            roles.is_some_and(|roles| roles.iter().any(|found| found == role))
-        };
-        of_region
-            .iter()
-            .filter(|row| row.state == NodeState::Ready)
-            .filter(of_role)
+        let ready = of_region.iter().filter(|row| row.state == NodeState::Ready);
+        ready
+            .filter(|row| row.roles.iter().any(|found| found == role))
             .count()
     };
     let (cores_ready, edges_ready) = (ready("core"), ready("edge"));

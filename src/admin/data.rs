@@ -187,6 +187,8 @@ pub struct NodeRow {
     pub node: NodeKey,
     /// Where other nodes, and operators from elsewhere, reach it.
     pub peer: String,
+    /// `core`, `edge`: as it says, or as its region's file does.
+    pub roles: Vec<String>,
     /// How it is.
     pub state: NodeState,
     /// Why it is not ready, or did not answer; empty where it is.

@@ -60,10 +60,7 @@ fn judge_region(region: &RegionRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>
         return critical(ReasonCode::RegionSilent, text);
     }
     let first_why = |role: &str| {
-        let mut of_role = of_region().filter(|node| {
-            let roles = node.report.as_ref().map(|report| &report.roles);
-            roles.is_none_or(|roles| roles.iter().any(|found| found == role))
-        });
+        let mut of_role = of_region().filter(|node| node.roles.iter().any(|found| found == role));
         of_role
             .find(|node| node.state != NodeState::Ready)
             .map(|node| format!(" ({}: {})", node.node.node, told(node)))
@@ -76,8 +73,8 @@ fn judge_region(region: &RegionRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>
             first_why("core")
         );
         critical(ReasonCode::NoCore, text);
-    }
-    if region.edges_ready == 0 {
+    } else if region.edges_ready == 0 {
+        // Without a core no edge is ready either: that is one reason.
         let text = format!(
             "region {}: no edge node is ready, so no client is served there{}",
             region.region,
@@ -106,7 +103,7 @@ fn judge_node(node: &NodeRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>) {
         }
         NodeState::Draining => {
             let sessions = report.map_or(0, |report| report.sessions);
-            let text = format!("node {key} drains and will stop; {sessions} sessions are left");
+            let text = format!("node {key} drains and will stop; sessions left: {sessions}");
             add(Verdict::Degraded, ReasonCode::NodeDrains, text);
         }
         NodeState::NotReady => match report.and_then(|report| report.reasons.get("store")) {
@@ -256,6 +253,7 @@ mod tests {
         NodeRow {
             node: key(region, name),
             peer: String::new(),
+            roles: vec![role.to_owned()],
             state,
             why: if state == NodeState::Ready {
                 String::new()
@@ -355,7 +353,7 @@ mod tests {
             )
         );
         all[0] = node("a", "a-core", "core", NodeState::NotReady);
-        let regions = [region("a", RegionState::Down, 0, 1), region("b", READY, 1, 1)];
+        let regions = [region("a", RegionState::Down, 0, 0), region("b", READY, 1, 1)];
         let (verdict, reasons) = judge(&regions, &all, &[link(LinkState::Down)]);
         assert_eq!(verdict, Verdict::Critical);
         assert!(
@@ -365,6 +363,15 @@ mod tests {
         );
         // The link ends at a node that is known to be the cause.
         assert!(reasons.iter().all(|reason| reason.code != ReasonCode::LinkDown));
+        // Its edges are not ready for the same reason.
+        assert!(reasons.iter().all(|reason| reason.code != ReasonCode::NoEdge));
+        all[0] = node("a", "a-core", "core", NodeState::Ready);
+        let regions = [region("a", RegionState::Down, 1, 0), region("b", READY, 1, 1)];
+        let (verdict, reasons) = judge(&regions, &all, &[]);
+        assert_eq!(
+            (verdict, reasons[0].code),
+            (Verdict::Critical, ReasonCode::NoEdge)
+        );
     }
 
     #[test]

@@ -36,13 +36,13 @@ impl Status {
 impl View for ClusterStatus {
     fn table(&self) -> String {
         let mut text = format!(
-            "{}: {} of {} nodes ready, {} regions, {} of {} links live, {} sessions (cluster {}, answered by {})\n",
+            "{}: {} of {} nodes ready, {} of {} links live, regions: {}, sessions: {} (cluster {}, answered by {})\n",
             word(self.verdict),
             self.nodes_ready,
             self.nodes,
-            self.regions.len(),
             self.links_live,
             self.links,
+            self.regions.len(),
             self.sessions,
             self.cluster,
             self.answered_by

@@ -68,7 +68,7 @@ impl View for InboxReport {
     fn table(&self) -> String {
         let inbox = &self.inbox;
         let mut text = format!(
-            "{}: {} messages wait, {} (shard {}, as {} has them)\n\n",
+            "{}: messages that wait: {}, {} (shard {}, as {} has them)\n\n",
             inbox.user,
             inbox.unread,
             size(inbox.unread_bytes),

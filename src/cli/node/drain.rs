@@ -62,18 +62,16 @@ impl Drain {
                     bail!("the node answered another question");
                 };
                 if told != Some(report.sessions) {
-                    eprintln!("{} sessions are left", report.sessions);
+                    eprintln!("sessions left: {}", report.sessions);
                     told = Some(report.sessions);
                 }
                 if started.elapsed() > self.wait {
-                    return Err(anyhow::anyhow!("{} sessions are left", report.sessions)).with_context(
-                        || {
-                            format!(
-                                "node {} has not stopped within {:?}; it drains on",
-                                self.name, self.wait
-                            )
-                        },
-                    );
+                    return Err(anyhow::anyhow!("sessions left: {}", report.sessions)).with_context(|| {
+                        format!(
+                            "node {} has not stopped within {:?}; it drains on",
+                            self.name, self.wait
+                        )
+                    });
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
             }

@@ -59,7 +59,7 @@ pub fn nodes(rows: &[NodeRow]) -> String {
             row.node.region.to_string(),
             row.node.node.to_string(),
             word(row.state).to_owned(),
-            or_dash(report.map(|report| report.roles.join("+"))),
+            row.roles.join("+"),
             or_dash(report.map(|report| report.sessions)),
             or_dash(report.map(|report| report.shards_open)),
             or_dash(report.map(|report| span(report.uptime_ms))),

@@ -54,7 +54,7 @@ impl View for PresenceReport {
                 )
             });
             text.push_str(&format!(
-                "\n{} (shard {} at {}): {}{}; {} watchers\n",
+                "\n{} (shard {} at {}): {}{}; edges that watch: {}\n",
                 at.owner.region,
                 facts.shard,
                 at.owner,

@@ -54,7 +54,7 @@ impl View for ShardDetail {
         for at in &self.regions {
             let owner = match (&at.part.owner, at.part.partition) {
                 (Some(owner), Some(partition)) => format!(
-                    "{}, epoch {}, owned by partition {partition}; {} sessions, {} presence records, {} operations unconfirmed",
+                    "{}, epoch {}, owned by partition {partition}; sessions: {}, presence records: {}, operations unconfirmed: {}",
                     owner.state,
                     owner.epoch.unwrap_or_default(),
                     owner.sessions,
@@ -93,7 +93,7 @@ impl View for ShardDetail {
             ));
             for confirmed in &stored.confirmed {
                 text.push_str(&format!(
-                    "{} confirmed {}: {} operations that are here were not there\n",
+                    "{} confirmed {}; operations that are here and that it did not name: {}\n",
                     confirmed.region,
                     ago(confirmed.at_ms),
                     confirmed.behind

@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 use crate::core::ids::{Addr, Origin, RegionId, Seq, ShardId};
 use crate::core::op::OpError;
 
-use super::trail::Behind;
-
 /// Something that an operator must see: replication of a shard stands still, or may not begin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkAlarm {
@@ -174,10 +172,11 @@ pub struct Lag {
 }
 
 impl Lag {
-    pub(super) fn add(&mut self, more: Behind) {
-        self.operations += more.operations;
-        self.messages += more.messages;
-        self.bytes += more.bytes;
+    /// The lag of both together: of two shards, links or partitions.
+    pub fn add(&mut self, more: &Lag) {
+        self.operations = self.operations.saturating_add(more.operations);
+        self.messages = self.messages.saturating_add(more.messages);
+        self.bytes = self.bytes.saturating_add(more.bytes);
         self.since_ms = self.since_ms.into_iter().chain(more.since_ms).min();
         self.at_least |= more.at_least;
     }

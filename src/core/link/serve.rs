@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use super::position::Serve;
 use super::report::{Lag, LinkAlarm, ServeStatus};
-use super::trail::Behind;
 use super::{LinkOutput, Links, Peer, PeerId};
 use crate::core::ids::{Addr, Origin, RegionId, ShardId};
 use crate::core::limits::ms;
@@ -103,9 +102,9 @@ impl Links {
     /// What a subscriber takes; of one whose lane is gone, what waits for it since.
     pub(super) fn serve_status(&self, peer: &Peer) -> Option<ServeStatus> {
         let (mut lag, mut behind) = (Vec::new(), Lag::default());
-        let mut add = |shard: ShardId, more: &mut dyn Iterator<Item = Behind>| {
+        let mut add = |shard: ShardId, more: &mut dyn Iterator<Item = Lag>| {
             let operations = more.map(|more| {
-                behind.add(more);
+                behind.add(&more);
                 more.operations
             });
             let operations: u64 = operations.sum();

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::report::Lag;
 use crate::core::ids::Seq;
 use crate::core::op::{LogEntry, kind};
 
@@ -27,18 +28,6 @@ struct Stretch {
     last_ms: u64,
     messages: u64,
     bytes: u64,
-}
-
-/// What lies behind a position of a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Behind {
-    pub operations: u64,
-    pub messages: u64,
-    pub bytes: u64,
-    /// When the first of it was committed, unix milliseconds; none where nothing of it is known.
-    pub since_ms: Option<u64>,
-    /// Of the oldest part only the number of operations is known: it was committed before the shard was owned here.
-    pub at_least: bool,
 }
 
 impl Trail {
@@ -70,10 +59,10 @@ impl Trail {
     }
 
     /// What lies above `position`, up to `head`.
-    pub fn behind(&self, position: Seq, head: Seq) -> Behind {
-        let mut behind = Behind {
+    pub fn behind(&self, position: Seq, head: Seq) -> Lag {
+        let mut behind = Lag {
             operations: head.saturating_sub(position),
-            ..Behind::default()
+            ..Lag::default()
         };
         if behind.operations == 0 {
             return behind;
@@ -139,7 +128,7 @@ mod tests {
         for seq in 11..=20 {
             trail.committed(&entry(seq), 1_000 + (seq - 11) * 10);
         }
-        assert_eq!(trail.behind(20, 20), Behind::default());
+        assert_eq!(trail.behind(20, 20), Lag::default());
         let all = trail.behind(10, 20);
         assert_eq!((all.operations, all.bytes, all.messages), (10, 10 * len, 0));
         assert_eq!((all.since_ms, all.at_least), (Some(1_000), false));

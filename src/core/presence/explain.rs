@@ -102,3 +102,64 @@ fn why(
     };
     format!("{source}; {comes_to}{contest}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{Generation, SessionId};
+    use crate::core::presence::{Edge, Entry, Live, StatusText};
+    use crate::core::wire::Status;
+
+    #[test]
+    fn the_record_that_decides_is_the_one_that_is_seen() {
+        let region = |id: &str| RegionId::new(id).unwrap();
+        let user: UserId = "bob".parse().unwrap();
+        let mut presence = Presence::new(region("us"));
+        let mut tell = |device: &str, from: &str, session, status, since_ms| {
+            let live = Live {
+                status,
+                text: StatusText::default(),
+                region: region(from),
+                edge: Edge {
+                    node: crate::core::ids::NodeKey {
+                        region: region(from),
+                        node: "edge-1".parse().unwrap(),
+                    },
+                    generation: Generation(3),
+                },
+                since_ms,
+            };
+            let version = (1, SessionId(session), 0, false);
+            let entry = Entry::live(user.clone(), device.parse().unwrap(), version, live).unwrap();
+            presence.merge(entry);
+        };
+        tell("phone", "eu", 7, Status::Online, 50);
+        tell("tablet", "ap", 8, Status::Away, 90);
+        presence.merge(Entry::ended(user.clone(), "desk".parse().unwrap(), 4, SessionId(9)).unwrap());
+        let explained = |unreachable: &BTreeMap<RegionId, u64>| {
+            let records = presence.explain(&user, unreachable);
+            let deciding: Vec<RecordFacts> =
+                records.iter().filter(|record| record.decides).cloned().collect();
+            let [one] = &deciding[..] else {
+                panic!("one decides: {records:?}")
+            };
+            let seen = presence.visible(&user, unreachable);
+            assert_eq!(
+                (one.shown, one.written_by.clone()),
+                (seen.status.into(), seen.region)
+            );
+            (records.clone(), one.device.to_string())
+        };
+        let (records, decides) = explained(&BTreeMap::new());
+        assert_eq!((records.len(), decides.as_str()), (3, "phone"));
+        assert!(records[0].ended && records[0].counter.is_none(), "{records:?}");
+        assert_eq!(records[0].shown, Shown::Offline);
+        let (records, decides) = explained(&BTreeMap::from([(region("eu"), 1_000)]));
+        assert_eq!(
+            (records[1].shown, decides.as_str()),
+            (Shown::Unreachable, "tablet")
+        );
+        assert!(records[1].why.contains("out of reach"), "{}", records[1].why);
+        assert_eq!(records[1].chosen, Some(Shown::Online));
+    }
+}
