@@ -30,6 +30,9 @@ const NODE_DEADLINE: Duration = Duration::from_secs(2);
 /// What each node answered, or why it did not.
 type Answers<T> = BTreeMap<NodeKey, Result<T, String>>;
 
+/// What a node tells of itself, and of the links of each partition.
+type About = (Box<NodeReport>, Vec<(u8, LinkFacts)>);
+
 /// Answers a question about the cluster.
 pub(super) async fn answer(me: &Inspector, request: Request) -> Answer {
     match request {
@@ -195,7 +198,7 @@ fn inboxes(reply: PartReply) -> Option<Option<Box<super::data::InboxFacts>>> {
     }
 }
 
-fn about_node(reply: PartReply) -> Option<(Box<NodeReport>, Vec<(u8, LinkFacts)>)> {
+fn about_node(reply: PartReply) -> Option<About> {
     match reply {
         PartReply::Node(report, links) => Some((report, links)),
         _ => None,
@@ -320,7 +323,7 @@ impl Overview {
     }
 }
 
-fn node_rows(me: &Inspector, answers: &Answers<(Box<NodeReport>, Vec<(u8, LinkFacts)>)>) -> Vec<NodeRow> {
+fn node_rows(me: &Inspector, answers: &Answers<About>) -> Vec<NodeRow> {
     let addrs = me.nodes();
     let rows = answers.iter().map(|(key, answer)| {
         let (state, why, report) = match answer {
@@ -347,7 +350,7 @@ fn node_rows(me: &Inspector, answers: &Answers<(Box<NodeReport>, Vec<(u8, LinkFa
     rows.collect()
 }
 
-fn link_rows(answers: &Answers<(Box<NodeReport>, Vec<(u8, LinkFacts)>)>) -> Vec<LinkRow> {
+fn link_rows(answers: &Answers<About>) -> Vec<LinkRow> {
     let mut rows: BTreeMap<(Addr, Addr), LinkRow> = BTreeMap::new();
     for (key, answer) in answers {
         let Ok((_, links)) = answer else { continue };

@@ -274,9 +274,17 @@ struct Peer {
     /// Its wall clock in unix milliseconds, and when we were told.
     wall: Option<(u64, Mono)>,
     /// Where its last lane had come when it died, so that the lag is known while it is away.
-    left: BTreeMap<(ShardId, Origin), Seq>,
+    left: Option<Left>,
     /// Operations shipped to it on lanes that are gone, and their bytes.
     shipped: (u64, u64),
+}
+
+/// How far a subscriber had come.
+#[derive(Debug)]
+struct Left {
+    /// The regions whose origins it wanted from us.
+    wanted: BTreeSet<RegionId>,
+    positions: BTreeMap<ShardId, BTreeMap<Origin, Seq>>,
 }
 
 /// A shard that we own.
@@ -635,7 +643,7 @@ impl Links {
             served_lane: 0,
             lost_lane: None,
             wall: None,
-            left: BTreeMap::new(),
+            left: None,
             shipped: (0, 0),
         });
         self.by_addr.insert(addr.clone(), id);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::position::Serve;
 use super::report::{Lag, LinkAlarm, ServeStatus};
-use super::{LinkOutput, Links, Peer, PeerId};
-use crate::core::ids::{Addr, Origin, RegionId, ShardId};
+use super::{Left, LinkOutput, Links, Peer, PeerId};
+use crate::core::ids::{Addr, RegionId, ShardId};
 use crate::core::limits::ms;
 use crate::core::msg::{Message, ToProvider, ToSubscriber};
 use crate::core::vector::Vector;
@@ -113,29 +113,31 @@ impl Links {
             }
         };
         let Some(serve) = &peer.serve else {
-            if peer.left.is_empty() {
-                return None;
-            }
+            let left = peer.left.as_ref()?;
             let region = &peer.addr.node.region;
-            let mut shards = BTreeSet::new();
-            for (shard, owned) in &self.owned {
+            let mut shards = 0;
+            for (shard, positions) in &left.positions {
+                let Some(owned) = self.owned.get(shard) else {
+                    continue;
+                };
                 let theirs = owned.remotes.get(region).map(|id| &self.peers[*id].addr);
-                let left = || peer.left.range((*shard, Origin(0))..=(*shard, Origin(u64::MAX)));
-                if theirs != Some(&peer.addr) || left().next().is_none() {
+                if theirs != Some(&peer.addr) {
                     continue;
                 }
-                shards.insert(*shard);
-                // What it has of its own region's origins it did not get from us.
-                let logs = owned.logs.iter().filter(|(_, log)| log.region != *region);
-                let seq = |origin| peer.left.get(&(*shard, origin)).copied().unwrap_or_default();
+                shards += 1;
+                let wanted = owned
+                    .logs
+                    .iter()
+                    .filter(|(_, log)| left.wanted.contains(&log.region));
+                let seq = |origin| positions.get(origin).copied().unwrap_or_default();
                 add(
                     *shard,
-                    &mut logs.map(|(origin, log)| log.trail.behind(seq(*origin), log.head)),
+                    &mut wanted.map(|(origin, log)| log.trail.behind(seq(origin), log.head)),
                 );
             }
             return Some(ServeStatus {
                 open: false,
-                shards: shards.len(),
+                shards,
                 lag,
                 behind,
                 in_flight_bytes: 0,
@@ -176,17 +178,25 @@ impl Links {
         let peer = &mut self.peers[peer];
         peer.served_lane = lane;
         peer.lost_lane = None;
-        peer.left.clear();
+        peer.left = None;
         peer.serve = Some(Serve::new(lane, now));
     }
 
     fn drop_serve(&mut self, peer: PeerId) -> Option<u64> {
         let serve = self.peers[peer].serve.take()?;
-        let left = serve.shards.iter().flat_map(|(shard, served)| {
+        let positions = serve.shards.iter().map(|(shard, served)| {
             let positions = served.positions.iter();
-            positions.map(|(origin, position)| ((*shard, *origin), position.seq))
+            (
+                *shard,
+                positions
+                    .map(|(origin, position)| (*origin, position.seq))
+                    .collect(),
+            )
         });
-        self.peers[peer].left = left.collect();
+        self.peers[peer].left = Some(Left {
+            positions: positions.collect(),
+            wanted: serve.wanted.clone(),
+        });
         let (ops, bytes) = &mut self.peers[peer].shipped;
         *ops += serve.shipped.0;
         *bytes += serve.shipped.1;
