@@ -5,7 +5,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,9 +16,9 @@ use serde::Serialize;
 use super::args::{self, DataArg};
 use super::output::{self, Format};
 use super::serve;
-use crate::admin::client::AdminClient;
+use crate::admin::client::{AdminClient, AskError};
 use crate::admin::data::{Reply, Silent};
-use crate::admin::request::{Call, Change, Request};
+use crate::admin::request::{Call, Change, Part, Request};
 use crate::admin::socket;
 use crate::admin::wire::{AdminError, ErrorCode};
 use crate::net::certs::{Identity, Roots};
@@ -27,6 +27,8 @@ use crate::net::certs::{Identity, Roots};
 pub const PARTIAL: u8 = 3;
 /// The cluster is in a critical state.
 pub const CRITICAL: u8 = 4;
+/// A node that is one of several is passed over when it has not answered by then.
+const PROBE: Duration = Duration::from_secs(2);
 /// What was named is not there.
 const NOT_FOUND: u8 = 5;
 /// Not allowed, or not possible here.
@@ -122,7 +124,7 @@ impl Target {
         }
         let mut failed = Vec::new();
         for (_, path) in &found {
-            match AdminClient::unix(path, self.timeout).await {
+            match self.answering(path, found.len() > 1).await {
                 Ok(client) => return Ok(client),
                 Err(error) => failed.push(error.to_string()),
             }
@@ -140,6 +142,17 @@ impl Target {
             data.display(),
             failed.join("\n")
         )
+    }
+
+    /// Connects to a socket; where there are others to try, only if the node answers soon: one that stands still takes
+    /// connections all the same.
+    async fn answering(&self, path: &Path, others: bool) -> Result<AdminClient, AskError> {
+        if others {
+            let mut probe = AdminClient::unix(path, PROBE.min(self.timeout)).await?;
+            // Any answer will do.
+            let _ = probe.call(&Call::Node(Part::Node)).await?;
+        }
+        AdminClient::unix(path, self.timeout).await
     }
 
     async fn connect_quic(&self, connect: &str) -> anyhow::Result<AdminClient> {
