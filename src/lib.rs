@@ -35,6 +35,7 @@
 //! Imports point one way, from the bottom of this table to its top; `tests/tidy.rs` holds it. `docs/architecture.md` has
 //! the promises, the rules that keep them, and how far each is built; `docs/protocol.md` the wire.
 
+pub mod admin;
 pub mod cli;
 pub mod client;
 pub mod core;

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::{args, output, serve};
+use crate::admin::server::AdminServer;
 use crate::server::config::LogConfig;
 use crate::server::dev::{DevCluster, DevNode, Ports, single_region};
 use crate::server::node::Node;
@@ -124,21 +125,44 @@ async fn in_process(
         .collect();
     processes::write_pids(data, &pids)?;
     welcome(cluster, data, &[])?;
-    let mut failures = tokio::task::JoinSet::new();
-    for node in &running {
+    let (mut failures, mut drains) = (tokio::task::JoinSet::new(), tokio::task::JoinSet::new());
+    for (node, _) in &running {
         let (key, failed) = (node.key().clone(), node.failed());
         failures.spawn(async move { (key, failed.await) });
+        let (key, asked) = (node.key().clone(), node.drain_asked());
+        drains.spawn(async move {
+            asked.await;
+            key
+        });
     }
-    tokio::select! {
-        why = &mut signal => eprintln!("{why}: draining; {}", serve::AGAIN),
-        Some(Ok((key, ended))) = failures.join_next() => {
-            for node in running {
-                node.abandon().await;
+    let mut stopping = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            why = &mut signal => {
+                eprintln!("{why}: draining; {}", serve::AGAIN);
+                break;
             }
-            return Err(anyhow::Error::new(ended).context(format!("node {key} failed; start again")));
+            Some(Ok((key, ended))) = failures.join_next() => {
+                for (node, _) in running {
+                    node.abandon().await;
+                }
+                return Err(anyhow::Error::new(ended).context(format!("node {key} failed; start again")));
+            }
+            Some(Ok(key)) = drains.join_next() => {
+                eprintln!("an operator drains {key}; it stays stopped until the next start");
+                if let Some(at) = running.iter().position(|(node, _)| *node.key() == key) {
+                    stopping.spawn(stop(running.swap_remove(at)));
+                }
+            }
         }
     }
-    serve::drain(stop_all(running)).await??;
+    let stopped = async {
+        while let Some(stopped) = stopping.join_next().await {
+            stopped.context("a node panicked while it stopped")?;
+        }
+        stop_all(running).await
+    };
+    serve::drain(stopped).await??;
     eprintln!("stopped; everything accepted is in {}", data.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -161,19 +185,30 @@ fn advice(taken: &Taken, node: &str) -> String {
     taken.get(node).map(advice).unwrap_or_default()
 }
 
+/// A node and its admin interface.
+type Running = (Node, AdminServer);
+
+/// The interface answers until the node has stopped.
+async fn stop((node, admin): Running) {
+    node.stop().await;
+    admin.stop().await;
+}
+
 /// Starts every node and waits until all are ready; what runs is in `running` also where this fails or is dropped.
-async fn start_all(cluster: &DevCluster, taken: &Taken, running: &mut Vec<Node>) -> anyhow::Result<()> {
+async fn start_all(cluster: &DevCluster, taken: &Taken, running: &mut Vec<Running>) -> anyhow::Result<()> {
     for node in &cluster.nodes {
         eprint!("starting {} ... ", node.name);
         let config = cluster.config(node)?;
         let node = Node::start(config, cluster.regions.clone(), node.create())
             .await
             .with_context(|| format!("node {} cannot start{}", node.name, advice(taken, &node.name)))?;
+        let admin = AdminServer::start(node.inspector()).await;
+        let admin = admin.with_context(|| format!("node {} cannot start", node.key()))?;
         eprintln!("listens");
-        running.push(node);
+        running.push((node, admin));
     }
     eprintln!("waiting until all are ready; new stores fill from the first region's");
-    for node in running {
+    for (node, _) in running {
         if tokio::time::timeout(READY_TIMEOUT, node.ready()).await.is_err() {
             let reasons: Vec<String> = node
                 .health()
@@ -192,10 +227,12 @@ async fn start_all(cluster: &DevCluster, taken: &Taken, running: &mut Vec<Node>)
 }
 
 /// Edges first: their clients are told to go, and what is in flight is answered before the cores close.
-async fn stop_all(running: Vec<Node>) -> anyhow::Result<()> {
-    let (cores, edges): (Vec<_>, Vec<_>) = running.into_iter().partition(|node| node.client_addr().is_none());
+async fn stop_all(running: Vec<Running>) -> anyhow::Result<()> {
+    let (cores, edges): (Vec<_>, Vec<_>) = running
+        .into_iter()
+        .partition(|(node, _)| node.client_addr().is_none());
     for nodes in [edges, cores] {
-        let stopping: Vec<_> = nodes.into_iter().map(|node| tokio::spawn(node.stop())).collect();
+        let stopping: Vec<_> = nodes.into_iter().map(|node| tokio::spawn(stop(node))).collect();
         for node in stopping {
             node.await.context("a node panicked while it stopped")?;
         }
@@ -255,6 +292,8 @@ Try it in other terminals:
   # who is online, seen from {first}
   {program} client watch{data} --region {first} --as alice bob carol
   {program} client listen{data} --region {middle} --as carol --device laptop
+  # is the cluster well?
+  {program} cluster status{data}
 
 Ctrl-C drains and stops."
     );

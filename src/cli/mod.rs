@@ -1,19 +1,30 @@
 //! The command line: noun, then verb, one file for each verb.
 //!
-//! Data goes to stdout and talk to stderr. Exit codes: 0 done, 1 failed (the causes on stderr, outermost first), 2 wrong usage.
+//! Data goes to stdout and talk to stderr. Exit codes: 0 done, 1 failed (the causes on stderr, outermost first), 2 wrong usage;
+//! commands that ask a cluster have more ([`admin`]).
 //!
 //! To add a verb: write `src/cli/<noun>/<verb>.rs` with a struct that derives [`clap::Args`] and has
 //! `fn run(self) -> anyhow::Result<ExitCode>`; give it `#[command(after_help = ..)]` with examples; add it to the enum of its
 //! noun (or to `Command` here) and to the `match` beside that. Arguments that several verbs share are in [`args`], output in
 //! [`output`]. `anyhow` stays within this module: what others call returns typed errors.
 
+pub mod admin;
 pub mod args;
 pub mod bench;
+pub mod certs;
 pub mod client;
+pub mod cluster;
 pub mod config;
 pub mod dev;
+pub mod inbox;
+pub mod link;
+pub mod node;
 pub mod output;
+pub mod presence;
+pub mod region;
 pub mod serve;
+pub mod session;
+pub mod shard;
 pub mod sim;
 pub mod token;
 
@@ -33,6 +44,7 @@ const EXAMPLES: &str = "\
 Examples:
   iris dev                           a cluster of three regions on this machine
   iris client send --as alice --to bob hello
+  iris cluster status                is the cluster well, and if not, why?
   iris config check node.toml        is this node's configuration good?
   iris sim run --seeds 100            does everything hold in 100 simulated worlds?
   iris token --user alice            a token for alice, signed with the key of ./data";
@@ -41,10 +53,19 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(bench::Bench),
+    Certs(certs::Certs),
     Client(client::Client),
+    Cluster(cluster::Cluster),
     Config(config::Config),
     Dev(dev::Dev),
+    Inbox(inbox::Inbox),
+    Link(link::Link),
+    Node(node::Node),
+    Presence(presence::Presence),
+    Region(region::Region),
     Serve(Box<serve::Serve>),
+    Session(session::Session),
+    Shard(shard::Shard),
     Sim(sim::Sim),
     Token(token::Token),
 }
@@ -54,10 +75,19 @@ pub fn run() -> ExitCode {
     // clap prints help to stdout and exits 0, or says what is wrong with the usage and exits 2.
     let done = match Cli::parse().command {
         Command::Bench(verb) => verb.run(),
+        Command::Certs(noun) => noun.run(),
         Command::Client(noun) => noun.run(),
+        Command::Cluster(noun) => noun.run(),
         Command::Config(noun) => noun.run(),
         Command::Dev(verb) => verb.run(),
+        Command::Inbox(noun) => noun.run(),
+        Command::Link(noun) => noun.run(),
+        Command::Node(noun) => noun.run(),
+        Command::Presence(noun) => noun.run(),
+        Command::Region(noun) => noun.run(),
         Command::Serve(verb) => verb.run(),
+        Command::Session(noun) => noun.run(),
+        Command::Shard(noun) => noun.run(),
         Command::Sim(noun) => noun.run(),
         Command::Token(verb) => verb.run(),
     };

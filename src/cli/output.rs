@@ -71,7 +71,8 @@ fn told(error: &anyhow::Error) -> String {
     text
 }
 
-fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+/// Rows under their headings, in columns as wide as they need.
+pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows
             .iter()

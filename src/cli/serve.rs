@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::args;
+use crate::admin::server::AdminServer;
 use crate::server::node::{Create, Damage, Node};
 
 /// Run one node.
@@ -74,6 +75,13 @@ impl Serve {
                     return Ok(ExitCode::SUCCESS);
                 }
             };
+            let admin = match AdminServer::start(node.inspector()).await {
+                Ok(admin) => admin,
+                Err(error) => {
+                    node.stop().await;
+                    return Err(anyhow::Error::new(error).context(format!("node {name} cannot start")));
+                }
+            };
             if self.end_recovery {
                 node.end_recovery().await;
             }
@@ -86,6 +94,13 @@ impl Serve {
                 why = &mut signal => {
                     tracing::info!(why, "the node drains; {AGAIN}");
                     drain(node.stop()).await?;
+                    admin.stop().await;
+                    Ok(ExitCode::SUCCESS)
+                }
+                () = node.drain_asked() => {
+                    tracing::info!(why = "an operator", "the node drains; {AGAIN}");
+                    drain(node.stop()).await?;
+                    admin.stop().await;
                     Ok(ExitCode::SUCCESS)
                 }
                 ended = node.failed() => {

@@ -13,6 +13,7 @@
 //! | `sends` | judges sends, settles answers, tries again, gives up |
 //! | `inbound` | deliveries, acknowledgements, probes, watches |
 //! | `bucket` | rate limits per user |
+//! | `inspect` | sessions as an operator is shown them |
 //!
 //! **Lanes.** One for each owner partition (address and generation of its node) that can be reached, also while there is
 //! no session: its `Synced` tells the owner which sessions this edge does not have. A lane is numbered above the edge's
@@ -60,6 +61,7 @@ use super::wire::{
 
 mod bucket;
 mod inbound;
+mod inspect;
 mod lanes;
 mod sends;
 mod session;

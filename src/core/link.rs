@@ -21,6 +21,7 @@
 //! | `clocks` | what the clocks of the other regions say |
 //! | `recover` | what others have, whether a shard has caught up, proofs of a lost store |
 //! | `snapshot` | snapshots of shards, both sides |
+//! | `trail` | what was committed of late: lag in messages, bytes and time |
 //! | `exchange` | presence to subscribers: changes in batches, full exchange in pages |
 //! | `report` | alarms, states, counters |
 //!
@@ -48,12 +49,13 @@ mod ship;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod trail;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use exchange::IN_FLIGHT as PRESENCE_IN_FLIGHT;
-pub use report::{LinkAlarm, LinkState, LinkStats, LinkStatus, PullStatus, ServeStatus, StopReason};
+pub use report::{Lag, LinkAlarm, LinkState, LinkStats, LinkStatus, PullStatus, ServeStatus, StopReason};
 
 use self::apply::{Applying, Held, Queued};
 use self::position::Serve;
@@ -61,6 +63,7 @@ use self::pull::{Pull, Reach};
 use self::recover::Has;
 use self::ship::Reading;
 use self::snapshot::{PageReading, Taking};
+use self::trail::Trail;
 use super::commit::Outcome;
 use super::ids::{Addr, DeviceId, Generation, NodeKey, Origin, RegionId, Seq, ShardId, UserId};
 use super::limits::{CoreLimits, ms};
@@ -271,6 +274,18 @@ struct Peer {
     lost_lane: Option<u64>,
     /// Its wall clock in unix milliseconds, and when we were told.
     wall: Option<(u64, Mono)>,
+    /// Where its last lane had come when it died, so that the lag is known while it is away.
+    left: Option<Left>,
+    /// Operations shipped to it on lanes that are gone, and their bytes.
+    shipped: (u64, u64),
+}
+
+/// How far a subscriber had come.
+#[derive(Debug)]
+struct Left {
+    /// The regions whose origins it wanted from us.
+    wanted: BTreeSet<RegionId>,
+    positions: BTreeMap<ShardId, BTreeMap<Origin, Seq>>,
 }
 
 /// A shard that we own.
@@ -311,6 +326,8 @@ struct Log {
     applied: Seq,
     /// The end of what is applied, in flight or queued.
     queued: Seq,
+    /// What was committed of late.
+    trail: Trail,
 }
 
 impl Links {
@@ -367,6 +384,7 @@ impl Links {
                 hash,
                 applied: seq,
                 queued: seq,
+                trail: Trail::default(),
             };
             (origin, log)
         };
@@ -596,7 +614,7 @@ impl Links {
             .map(|peer| LinkStatus {
                 link: peer.addr.clone(),
                 pull: self.pull_status(peer, now),
-                serve: peer.serve.as_ref().map(|serve| self.serve_status(serve)),
+                serve: self.serve_status(peer),
             })
             .filter(|status| status.pull.is_some() || status.serve.is_some())
             .collect()
@@ -626,6 +644,8 @@ impl Links {
             served_lane: 0,
             lost_lane: None,
             wall: None,
+            left: None,
+            shipped: (0, 0),
         });
         self.by_addr.insert(addr.clone(), id);
         Some(id)

@@ -18,6 +18,7 @@
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
 //! | [`limits`] | the limits and intervals of the machines, with their defaults and reasons |
 //! | [`ids`], [`time`], [`vector`] | names, the two clocks, the hybrid logical clock, version vectors |
+//! | [`inspect`] | what an operator may look at |
 //! | [`defect`] | rules left out on purpose, in builds for tests only |
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -26,6 +27,7 @@ pub mod commit;
 pub mod defect;
 pub mod edge;
 pub mod ids;
+pub mod inspect;
 pub mod limits;
 pub mod link;
 pub mod members;

@@ -103,6 +103,13 @@ pub enum Input {
         /// The reply.
         result: Result<ReadReply, StoreError>,
     },
+    /// A question of someone who looks in from outside; answered with [`Output::Told`]. Whoever asks limits how many wait.
+    Ask {
+        /// To be given with the answer.
+        id: u64,
+        /// The question.
+        read: Read,
+    },
     /// An operator's word: what recovers now, or is found to when it is taken over, is open with what it has (R4).
     EndRecovery,
     /// Let the sessions go, at a limited rate, and take no more.
@@ -154,6 +161,13 @@ pub enum Output {
         /// The question.
         read: Read,
     },
+    /// The answer to [`Input::Ask`].
+    Told {
+        /// As given.
+        id: u64,
+        /// The reply.
+        result: Result<ReadReply, StoreError>,
+    },
     /// Something that an operator must see.
     Alarm(LinkAlarm),
     /// A shard begins to recover, or is open (R4).
@@ -186,6 +200,7 @@ enum ReadTag {
     Owner(Question),
     Link(ReadToken),
     Snapshot(ReadToken),
+    Asked(u64),
     /// Whether a report of another region proves a rollback.
     Head {
         link: Addr,
@@ -312,6 +327,7 @@ impl Partition {
             Input::Peer { from, message } => self.deliver(&from, message, now),
             Input::Committed { token, result } => self.committed(token, result, now),
             Input::Answered { token, result } => self.answered(token, result, now),
+            Input::Ask { id, read } => self.read(read, ReadTag::Asked(id)),
             Input::EndRecovery => self.owner.handle_end_recovery(),
             Input::Drain => self.edge.handle_drain(now),
             Input::Finish => self.owner.handle_finish(),
@@ -727,6 +743,7 @@ impl Partition {
                 };
                 self.links.handle_snapshot(token, page, now);
             }
+            Some(ReadTag::Asked(id)) => self.out.push_back(Output::Told { id, result }),
             Some(ReadTag::Head {
                 link,
                 shard,

@@ -9,6 +9,7 @@
 //! | [`holes`] | what is gone of an inbox, told in its place |
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
+//! | `inspect` | what an operator is shown |
 //! | [`recovery`] | shards that lack what other regions have (R4) |
 //!
 //! A shard is taken over in three steps: a `Bump` of its epoch is committed, its head is read, and it is active. Deposits
@@ -20,6 +21,7 @@ mod delivery;
 mod deposits;
 mod forget;
 mod holes;
+mod inspect;
 mod parts;
 mod recovery;
 mod sessions;

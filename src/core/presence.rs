@@ -10,6 +10,7 @@
 //! | [`table`] | [`Presence`]: registers of a shard, merge, pages, index by edge, tombstones |
 //! | [`local`] | sessions of this region: admission, status, end, and what follows when one loses a merge |
 //! | [`visible`] | what a watcher sees |
+//! | `explain` | why |
 //!
 //! The path through it: an edge attaches a session ([`Presence::admit`]), changes its status
 //! ([`Presence::set_status`]) and ends it ([`Presence::end`]). What changed is drained with
@@ -36,6 +37,7 @@
 //! * To a live session of this region that has not been attached to this owner: it waits. Either that session's edge
 //!   attaches it and the newer of both wins, or its owner ends it.
 
+mod explain;
 pub mod local;
 pub mod record;
 pub mod table;

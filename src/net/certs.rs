@@ -28,6 +28,8 @@ use rustls::{
 
 /// The name that every node's certificate carries.
 pub const PEER_NAME: &str = "peer.iris.internal";
+/// The name in the certificate of an operator: its role.
+pub const OPERATOR_NAME: &str = "operator.iris.internal";
 /// File of the CA's certificate inside the folder given to [`ClusterCa::save`].
 pub const CA_CERT_FILE: &str = "ca.pem";
 /// File of the CA's key inside the folder given to [`ClusterCa::save`], mode 0600.
@@ -86,7 +88,7 @@ pub enum CertError {
     /// A region, node or host name cannot stand in a certificate.
     #[error("bad {what} name {name:?}: expected {expected}")]
     BadName {
-        /// "region", "node" or "host".
+        /// "region", "node", "operator" or "host".
         what: &'static str,
         /// The name as given.
         name: String,
@@ -182,6 +184,11 @@ impl Identity {
         Ok((cert, key))
     }
 
+    /// What names the certificate in logs: the first bytes of its SHA-256, in hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.chain[0])
+    }
+
     /// The chain, the node's own certificate first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
@@ -191,6 +198,15 @@ impl Identity {
     pub fn key(&self) -> PrivateKeyDer<'static> {
         self.key.clone_key()
     }
+}
+
+/// See [`Identity::fingerprint`].
+pub fn fingerprint(cert: &CertificateDer<'_>) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, cert);
+    digest.as_ref()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The certificates that a side trusts.
@@ -328,7 +344,7 @@ impl ClusterCa {
     /// [`CertError::BadName`], also for names under `node.iris.internal` and [`PEER_NAME`], which are for nodes.
     pub fn issue_server(&self, names: &[String], ips: &[IpAddr]) -> Result<Identity, CertError> {
         for name in names {
-            if name == PEER_NAME || name.ends_with(".node.iris.internal") {
+            if name == PEER_NAME || name == OPERATOR_NAME || name.ends_with(".node.iris.internal") {
                 return Err(CertError::BadName {
                     what: "host",
                     name: name.clone(),
@@ -338,6 +354,20 @@ impl ClusterCa {
         }
         let common = names.first().map_or("iris server", String::as_str);
         self.issue(common, names, ips, &[ExtendedKeyUsagePurpose::ServerAuth])
+    }
+
+    /// An operator's certificate: [`OPERATOR_NAME`], the client role alone. `name` is for people.
+    ///
+    /// # Errors
+    /// [`CertError::BadName`], [`CertError::Generate`].
+    pub fn issue_operator(&self, name: &str) -> Result<Identity, CertError> {
+        check_name("operator", name)?;
+        self.issue(
+            name,
+            &[OPERATOR_NAME.to_owned()],
+            &[],
+            &[ExtendedKeyUsagePurpose::ClientAuth],
+        )
     }
 
     fn issue(
@@ -621,6 +651,7 @@ mod tests {
         }
         assert!(ca.issue_node("r", &"a".repeat(32)).is_ok());
         assert!(ca.issue_server(&[PEER_NAME.to_owned()], &[]).is_err());
+        assert!(ca.issue_server(&[OPERATOR_NAME.to_owned()], &[]).is_err());
         assert!(
             ca.issue_server(&["a.r.node.iris.internal".to_owned()], &[])
                 .is_err()

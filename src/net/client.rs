@@ -478,7 +478,7 @@ impl Drop for ClientListener {
 }
 
 fn server_config(identity: &Identity, limits: &ClientLimits) -> Result<ServerConfig, CertError> {
-    let mut server = ServerConfig::with_crypto(tls::server_config(identity, None, CLIENT_ALPN)?);
+    let mut server = ServerConfig::with_crypto(tls::server_config(identity, None, &[CLIENT_ALPN])?);
     server.transport_config(Arc::new(limits.transport()));
     server.max_incoming(limits.max_handshakes.max(1));
     Ok(server)

@@ -1,6 +1,7 @@
 //! Connections between nodes: ALPN `iris-peer/1`, TLS in both directions against the cluster's CA.
 //!
 //! ```text
+//! admin     connections of operators, and of nodes that ask for them, on the same address (ALPN `iris-admin/1`)
 //! hello     what both sides tell first; what makes them refuse one another
 //! link      one outgoing connection that is kept up: dial, hello, queues per class, back off, dial again
 //! status    what can be seen of it: snapshots, breakers, counters
@@ -16,6 +17,7 @@
 //! events is told by [`PeerEvent::Lost`], and frames for the old incarnation are refused as stale. So a stream is
 //! a prefix of what was sent under its incarnation, and never a mixture.
 
+pub mod admin;
 mod hello;
 mod incoming;
 mod link;
@@ -35,7 +37,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use quinn::{ClientConfig, Endpoint, ServerConfig, TransportConfig};
+use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TransportConfig};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -58,7 +60,7 @@ use super::{
     frame::{Frame, LENGTH_BYTES},
     outbox::CHUNK_COST,
     supervise::Supervisor,
-    tls::{self, PEER_ALPN},
+    tls::{self, ADMIN_ALPN, PEER_ALPN},
 };
 use crate::core::{
     ids::{Generation, NodeKey},
@@ -290,6 +292,7 @@ struct Shared {
     limits: PeerLimits,
     endpoint: Endpoint,
     client: ClientConfig,
+    admin_client: ClientConfig,
     next_incarnation: AtomicU64,
     counters: Counters,
     links: Mutex<BTreeMap<NodeKey, Arc<Link>>>,
@@ -301,6 +304,7 @@ struct Shared {
     /// For tasks that are started by callers outside the runtime.
     runtime: tokio::runtime::Handle,
     gossip_inbox: mpsc::Sender<GossipMessage>,
+    admin_inbox: mpsc::Sender<admin::AdminConnection>,
     stop: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -375,6 +379,7 @@ pub struct PeerPool {
     shared: Arc<Shared>,
     run_link: Arc<dyn Fn(Arc<Link>) -> LinkTask + Send + Sync>,
     gossip_inbox: Arc<Mutex<Option<mpsc::Receiver<GossipMessage>>>>,
+    admin_inbox: Arc<Mutex<Option<mpsc::Receiver<admin::AdminConnection>>>>,
 }
 
 impl PeerPool {
@@ -401,7 +406,7 @@ impl PeerPool {
         let mut server = ServerConfig::with_crypto(tls::server_config(
             &config.identity,
             Some(&config.roots),
-            PEER_ALPN,
+            &[PEER_ALPN, ADMIN_ALPN],
         )?);
         server.transport_config(transport.clone());
         server.max_incoming(config.limits.max_inbound);
@@ -411,6 +416,7 @@ impl PeerPool {
             PEER_ALPN,
         )?);
         client.transport_config(transport);
+        let admin_client = admin::client_config(&config.roots, &config.identity)?;
         let socket = bind_udp(config.bind, false).map_err(failed)?;
         let addr = socket.local_addr().map_err(failed)?;
         let quic = stable_config(&config.identity, addr);
@@ -423,11 +429,13 @@ impl PeerPool {
             hello.addr.set_port(addr.port());
         }
         let (gossip_sender, gossip_receiver) = mpsc::channel(GOSSIP_INBOX);
+        let (admin_sender, admin_receiver) = mpsc::channel(admin::INBOX);
         let shared = Arc::new(Shared {
             hello,
             limits: config.limits,
             endpoint,
             client,
+            admin_client,
             next_incarnation: AtomicU64::new(1),
             counters: Counters::default(),
             links: Mutex::default(),
@@ -436,6 +444,7 @@ impl PeerPool {
             generations: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
             gossip_inbox: gossip_sender,
+            admin_inbox: admin_sender,
             stop: watch::Sender::new(false),
             tasks: Mutex::default(),
         });
@@ -460,6 +469,7 @@ impl PeerPool {
             shared,
             run_link,
             gossip_inbox: Arc::new(Mutex::new(Some(gossip_receiver))),
+            admin_inbox: Arc::new(Mutex::new(Some(admin_receiver))),
         })
     }
 
@@ -535,6 +545,21 @@ impl PeerPool {
     /// The gossip that arrives; can be taken once.
     pub fn take_gossip(&self) -> Option<mpsc::Receiver<GossipMessage>> {
         lock(&self.gossip_inbox).take()
+    }
+
+    /// The connections of operators and of nodes that ask for them; can be taken once. Before, and without, each is turned
+    /// away.
+    pub fn take_admin(&self) -> Option<mpsc::Receiver<admin::AdminConnection>> {
+        lock(&self.admin_inbox).take()
+    }
+
+    /// Connects to the admin interface of a node, as this node.
+    ///
+    /// # Errors
+    /// For people: why not.
+    pub async fn connect_admin(&self, node: &NodeKey, addr: SocketAddr) -> Result<Connection, String> {
+        let shared = &self.shared;
+        admin::connect(&shared.endpoint, shared.admin_client.clone(), addr, Some(node)).await
     }
 
     /// Tells that a start of `peer` with this generation was seen: a connection to an earlier one is closed.

@@ -16,15 +16,17 @@ use super::certs::{CertError, Identity, Roots};
 pub const CLIENT_ALPN: &[u8] = b"iris/1";
 /// ALPN of connections between nodes.
 pub const PEER_ALPN: &[u8] = b"iris-peer/1";
+/// ALPN of operators, and of nodes that ask for them, on the address for nodes.
+pub const ADMIN_ALPN: &[u8] = b"iris-admin/1";
 
-/// The accepting side; with `client_roots` every client must present a certificate that they signed.
+/// The accepting side, for these protocols; with `client_roots` every client must present a certificate that they signed.
 ///
 /// # Errors
 /// [`CertError::Tls`] when key and chain do not fit.
 pub fn server_config(
     identity: &Identity,
     client_roots: Option<&Roots>,
-    alpn: &[u8],
+    alpn: &[&[u8]],
 ) -> Result<Arc<QuicServerConfig>, CertError> {
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
@@ -38,7 +40,7 @@ pub fn server_config(
         }
     };
     let mut config = builder.with_single_cert(identity.chain().to_vec(), identity.key())?;
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|alpn| alpn.to_vec()).collect();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;

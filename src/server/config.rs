@@ -21,8 +21,8 @@ use figment::value::Value;
 pub use error::{ConfigError, Place, Problem};
 pub use layers::{ENV_PREFIX, is_setting};
 pub use model::{
-    AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, JwtConfig, JwtKey, ListenConfig, LogConfig,
-    LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig, Secret, TlsConfig,
+    ADMIN_SOCKET, AdminConfig, AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, JwtConfig, JwtKey,
+    ListenConfig, LogConfig, LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig, Secret, TlsConfig,
 };
 pub use ranges::{Intervals, Limits, StoreConfig, Timeouts};
 pub use source::{MAX_FILE_BYTES, TomlText};
@@ -182,6 +182,7 @@ impl NodeConfig {
                 admin_http: node.admin_http,
             },
             advertise: AdvertiseConfig::default(),
+            admin: AdminConfig::default(),
             tls,
             auth: AuthConfig::default(),
             store: StoreConfig::default(),
@@ -227,6 +228,9 @@ impl NodeConfig {
         let mut add = |key: &str, path| paths.push((key.to_owned(), path));
         if let Some(folder) = &mut self.regions.folder {
             add("regions.folder", folder);
+        }
+        if let Some(socket) = &mut self.admin.socket {
+            add("admin.socket", socket);
         }
         add("tls.peer.ca", &mut self.tls.peer.ca);
         add("tls.peer.cert", &mut self.tls.peer.cert);

@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::metrics::{Link, Metrics, Peer, Queue, Reason, code_name};
 use crate::core::edge::EdgeStats;
 use crate::core::ids::Addr;
-use crate::core::link::{LinkState, LinkStats};
+use crate::core::link::{Lag, LinkState, LinkStats};
 use crate::core::node::Partition;
 use crate::core::owner::OwnerStats;
 use crate::core::time::{Mono, Now};
@@ -40,8 +41,8 @@ pub(super) struct Meters {
     next_shards: Mono,
 }
 
-/// By region: whether every link is up, and the operations that wait for all of them.
-type ByRegion = BTreeMap<String, (bool, u64)>;
+/// By region: whether every link is up, and what waits for all of them.
+type ByRegion = BTreeMap<String, (bool, Lag)>;
 
 /// What each partition of a node has of its links: a region has links with all of them.
 #[derive(Debug, Clone, Default)]
@@ -54,8 +55,9 @@ impl LinkStates {
         all.insert(partition, links);
         let mut node = ByRegion::new();
         for (region, (up, lag)) in all.values().flatten() {
-            let entry = node.entry(region.clone()).or_insert((true, 0));
-            *entry = (entry.0 && *up, entry.1.saturating_add(*lag));
+            let entry = node.entry(region.clone()).or_insert((true, Lag::default()));
+            entry.0 &= *up;
+            entry.1.add(lag);
         }
         node
     }
@@ -176,10 +178,13 @@ impl Meters {
                 .pull
                 .as_ref()
                 .is_some_and(|pull| pull.state == LinkState::Live);
-            let lag = link.serve.iter().flat_map(|serve| &serve.lag).map(|(_, lag)| lag);
-            let entry = regions.entry(label.region.clone()).or_insert((true, 0_u64));
+            let entry = regions
+                .entry(label.region.clone())
+                .or_insert((true, Lag::default()));
             entry.0 &= up;
-            entry.1 = lag.fold(entry.1, |sum, lag| sum.saturating_add(*lag));
+            if let Some(serve) = &link.serve {
+                entry.1.add(&serve.behind);
+            }
             if let Some(pull) = link.pull {
                 let old = self.applied.insert(link.link, pull.applied).unwrap_or_default();
                 self.metrics
@@ -191,8 +196,15 @@ impl Meters {
         for (region, (up, lag)) in self.link_states.tell(self.partition, regions) {
             let label = Link { region };
             self.metrics.link_up.get_or_create(&label).set(i64::from(up));
-            let lag = i64::try_from(lag).unwrap_or(i64::MAX);
-            self.metrics.link_lag.get_or_create(&label).set(lag);
+            let set = |gauges: &Family<Link, Gauge>, value: u64| {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                gauges.get_or_create(&label).set(value);
+            };
+            set(&self.metrics.link_lag, lag.operations);
+            set(&self.metrics.link_lag_messages, lag.messages);
+            set(&self.metrics.link_lag_bytes, lag.bytes);
+            let waited = lag.since_ms.map_or(0, |since| now.wall_ms.saturating_sub(since));
+            set(&self.metrics.link_lag_seconds, waited / 1000);
         }
     }
 
@@ -333,7 +345,13 @@ mod tests {
     #[test]
     fn a_link_is_up_where_it_is_in_every_partition_and_lags_are_added() {
         let states = LinkStates::default();
-        let of = |up, lag| ByRegion::from([("eu-west".to_owned(), (up, lag))]);
+        let of = |up, operations| {
+            let lag = Lag {
+                operations,
+                ..Lag::default()
+            };
+            ByRegion::from([("eu-west".to_owned(), (up, lag))])
+        };
         assert_eq!(states.tell(0, of(false, 5)), of(false, 5));
         assert_eq!(states.tell(1, of(true, 2)), of(false, 7));
         assert_eq!(states.tell(0, of(true, 1)), of(true, 3));

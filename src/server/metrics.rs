@@ -182,6 +182,9 @@ metrics! {
     link_applied: Family<Link, Counter> = LINK_APPLIED "iris_link_applied_operations", "Operations of other regions applied, by the region that sent them";
     link_drifted: Counter = LINK_DRIFTED "iris_link_drifted_operations", "Operations of other regions applied whose time lay more than a minute ahead of the clock here: a clock is wrong, here or there";
     link_lag: Family<Link, Gauge> = LINK_LAG "iris_link_lag_operations", "Operations committed here that the other region has not been sent yet";
+    link_lag_messages: Family<Link, Gauge> = LINK_LAG_MESSAGES "iris_link_lag_messages", "Messages among them";
+    link_lag_bytes: Family<Link, Gauge> = LINK_LAG_BYTES "iris_link_lag_bytes", "Bytes of those operations";
+    link_lag_seconds: Family<Link, Gauge> = LINK_LAG_SECONDS "iris_link_lag_seconds", "How long the first of them has waited, whole seconds";
     link_stopped: Family<LinkReason, Counter> = LINK_STOPPED "iris_link_stopped", "Links that stopped until someone acts, by reason";
     presence_merges: Counter = PRESENCE_MERGES "iris_presence_merges", "Presence records merged";
     presence_invalid: Counter = PRESENCE_INVALID "iris_presence_invalid_merges", "Presence records refused: equal version with another value";

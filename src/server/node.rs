@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, watch};
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use super::config::NodeConfig;
 use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
+use super::inspect::{Asked, Drain, Inner, Inspector};
 use super::intake::{ClientSink, PeerSink};
 use super::meters::{LinkStates, Meters, watch_network};
 use super::metrics::{Metrics, Task};
@@ -159,6 +160,7 @@ pub struct Node {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     supervisor: Supervisor,
+    inspector: Inspector,
     drain: Duration,
 }
 
@@ -314,6 +316,7 @@ impl Node {
                 routes_version: u64::MAX,
                 supervisor: supervisor.clone(),
                 recovered: (0, "".into()),
+                asked: Asked::default(),
             };
             let name = format!("partition {index}");
             // What it knew went with it, and others count on it.
@@ -362,6 +365,28 @@ impl Node {
         gossip_config.supervisor = supervisor.clone();
         let gossip = Gossip::start(gossip_config, pool.clone()).await?;
 
+        let (members, members_seen) = watch::channel(Members::default());
+        let inspector = Inspector(Arc::new(Inner {
+            key: key.clone(),
+            generation,
+            cluster: config.cluster.name.clone(),
+            roles: config.node.roles.clone(),
+            sharding,
+            started: Instant::now(),
+            socket: config.admin_socket(),
+            client: client_addr.as_ref().map(ToString::to_string),
+            admin_http: admin.addr(),
+            regions: regions.clone(),
+            health: health.clone(),
+            pool: pool.clone(),
+            events: events.clone(),
+            status: status.clone(),
+            members: members_seen,
+            nodes: gossip.nodes(),
+            store: store.as_ref().map(StoreThread::seen),
+            drain: watch::Sender::new(Drain::No),
+            supervisor: supervisor.clone(),
+        }));
         let view = View {
             me: Member {
                 key: key.clone(),
@@ -380,6 +405,7 @@ impl Node {
             pool: pool.clone(),
             events: events.clone(),
             peer_addrs,
+            members,
         };
         let (view, nodes, stopping) = (Arc::new(view), gossip.nodes(), stopped.clone());
         let run = move || view.clone().run(nodes.clone(), stopping.clone());
@@ -418,6 +444,7 @@ impl Node {
             health,
             metrics,
             supervisor,
+            inspector,
             drain: config.timeouts.drain,
         })
     }
@@ -455,6 +482,16 @@ impl Node {
     /// Its metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// A look into it, for operators.
+    pub fn inspector(&self) -> Inspector {
+        self.inspector.clone()
+    }
+
+    /// Completes when an operator asked for this node to be drained: call [`Node::stop`] then.
+    pub fn drain_asked(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.inspector.drain_asked()
     }
 
     /// Sessions at this node.
@@ -518,6 +555,7 @@ impl Node {
     /// Drains and stops: not ready, clients told to go elsewhere, what is in flight finished, the store closed.
     pub async fn stop(mut self) {
         self.health.set_ready("node", Err("the node drains".to_owned()));
+        self.inspector.drains();
         if let Some(gossip) = &self.gossip {
             // Others must not count on a node that leaves; a full gossip queue only delays what its end will tell.
             let _ = gossip.set_fact(FACT_READY, "draining").await;
@@ -627,6 +665,7 @@ struct View {
     pool: PeerPool,
     events: Vec<mpsc::Sender<Event>>,
     peer_addrs: watch::Sender<BTreeMap<NodeKey, SocketAddr>>,
+    members: watch::Sender<Members>,
 }
 
 impl View {
@@ -655,6 +694,7 @@ impl View {
             if told.as_ref() != Some(&seen) {
                 let (members, endpoints) = seen.clone();
                 told = Some(seen);
+                self.members.send_replace(members.clone());
                 for events in &self.events {
                     let _ = events.send(Event::Core(Input::Members(members.clone()))).await;
                     let _ = events

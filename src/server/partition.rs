@@ -10,16 +10,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, error::TrySendError};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
+use super::inspect::Asked;
 use super::meters::Meters;
 use super::metrics::{LinkReason, Queue, Reason, code_name};
 use super::store::{StoreReply, StoreRequest};
 use crate::core::edge::Unserved;
 use crate::core::ids::{Addr, ConnId, NodeKey, UserId};
+use crate::core::inspect::{Answer, Query};
 use crate::core::link::{LinkAlarm, StopReason};
 use crate::core::msg::Message;
 use crate::core::node::{Input, Output, Partition};
+use crate::core::storage::{Read, ReadReply, StoreError};
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{ClientFrame, Code, Hello, ServerFrame};
 use crate::net::client::ConnHandle;
@@ -76,6 +79,16 @@ pub(super) enum Event {
     },
     /// Anything that the core takes as it is.
     Core(Input),
+    /// An operator looks at what is in memory.
+    Inspect {
+        query: Query,
+        reply: oneshot::Sender<Answer>,
+    },
+    /// An operator looks at what is in the store.
+    Ask {
+        read: Read,
+        reply: oneshot::Sender<Result<ReadReply, StoreError>>,
+    },
     /// Report when every session has gone, for a drain.
     Drain,
     /// Report when every deposit that was taken is answered, and take no more.
@@ -133,6 +146,8 @@ pub(super) struct PartitionTask {
     pub(super) supervisor: Supervisor,
     /// How many shards began to recover, and why the last one did.
     pub(super) recovered: (usize, Arc<str>),
+    /// Questions of operators that the store has not answered.
+    pub(super) asked: Asked,
 }
 
 /// The two clocks of a process.
@@ -147,16 +162,21 @@ impl Clock {
 
     /// Both clocks.
     pub fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Now {
             mono: Mono(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)),
-            wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+            wall_ms: wall_ms(),
         }
     }
 
     fn until(&self, at: Mono) -> Duration {
         at.since(self.now().mono)
     }
+}
+
+/// The wall clock, unix milliseconds.
+pub(super) fn wall_ms() -> u64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The stream class for messages of a partition to another: one for each conversation and pair.
@@ -348,6 +368,15 @@ impl PartitionTask {
                 }
             }
             Event::Core(input) => self.core.handle(input, now),
+            Event::Inspect { query, reply } => {
+                // Whoever asked may have given up.
+                let _ = reply.send(self.core.inspect(&query, now));
+            }
+            Event::Ask { read, reply } => {
+                if let Some(id) = self.asked.take(reply, self.store.is_some()) {
+                    self.core.handle(Input::Ask { id, read }, now);
+                }
+            }
             Event::Drain => self.core.handle(Input::Drain, now),
             Event::Finish => self.core.handle(Input::Finish, now),
         }
@@ -392,6 +421,7 @@ impl PartitionTask {
                         read,
                     });
                 }
+                Output::Told { id, result } => self.asked.told(id, result),
                 Output::Alarm(alarm) => self.alarm(&alarm),
                 Output::Recovery {
                     shard,

@@ -8,8 +8,8 @@
 //! deposits are refused retryably by number and by bytes.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::core::commit::StoreOp;
 use crate::core::ids::ShardId;
 use crate::core::storage::{Committed, Read, ReadReply, StoreError};
 use crate::net::supervise::Supervisor;
-use crate::store::engine::Engine;
+use crate::store::engine::{Engine, Figures};
 
 /// Operations that one group commit takes at most: a commit stays short, and the next follows at once.
 const GROUP_OPS: usize = 32 * 1024;
@@ -89,6 +89,16 @@ pub(super) enum StoreReply {
 pub(super) struct StoreThread {
     requests: SyncSender<StoreRequest>,
     thread: Option<JoinHandle<()>>,
+    seen: Arc<Mutex<StoreSeen>>,
+}
+
+/// What was last seen of the store.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct StoreSeen {
+    /// What it tells of itself.
+    pub(super) figures: Figures,
+    /// When a commit last came back, unix milliseconds; 0 before the first.
+    pub(super) last_commit_ms: u64,
 }
 
 impl StoreThread {
@@ -104,8 +114,13 @@ impl StoreThread {
     ) -> std::io::Result<Self> {
         let (requests, queue) = sync_channel(replies.len() * (reads + 1) + QUEUE_SPARE);
         health.set_ready("store", Ok(()));
+        let seen = Arc::new(Mutex::new(StoreSeen {
+            figures: engine.figures(),
+            last_commit_ms: 0,
+        }));
         let worker = Worker {
             engine,
+            seen: seen.clone(),
             replies,
             metrics,
             health,
@@ -120,7 +135,13 @@ impl StoreThread {
         Ok(Self {
             requests,
             thread: Some(thread),
+            seen,
         })
+    }
+
+    /// Where what is seen of the store is put down.
+    pub(super) fn seen(&self) -> Arc<Mutex<StoreSeen>> {
+        self.seen.clone()
     }
 
     /// Where requests go.
@@ -141,6 +162,7 @@ impl StoreThread {
 
 struct Worker {
     engine: Box<dyn Engine>,
+    seen: Arc<Mutex<StoreSeen>>,
     replies: Vec<UnboundedSender<StoreReply>>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
@@ -255,6 +277,7 @@ impl Worker {
         let count = group.ops.len();
         let shards: Vec<ShardId> = group.ops.iter().map(StoreOp::shard).collect();
         let result = self.engine.commit_now(group.ops, group.now_ms);
+        let committed = result.is_ok();
         self.metrics.commits.inc();
         self.metrics.commit_seconds.observe(started.elapsed());
         self.metrics.commit_operations.observe(count);
@@ -290,10 +313,21 @@ impl Worker {
             }
         }
         self.engine.after_commit();
+        self.see(committed);
+    }
+
+    fn see(&self, committed: bool) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.figures = self.engine.figures();
+        if committed {
+            seen.last_commit_ms = super::partition::wall_ms();
+        }
     }
 
     fn idle(&mut self) -> bool {
-        match self.engine.idle() {
+        let idle = self.engine.idle();
+        self.see(false);
+        match idle {
             Ok(more) => more,
             Err(error) => {
                 self.watch(Some(&error));
@@ -332,8 +366,8 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::sync::mpsc::TrySendError;
-    use std::sync::{Mutex, mpsc};
 
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 

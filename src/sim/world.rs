@@ -604,6 +604,8 @@ impl World {
                 detail,
             } => self.recovery(node, shard, recovering, &detail),
             Output::Stop(alarm) => self.alarm(node, &format!("{alarm:?}")),
+            // Nobody asks here.
+            Output::Told { .. } => {}
         }
     }
 

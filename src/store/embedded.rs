@@ -41,7 +41,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
-use super::engine::{Committed, Engine, Read, ReadReply, StoreError};
+use super::engine::{Committed, Engine, Figures, Read, ReadReply, StoreError};
 use super::journal::{self, Journal, JournalError, MAX_RECORD};
 use super::keys;
 use super::opening::{OpenError, StoredIdentity};
@@ -483,6 +483,16 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
 impl<D: Disk, T: Tables> Engine for EmbeddedEngine<D, T> {
     fn identity(&self) -> &StoreIdentity {
         &self.view.state.identity
+    }
+
+    fn figures(&self) -> Figures {
+        let stats = self.stats();
+        Figures {
+            commits: stats.commits,
+            journal_bytes: stats.journal_bytes,
+            resident_bytes: stats.resident_bytes,
+            checkpoints: stats.checkpoints,
+        }
     }
 
     fn commit_now(&mut self, ops: Vec<StoreOp>, now_ms: u64) -> Result<Committed, StoreError> {

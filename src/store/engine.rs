@@ -10,6 +10,19 @@ pub use crate::core::storage::{
     Committed, InboxEntry, InboxPage, LogPage, MAX_PAGE_ITEMS, Read, ReadReply, StoreError,
 };
 
+/// What a store tells of itself; 0 where an engine does not count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Group commits since it was opened.
+    pub commits: u64,
+    /// Bytes of the journal's files.
+    pub journal_bytes: u64,
+    /// What messages, users and dedup records weigh in memory, in bytes.
+    pub resident_bytes: u64,
+    /// Checkpoints completed since it was opened.
+    pub checkpoints: u64,
+}
+
 /// A store of one region: commits and reads.
 pub trait Engine: Send {
     /// Who this store is.
@@ -41,6 +54,11 @@ pub trait Engine: Send {
     /// # Errors
     /// [`StoreError`].
     fn read(&mut self, read: &Read) -> Result<ReadReply, StoreError>;
+
+    /// What it tells of itself.
+    fn figures(&self) -> Figures {
+        Figures::default()
+    }
 
     /// Called when there is nothing to commit: a chance to write behind. Says whether more is to do soon.
     ///

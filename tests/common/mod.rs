@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use iris::admin::server::AdminServer;
 use iris::client::{Client, ClientConfig, ClientEvent, Incoming, OutgoingMessage, connector};
 use iris::core::ids::UserId;
 use iris::net::certs::Roots;
@@ -40,6 +41,8 @@ pub struct TestCluster {
     pub dev: DevCluster,
     pub folder: tempfile::TempDir,
     nodes: BTreeMap<String, Node>,
+    /// The operators' interfaces, by node.
+    admin: BTreeMap<String, AdminServer>,
     pub connector: Connector,
     /// Changes of every node's configuration, as `--set` would make them.
     set: Vec<(String, String)>,
@@ -62,6 +65,7 @@ impl TestCluster {
             dev,
             folder,
             nodes: BTreeMap::new(),
+            admin: BTreeMap::new(),
             connector: connector(&roots).unwrap(),
             set,
         };
@@ -90,6 +94,8 @@ impl TestCluster {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         };
+        let admin = AdminServer::start(node.inspector()).await.unwrap();
+        self.admin.insert(name.to_owned(), admin);
         self.nodes.insert(name.to_owned(), node);
     }
 
@@ -106,6 +112,15 @@ impl TestCluster {
     pub async fn stop_node(&mut self, name: &str) {
         let node = self.nodes.remove(name).unwrap();
         within(&format!("{name} stopped"), node.stop()).await;
+        self.admin.remove(name).unwrap().stop().await;
+    }
+
+    /// Ends a node as if its process died: nobody is told that its sessions end.
+    pub async fn kill_node(&mut self, name: &str) {
+        let node = self.nodes.remove(name).unwrap();
+        // Its socket stays behind, as it would.
+        drop(self.admin.remove(name));
+        within(&format!("{name} gone"), node.abandon()).await;
     }
 
     pub async fn stop(mut self) {
@@ -115,6 +130,9 @@ impl TestCluster {
             nodes.into_values().partition(|node| node.client_addr().is_none());
         for node in edges.into_iter().chain(cores) {
             within("stopped", node.stop()).await;
+        }
+        for admin in std::mem::take(&mut self.admin).into_values() {
+            admin.stop().await;
         }
     }
 

@@ -319,6 +319,7 @@ impl Links {
             hash: Some(0),
             applied: 0,
             queued: 0,
+            trail: Default::default(),
         });
         log.queued = end;
         owned.queue.push_back(Queued {

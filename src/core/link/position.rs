@@ -49,6 +49,8 @@ pub(super) struct Serve {
     pub turns: VecDeque<ShardId>,
     /// Pages of snapshots on their way from the store.
     pub page_reads: usize,
+    /// Operations shipped on this lane, and their bytes.
+    pub shipped: (u64, u64),
 }
 
 /// A subscribed shard.
@@ -137,6 +139,7 @@ impl Serve {
             sending: BTreeMap::new(),
             turns: VecDeque::new(),
             page_reads: 0,
+            shipped: (0, 0),
         }
     }
 
@@ -224,6 +227,8 @@ impl Serve {
         entry: &LogEntry,
     ) -> bool {
         self.spend(entry.op.len() as u64);
+        self.shipped.0 += 1;
+        self.shipped.1 += entry.op.len() as u64;
         let Some(served) = self.shards.get_mut(&shard) else {
             return false;
         };

@@ -50,6 +50,8 @@ pub(super) struct Pull {
     round_trip: Option<Duration>,
     /// Operations of it that were applied.
     pub applied: u64,
+    /// Bytes of operations that arrived.
+    received: u64,
     /// Bytes that arrived and are queued or in flight to the store.
     held: u64,
     /// Bytes that may be sent again and the provider does not know yet.
@@ -123,6 +125,7 @@ impl Pull {
             pings: VecDeque::new(),
             round_trip: None,
             applied: 0,
+            received: 0,
             held: 0,
             returned: 0,
             credit_at: None,
@@ -334,6 +337,7 @@ impl Links {
     pub(super) fn hold_bytes(&mut self, peer: PeerId, bytes: u64, slack: u64) -> bool {
         let pull = &mut self.peers[peer].pull;
         pull.held += bytes;
+        pull.received += bytes;
         pull.held <= self.config.limits.link_bytes + slack
     }
 
@@ -500,6 +504,7 @@ impl Links {
                 .collect(),
             wanted: pull.wanted.iter().cloned().collect(),
             applied: pull.applied,
+            received_bytes: pull.received,
             held_bytes: pull.held,
             round_trip: pull.round_trip,
             remote_wall_ms: peer.wall_at(now.mono),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::core::ids::{Addr, Origin, RegionId, Seq, ShardId};
 use crate::core::op::OpError;
@@ -95,7 +95,7 @@ pub enum StopReason {
 }
 
 /// Where a subscription stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkState {
     /// The provider's node is not reachable, or a new lane is about to be opened.
@@ -145,6 +145,8 @@ pub struct PullStatus {
     pub wanted: Vec<RegionId>,
     /// Operations of it that were applied here, since this partition's start.
     pub applied: u64,
+    /// Bytes of operations that arrived, since this partition's start.
+    pub received_bytes: u64,
     /// Bytes of operations that arrived and are not applied yet.
     pub held_bytes: u64,
     /// The last measured round trip.
@@ -153,13 +155,48 @@ pub struct PullStatus {
     pub remote_wall_ms: Option<u64>,
 }
 
+/// How far a subscriber is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Lag {
+    /// Operations that are committed here and not shipped yet.
+    pub operations: u64,
+    /// Of them, messages.
+    pub messages: u64,
+    /// Bytes of those operations.
+    pub bytes: u64,
+    /// When the first of them was committed here, unix milliseconds; none where nothing waits, or where that was before
+    /// their shard was owned here.
+    pub since_ms: Option<u64>,
+    /// Part of it was committed before its shard was owned here: messages and bytes count the rest alone.
+    pub at_least: bool,
+}
+
+impl Lag {
+    /// The lag of both together: of two shards, links or partitions.
+    pub fn add(&mut self, more: &Lag) {
+        self.operations = self.operations.saturating_add(more.operations);
+        self.messages = self.messages.saturating_add(more.messages);
+        self.bytes = self.bytes.saturating_add(more.bytes);
+        self.since_ms = self.since_ms.into_iter().chain(more.since_ms).min();
+        self.at_least |= more.at_least;
+    }
+}
+
 /// What a subscriber takes from us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeStatus {
+    /// Whether its lane is there; while it is not, what waits is counted from where the last one had come.
+    pub open: bool,
     /// Shards that it subscribed.
     pub shards: usize,
     /// Operations that are committed here and not shipped yet, for each shard that has any.
     pub lag: Vec<(ShardId, u64)>,
+    /// The same over all shards, in messages, bytes and time, too.
+    pub behind: Lag,
+    /// Operations shipped to it, since this partition's start.
+    pub shipped: u64,
+    /// Their bytes.
+    pub shipped_bytes: u64,
     /// Bytes of operations shipped and not yet reported as applied.
     pub in_flight_bytes: u64,
     /// Presence records that changed and are not sent yet.

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::position::Serve;
-use super::report::{LinkAlarm, ServeStatus};
-use super::{LinkOutput, Links, PeerId};
+use super::report::{Lag, LinkAlarm, ServeStatus};
+use super::{Left, LinkOutput, Links, Peer, PeerId};
 use crate::core::ids::{Addr, RegionId, ShardId};
 use crate::core::limits::ms;
 use crate::core::msg::{Message, ToProvider, ToSubscriber};
@@ -99,21 +99,76 @@ impl Links {
         }
     }
 
-    pub(super) fn serve_status(&self, serve: &Serve) -> ServeStatus {
-        let lag = serve.shards.iter().filter_map(|(shard, served)| {
-            let logs = &self.owned.get(shard)?.logs;
-            let wanted = logs.iter().filter(|(_, log)| serve.wanted.contains(&log.region));
-            let lag: u64 = wanted
-                .map(|(origin, log)| log.head.saturating_sub(served.seq(*origin)))
-                .sum();
-            (lag > 0).then_some((*shard, lag))
-        });
-        ServeStatus {
-            shards: serve.shards.len(),
-            lag: lag.collect(),
-            in_flight_bytes: serve.window.saturating_sub(serve.credit),
-            presence_waiting: serve.exchange.waiting(),
+    /// What a subscriber takes; of one whose lane is gone, what waits for it since.
+    pub(super) fn serve_status(&self, peer: &Peer) -> Option<ServeStatus> {
+        let (mut lag, mut behind) = (Vec::new(), Lag::default());
+        let mut add = |shard: ShardId, more: &mut dyn Iterator<Item = Lag>| {
+            let operations = more.map(|more| {
+                behind.add(&more);
+                more.operations
+            });
+            let operations: u64 = operations.sum();
+            if operations > 0 {
+                lag.push((shard, operations));
+            }
+        };
+        let Some(serve) = &peer.serve else {
+            let left = peer.left.as_ref()?;
+            let region = &peer.addr.node.region;
+            let mut shards = 0;
+            for (shard, positions) in &left.positions {
+                let Some(owned) = self.owned.get(shard) else {
+                    continue;
+                };
+                let theirs = owned.remotes.get(region).map(|id| &self.peers[*id].addr);
+                if theirs != Some(&peer.addr) {
+                    continue;
+                }
+                shards += 1;
+                let wanted = owned
+                    .logs
+                    .iter()
+                    .filter(|(_, log)| left.wanted.contains(&log.region));
+                let seq = |origin| positions.get(origin).copied().unwrap_or_default();
+                add(
+                    *shard,
+                    &mut wanted.map(|(origin, log)| log.trail.behind(seq(origin), log.head)),
+                );
+            }
+            return Some(ServeStatus {
+                open: false,
+                shards,
+                lag,
+                behind,
+                in_flight_bytes: 0,
+                shipped: peer.shipped.0,
+                shipped_bytes: peer.shipped.1,
+                presence_waiting: 0,
+            });
+        };
+        for (shard, served) in &serve.shards {
+            let Some(owned) = self.owned.get(shard) else {
+                continue;
+            };
+            let wanted = owned
+                .logs
+                .iter()
+                .filter(|(_, log)| serve.wanted.contains(&log.region));
+            add(
+                *shard,
+                &mut wanted.map(|(origin, log)| log.trail.behind(served.seq(*origin), log.head)),
+            );
         }
+        Some(ServeStatus {
+            open: true,
+            shards: serve.shards.len(),
+            lag,
+            behind,
+            in_flight_bytes: serve.window.saturating_sub(serve.credit),
+            shipped: peer.shipped.0 + serve.shipped.0,
+            shipped_bytes: peer.shipped.1 + serve.shipped.1,
+            presence_waiting: serve.exchange.waiting(),
+        })
     }
 
     fn open_serve(&mut self, peer: PeerId, lane: u64) {
@@ -123,11 +178,28 @@ impl Links {
         let peer = &mut self.peers[peer];
         peer.served_lane = lane;
         peer.lost_lane = None;
+        peer.left = None;
         peer.serve = Some(Serve::new(lane, now));
     }
 
     fn drop_serve(&mut self, peer: PeerId) -> Option<u64> {
         let serve = self.peers[peer].serve.take()?;
+        let positions = serve.shards.iter().map(|(shard, served)| {
+            let positions = served.positions.iter();
+            (
+                *shard,
+                positions
+                    .map(|(origin, position)| (*origin, position.seq))
+                    .collect(),
+            )
+        });
+        self.peers[peer].left = Some(Left {
+            positions: positions.collect(),
+            wanted: serve.wanted.clone(),
+        });
+        let (ops, bytes) = &mut self.peers[peer].shipped;
+        *ops += serve.shipped.0;
+        *bytes += serve.shipped.1;
         for shard in serve.shards.keys() {
             self.unsubscribe(peer, *shard);
         }

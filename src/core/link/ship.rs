@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::trail::Trail;
 use super::{LinkOutput, Links, Log, PeerId, PresenceSource, ReadToken};
 use crate::core::ids::{Origin, RegionId, Seq, ShardId};
 use crate::core::msg::{Message, ToSubscriber};
@@ -57,6 +58,7 @@ impl Links {
             hash: Some(0),
             applied: 0,
             queued: 0,
+            trail: Trail::default(),
         });
         if entry.seq <= log.head {
             return;
@@ -66,6 +68,7 @@ impl Links {
         log.hash = Some(entry.hash);
         log.applied = log.applied.max(entry.seq);
         log.queued = log.queued.max(entry.seq);
+        log.trail.committed(entry, self.now.wall_ms);
         let wake = !owned.held.is_empty();
         if let Some(subscribers) = self.subscribers.get(shard) {
             for id in subscribers {

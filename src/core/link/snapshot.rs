@@ -265,6 +265,7 @@ impl Links {
                 hash: Some(0),
                 applied: 0,
                 queued: 0,
+                trail: Default::default(),
             });
             if log.head < cut.seq {
                 log.region = cut.region.clone();

@@ -562,6 +562,54 @@ fn a_silent_region_is_told_within_the_timeout() {
 }
 
 #[test]
+fn what_waits_is_known_in_bytes_and_time_also_while_its_region_is_away() {
+    let mut world = World::new(31, &[1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    for _ in 0..10 {
+        world.append(0, 0, 20);
+    }
+    world.run(5 * SECOND);
+    let given = |world: &World| {
+        let status = world.regions[0].links[0].snapshot(world.clocks());
+        status
+            .into_iter()
+            .find_map(|link| link.serve)
+            .expect("it is served, or was")
+    };
+    let level = given(&world);
+    assert_eq!((level.open, level.behind), (true, Lag::default()));
+    assert!(level.shipped >= 10 && level.shipped_bytes > 0, "{level:?}");
+
+    world.cut_both(0, 1);
+    world.run(20 * SECOND);
+    let before = given(&world).behind.operations;
+    let since = world.clocks().wall_ms;
+    for shard in [0, 1, 1] {
+        world.append(0, shard, 500);
+        world.run(SECOND);
+    }
+    let away = given(&world);
+    assert!(!away.open, "{away:?}");
+    assert!(away.behind.operations >= before + 3, "{away:?}");
+    assert_eq!(away.behind.messages, 3);
+    assert!(away.behind.bytes >= 1500 && !away.behind.at_least, "{away:?}");
+    assert!(
+        away.behind.since_ms.is_some_and(|ms| ms <= since + 100),
+        "{away:?}"
+    );
+    assert_eq!(
+        away.shipped, level.shipped,
+        "what was shipped before still counts"
+    );
+
+    settle(&mut world);
+    world.run(5 * SECOND);
+    let again = given(&world);
+    assert_eq!((again.open, again.behind), (true, Lag::default()));
+    assert!(again.shipped >= level.shipped + 3, "{again:?}");
+}
+
+#[test]
 fn a_region_that_never_answers_is_unreachable() {
     let mut world = World::new(14, &[1, 1], 1, CoreLimits::default());
     world.cut_both(0, 1);

@@ -95,6 +95,11 @@ pub(super) enum Mode {
 }
 
 impl Attachment {
+    /// Messages given and not acknowledged, and their bytes.
+    pub(super) fn in_flight(&self) -> (usize, usize) {
+        (self.window_messages, self.window_bytes)
+    }
+
     /// Whether acknowledgements of what was given before this attachment are still to come.
     pub(super) fn owes(&self) -> bool {
         !self.cursor.includes(&self.given_before)

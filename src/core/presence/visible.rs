@@ -125,7 +125,7 @@ impl Presence {
     }
 }
 
-fn status_of(live: &Live, unreachable: &BTreeMap<RegionId, u64>) -> VisibleStatus {
+pub(super) fn status_of(live: &Live, unreachable: &BTreeMap<RegionId, u64>) -> VisibleStatus {
     match (live.status, unreachable.get(&live.region)) {
         // One that hides must not be given away by a lost region.
         (Status::Offline, _) => VisibleStatus::Offline,

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     Direction, GOSSIP_MAX_FRAME, InboundStatus, Lane, PeerEvent, PeerHello, Refusal, RefusalCode, Shared,
-    StreamClass,
+    StreamClass, admin,
     hello::{Answer, decode, decode_class},
     link::{presented_certificate, read_first_frame, refuse},
     lock, log_panic, stop_reason,
@@ -110,7 +110,8 @@ async fn serve<S: EventSink<PeerEvent>>(shared: Arc<Shared>, incoming: Incoming,
         () = shared.stopped() => return,
     };
     match accepted {
-        Ok(Ok(accepted)) => carry(&shared, accepted, &sink).await,
+        Ok(Ok(Some(accepted))) => carry(&shared, accepted, &sink).await,
+        Ok(Ok(None)) => {}
         Ok(Err(error)) => {
             shared.counters.failed.fetch_add(1, Relaxed);
             tracing::debug!(%remote, %error, "a connection of a peer failed");
@@ -122,11 +123,16 @@ async fn serve<S: EventSink<PeerEvent>>(shared: Arc<Shared>, incoming: Incoming,
     }
 }
 
-async fn handshake(shared: &Arc<Shared>, incoming: Incoming) -> Result<Accepted, String> {
+/// `None` where it was no peer's connection, and is in other hands.
+async fn handshake(shared: &Arc<Shared>, incoming: Incoming) -> Result<Option<Accepted>, String> {
     let remote = incoming.remote_address();
     let connection = incoming
         .await
         .map_err(|error| ClosedBy::from(error).to_string())?;
+    if admin::is_admin(&connection) {
+        admin::accepted(shared, connection)?;
+        return Ok(None);
+    }
     let (mut send, mut recv) = connection
         .accept_bi()
         .await
@@ -147,7 +153,7 @@ async fn handshake(shared: &Arc<Shared>, incoming: Incoming) -> Result<Accepted,
     match registered {
         Ok(accepted) => {
             answer(shared, &accepted, &mut send, remote).await?;
-            Ok(accepted)
+            Ok(Some(accepted))
         }
         Err(refusal) => {
             shared.counters.refused.fetch_add(1, Relaxed);

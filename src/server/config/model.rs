@@ -14,6 +14,9 @@ use crate::net::address::HostPort;
 use crate::server::regions::Role;
 use crate::server::token::Algorithm;
 
+/// Name of the operators' socket in a node's data folder.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+
 /// The configuration of one node, checked. As it serialises it can be read again, except for secrets, which become `***`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +34,9 @@ pub struct NodeConfig {
     /// What clients and other nodes are told, where that is not where it listens.
     #[serde(default)]
     pub advertise: AdvertiseConfig,
+    /// How operators reach it.
+    #[serde(default)]
+    pub admin: AdminConfig,
     /// Certificates and keys.
     pub tls: TlsConfig,
     /// How clients prove who they are.
@@ -123,6 +129,15 @@ pub struct AdvertiseConfig {
     /// For other nodes, an IP address and a port; `listen.peer` where it is not set. A node that listens on a wildcard needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<SocketAddr>,
+}
+
+/// How operators reach the node. From elsewhere they connect to `listen.peer` with a certificate of the operator role.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// The Unix socket that operators on this machine use, mode 0600; `admin.sock` in `node.data` where it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
 }
 
 /// Certificates and keys, PEM files. A relative path starts at the file that names it.
@@ -281,6 +296,12 @@ impl NodeConfig {
             Some(told) => told.clone().or_port(bound.port()),
             None => bound.into(),
         }
+    }
+
+    /// The Unix socket that operators use.
+    pub fn admin_socket(&self) -> PathBuf {
+        let given = self.admin.socket.clone();
+        given.unwrap_or_else(|| self.node.data.join(ADMIN_SOCKET))
     }
 
     /// Where other nodes are told to reach it; a port 0 is to be replaced by the one that was bound.

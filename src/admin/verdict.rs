@@ -1,0 +1,420 @@
+//! Whether a cluster is well, and why not: judged from what its nodes told and which did not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::data::{LinkRow, NodeRow, NodeState, Reason, ReasonCode, RegionRow, RegionState, Verdict};
+use crate::core::ids::RegionId;
+use crate::core::link::LinkState;
+
+/// What waits longer than this for another region has fallen behind: shipping takes milliseconds.
+pub const LAGS_AFTER: Duration = Duration::from_secs(10);
+/// Clocks that differ by more are worth a look; from a minute on they are not believed (R7, R16).
+pub const CLOCKS_DIFFER: Duration = Duration::from_secs(10);
+
+/// Judges; the reasons are sorted, the worst first.
+pub fn judge(regions: &[RegionRow], nodes: &[NodeRow], links: &[LinkRow]) -> (Verdict, Vec<Reason>) {
+    let mut reasons = Vec::new();
+    let states: BTreeMap<&RegionId, RegionState> = regions
+        .iter()
+        .map(|region| (&region.region, region.state))
+        .collect();
+    for region in regions {
+        judge_region(region, nodes, &mut reasons);
+    }
+    for node in nodes {
+        // What is wrong with a whole region is said once.
+        if states.get(&node.node.region) != Some(&RegionState::Silent) {
+            judge_node(node, nodes, &mut reasons);
+        }
+    }
+    for link in links {
+        let silent = |region| states.get(region) == Some(&RegionState::Silent);
+        let to_silent = silent(&link.from.node.region) || silent(&link.to.node.region);
+        judge_link(link, to_silent, nodes, &mut reasons);
+    }
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.severity));
+    let verdict = reasons.first().map_or(Verdict::Healthy, |reason| reason.severity);
+    (verdict, reasons)
+}
+
+fn judge_region(region: &RegionRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>) {
+    let mut critical = |code, text: String| {
+        reasons.push(Reason {
+            severity: Verdict::Critical,
+            code,
+            about: region.region.to_string(),
+            text,
+        });
+    };
+    let of_region = || nodes.iter().filter(|node| node.node.region == region.region);
+    if region.state == RegionState::Silent {
+        let since = match region.unreachable_ms {
+            0 => String::new(),
+            ms => format!("; the other regions have had no link to it for {}", seconds(ms)),
+        };
+        let text = format!(
+            "region {}: none of its {} nodes answers: it is lost or cut off{since}; its clients go to other regions",
+            region.region, region.nodes
+        );
+        return critical(ReasonCode::RegionSilent, text);
+    }
+    let first_why = |role: &str| {
+        let mut of_role = of_region().filter(|node| node.roles.iter().any(|found| found == role));
+        of_role
+            .find(|node| node.state != NodeState::Ready)
+            .map(|node| format!(" ({}: {})", node.node.node, told(node)))
+            .unwrap_or_default()
+    };
+    if region.cores_ready == 0 {
+        let text = format!(
+            "region {}: no core node is ready, so its shards have no owner there{}",
+            region.region,
+            first_why("core")
+        );
+        critical(ReasonCode::NoCore, text);
+    } else if region.edges_ready == 0 {
+        // Without a core no edge is ready either: that is one reason.
+        let text = format!(
+            "region {}: no edge node is ready, so no client is served there{}",
+            region.region,
+            first_why("edge")
+        );
+        critical(ReasonCode::NoEdge, text);
+    }
+}
+
+fn judge_node(node: &NodeRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>) {
+    let mut add = |severity, code, text: String| {
+        reasons.push(Reason {
+            severity,
+            code,
+            about: node.node.to_string(),
+            text,
+        });
+    };
+    let key = &node.node;
+    let report = node.report.as_ref();
+    match node.state {
+        NodeState::Ready => {}
+        NodeState::NoAnswer => {
+            let text = format!("node {key} does not answer: {}", node.why);
+            add(Verdict::Degraded, ReasonCode::NodeSilent, text);
+        }
+        NodeState::Draining => {
+            let sessions = report.map_or(0, |report| report.sessions);
+            let text = format!("node {key} drains and will stop; sessions left: {sessions}");
+            add(Verdict::Degraded, ReasonCode::NodeDrains, text);
+        }
+        NodeState::NotReady => match report.and_then(|report| report.reasons.get("store")) {
+            Some(why) => {
+                let text = format!("the store of node {key} stopped: {why}");
+                add(Verdict::Critical, ReasonCode::StoreStopped, text);
+            }
+            None => {
+                let text = format!("node {key} is not ready: {}", node.why);
+                add(Verdict::Degraded, ReasonCode::NodeNotReady, text);
+            }
+        },
+    }
+    let answers = |key: &crate::core::ids::NodeKey| {
+        let other = nodes.iter().find(|node| node.node == *key);
+        other.is_some_and(|node| node.report.is_some())
+    };
+    for seen in report.into_iter().flat_map(|report| &report.sees) {
+        let Some(connection) = &seen.connection else {
+            continue;
+        };
+        // Of one that does not answer it is no news.
+        if connection.breaker != "closed" && answers(&seen.node) {
+            let last = connection.last_error.as_deref().unwrap_or("no error was told");
+            let text = format!(
+                "node {key} cannot connect to {}, which answers here: {} attempts in a row failed, last: {last}",
+                seen.node, connection.failures
+            );
+            add(Verdict::Degraded, ReasonCode::BreakerOpen, text);
+        }
+    }
+}
+
+fn judge_link(link: &LinkRow, to_silent: bool, nodes: &[NodeRow], reasons: &mut Vec<Reason>) {
+    let name = format!("{} -> {}", link.from, link.to);
+    let mut add = |severity, code, text: String| {
+        reasons.push(Reason {
+            severity,
+            code,
+            about: name.clone(),
+            text,
+        });
+    };
+    let (taken, given) = (link.taken.as_ref(), link.given.as_ref());
+    if let Some(taken) = taken.filter(|taken| taken.stopped > 0) {
+        let why = taken
+            .stopped_shards
+            .first()
+            .map(|first| format!(", such as {}: {}", first.shard, first.why));
+        let text = format!(
+            "link {name} takes no more of {} shards until someone acts{}",
+            taken.stopped,
+            why.unwrap_or_default()
+        );
+        add(Verdict::Critical, ReasonCode::LinkStopped, text);
+    }
+    let waits = given.map_or(String::new(), |given| {
+        let lag = &given.lag;
+        match lag.operations {
+            0 => String::new(),
+            operations => format!("; {operations} operations wait for it"),
+        }
+    });
+    // A node that does not answer, or that is not ready, is a reason already, and takes its links with it.
+    let ready = |addr: &crate::core::ids::Addr| {
+        let node = nodes.iter().find(|node| node.node == addr.node);
+        node.is_some_and(|node| node.state == NodeState::Ready)
+    };
+    if link.state != LinkState::Live {
+        if !to_silent && ready(&link.from) && ready(&link.to) {
+            let down = taken.map_or(0, |taken| taken.down_ms);
+            let text = format!("link {name} is {} for {}{waits}", link.state, seconds(down));
+            add(Verdict::Degraded, ReasonCode::LinkDown, text);
+        }
+    } else if let Some(given) = given.filter(|given| u128::from(given.lag_ms) > LAGS_AFTER.as_millis()) {
+        let lag = &given.lag;
+        let text = format!(
+            "link {name} is {} behind: {} messages, {} bytes wait",
+            seconds(given.lag_ms),
+            lag.messages,
+            lag.bytes
+        );
+        add(Verdict::Degraded, ReasonCode::LinkLags, text);
+    }
+    let ahead = taken.and_then(|taken| taken.clock_ahead_ms).unwrap_or(0);
+    // A node that fell silent is believed no more about its clock.
+    if link.state == LinkState::Live && u128::from(ahead.unsigned_abs()) > CLOCKS_DIFFER.as_millis() {
+        let how = if ahead > 0 { "ahead of" } else { "behind" };
+        let text = format!(
+            "the clock of {} is {} {how} that of {}",
+            link.from.node,
+            seconds(ahead.unsigned_abs()),
+            link.to.node
+        );
+        add(Verdict::Degraded, ReasonCode::ClockDiffers, text);
+    }
+}
+
+fn told(node: &NodeRow) -> &str {
+    match node.state {
+        NodeState::Draining => "it drains",
+        _ if node.why.is_empty() => "it is not there",
+        _ => &node.why,
+    }
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::data::NodeReport;
+    use crate::core::ids::{Addr, NodeKey};
+    use crate::core::inspect::{GivenFacts, StoppedFacts, TakenFacts};
+    use crate::core::link::Lag;
+
+    fn key(region: &str, node: &str) -> NodeKey {
+        NodeKey {
+            region: region.parse().unwrap(),
+            node: node.parse().unwrap(),
+        }
+    }
+
+    fn node(region: &str, name: &str, role: &str, state: NodeState) -> NodeRow {
+        let report = NodeReport {
+            node: key(region, name),
+            generation: 1,
+            version: "1".to_owned(),
+            roles: vec![role.to_owned()],
+            uptime_ms: 1,
+            ready: state == NodeState::Ready,
+            reasons: BTreeMap::new(),
+            draining: state == NodeState::Draining,
+            sessions: 7,
+            partitions: 1,
+            shards_open: 0,
+            shards_recovering: 0,
+            shards_unserved: 0,
+            client: None,
+            admin_http: String::new(),
+            memory_bytes: None,
+            store: None,
+            sees: Vec::new(),
+        };
+        NodeRow {
+            node: key(region, name),
+            peer: String::new(),
+            roles: vec![role.to_owned()],
+            state,
+            why: if state == NodeState::Ready {
+                String::new()
+            } else {
+                "because".to_owned()
+            },
+            report: Some(report).filter(|_| state != NodeState::NoAnswer),
+        }
+    }
+
+    fn region(id: &str, state: RegionState, cores: usize, edges: usize) -> RegionRow {
+        RegionRow {
+            region: id.parse().unwrap(),
+            name: id.to_owned(),
+            state,
+            nodes: 2,
+            nodes_ready: cores + edges,
+            cores_ready: cores,
+            edges_ready: edges,
+            sessions: 0,
+            shards_open: 0,
+            shards_recovering: 0,
+            unreachable_ms: 12_300,
+        }
+    }
+
+    fn link(state: LinkState) -> LinkRow {
+        let addr = |region, name| Addr {
+            node: key(region, name),
+            partition: 0,
+        };
+        LinkRow {
+            from: addr("a", "a-core"),
+            to: addr("b", "b-core"),
+            state,
+            taken: Some(TakenFacts {
+                state,
+                down_ms: 0,
+                shards: 1,
+                stopped: 0,
+                stopped_shards: Vec::new(),
+                carries: Vec::new(),
+                applied_operations: 0,
+                received_bytes: 0,
+                held_bytes: 0,
+                round_trip_us: None,
+                clock_ahead_ms: Some(-5),
+            }),
+            given: Some(GivenFacts {
+                open: true,
+                shards: 1,
+                lagging_shards: 0,
+                lag: Lag::default(),
+                lag_ms: 0,
+                in_flight_bytes: 0,
+                shipped_operations: 0,
+                shipped_bytes: 0,
+                presence_waiting: 0,
+            }),
+        }
+    }
+
+    fn nodes() -> Vec<NodeRow> {
+        vec![
+            node("a", "a-core", "core", NodeState::Ready),
+            node("a", "a-edge", "edge", NodeState::Ready),
+            node("b", "b-core", "core", NodeState::Ready),
+            node("b", "b-edge", "edge", NodeState::Ready),
+        ]
+    }
+
+    fn codes(found: (Verdict, Vec<Reason>)) -> (Verdict, Vec<ReasonCode>) {
+        (found.0, found.1.iter().map(|reason| reason.code).collect())
+    }
+
+    const READY: RegionState = RegionState::Ready;
+
+    #[test]
+    fn a_cluster_where_all_is_there_is_healthy() {
+        let regions = [region("a", READY, 1, 1), region("b", READY, 1, 1)];
+        let found = judge(&regions, &nodes(), &[link(LinkState::Live)]);
+        assert_eq!(codes(found), (Verdict::Healthy, vec![]));
+    }
+
+    #[test]
+    fn a_node_that_is_missing_is_degraded_and_a_region_without_a_core_critical() {
+        let mut all = nodes();
+        all[1] = node("a", "a-edge", "edge", NodeState::NoAnswer);
+        all.push(node("a", "a-edge-2", "edge", NodeState::Draining));
+        let regions = [region("a", RegionState::Degraded, 1, 1), region("b", READY, 1, 1)];
+        let found = judge(&regions, &all, &[]);
+        assert_eq!(
+            codes(found),
+            (
+                Verdict::Degraded,
+                vec![ReasonCode::NodeSilent, ReasonCode::NodeDrains]
+            )
+        );
+        all[0] = node("a", "a-core", "core", NodeState::NotReady);
+        let regions = [region("a", RegionState::Down, 0, 0), region("b", READY, 1, 1)];
+        let (verdict, reasons) = judge(&regions, &all, &[link(LinkState::Down)]);
+        assert_eq!(verdict, Verdict::Critical);
+        assert!(
+            reasons[0].text.contains("(a-core: because)"),
+            "{}",
+            reasons[0].text
+        );
+        // The link ends at a node that is known to be the cause.
+        assert!(reasons.iter().all(|reason| reason.code != ReasonCode::LinkDown));
+        // Its edges are not ready for the same reason.
+        assert!(reasons.iter().all(|reason| reason.code != ReasonCode::NoEdge));
+        all[0] = node("a", "a-core", "core", NodeState::Ready);
+        let regions = [region("a", RegionState::Down, 1, 0), region("b", READY, 1, 1)];
+        let (verdict, reasons) = judge(&regions, &all, &[]);
+        assert_eq!(
+            (verdict, reasons[0].code),
+            (Verdict::Critical, ReasonCode::NoEdge)
+        );
+    }
+
+    #[test]
+    fn a_region_that_is_silent_is_one_reason() {
+        let mut all = nodes();
+        all[2] = node("b", "b-core", "core", NodeState::NoAnswer);
+        all[3] = node("b", "b-edge", "edge", NodeState::NoAnswer);
+        let regions = [region("a", READY, 1, 1), region("b", RegionState::Silent, 0, 0)];
+        let (verdict, reasons) = judge(&regions, &all, &[link(LinkState::Down)]);
+        assert_eq!((verdict, reasons.len()), (Verdict::Critical, 1));
+        assert!(reasons[0].text.contains("for 12.3 s"), "{}", reasons[0].text);
+    }
+
+    #[test]
+    fn links_that_stop_are_critical_and_those_that_lag_or_are_down_degraded() {
+        let regions = [region("a", READY, 1, 1), region("b", READY, 1, 1)];
+        let of = |change: &dyn Fn(&mut LinkRow)| {
+            let mut link = link(LinkState::Live);
+            change(&mut link);
+            codes(judge(&regions, &nodes(), &[link]))
+        };
+        let stopped = of(&|link| {
+            let taken = link.taken.as_mut().unwrap();
+            taken.stopped = 1;
+            taken.stopped_shards = vec![StoppedFacts {
+                shard: 3,
+                origin: crate::core::inspect::Hex(1),
+                why: "diverged".to_owned(),
+            }];
+        });
+        assert_eq!(stopped, (Verdict::Critical, vec![ReasonCode::LinkStopped]));
+        assert_eq!(
+            of(&|link| link.state = LinkState::Down),
+            (Verdict::Degraded, vec![ReasonCode::LinkDown])
+        );
+        let lags = |ms| of(&|link| link.given.as_mut().unwrap().lag_ms = ms);
+        assert_eq!(lags(10_000), (Verdict::Healthy, vec![]));
+        assert_eq!(lags(10_001), (Verdict::Degraded, vec![ReasonCode::LinkLags]));
+        let clock = |ms| of(&|link| link.taken.as_mut().unwrap().clock_ahead_ms = Some(ms));
+        assert_eq!(clock(-10_000), (Verdict::Healthy, vec![]));
+        assert_eq!(
+            clock(-10_001),
+            (Verdict::Degraded, vec![ReasonCode::ClockDiffers])
+        );
+    }
+}

@@ -1,0 +1,339 @@
+//! What commands share that ask a running cluster: whom to ask, in which form to print, what the exit code says.
+//!
+//! Exit codes: 0 all is well; 1 nobody could be asked, or the answer is an error; 2 wrong usage; 3 degraded, or some nodes did
+//! not answer; 4 critical; 5 what was named is not there; 6 refused: not allowed, not by this node, or not by this build.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde::Serialize;
+
+use super::args::{self, DataArg};
+use super::output::{self, Format};
+use super::serve;
+use crate::admin::client::{AdminClient, AskError};
+use crate::admin::data::{Reply, Silent};
+use crate::admin::request::{Call, Change, Part, Request};
+use crate::admin::socket;
+use crate::admin::wire::{AdminError, ErrorCode};
+use crate::net::certs::{Identity, Roots};
+
+/// Some nodes did not answer, or the cluster is degraded.
+pub const PARTIAL: u8 = 3;
+/// The cluster is in a critical state.
+pub const CRITICAL: u8 = 4;
+/// A node that is one of several is passed over when it has not answered by then.
+const PROBE: Duration = Duration::from_secs(2);
+/// What was named is not there.
+const NOT_FOUND: u8 = 5;
+/// Not allowed, or not possible here.
+const REFUSED: u8 = 6;
+
+/// Whom to ask. Without any of it the sockets below the data folder are tried: of `iris dev`, or of one node.
+#[derive(Debug, Args)]
+pub struct Target {
+    #[command(flatten)]
+    data: DataArg,
+    /// Ask this node of the data folder, instead of the first that answers.
+    #[arg(long = "node", value_name = "NAME", conflicts_with_all = ["socket", "connect"])]
+    ask: Option<String>,
+    /// Ask at this socket: `admin.socket` of a node, `admin.sock` in its data folder.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "connect",
+        env = "IRIS_ADMIN_SOCKET"
+    )]
+    socket: Option<PathBuf>,
+    /// Ask a node at its address for nodes, with a certificate of the operator role.
+    #[arg(long, value_name = "HOST:PORT", requires = "cert", requires = "key")]
+    connect: Option<String>,
+    /// The operator's certificate, PEM, for --connect.
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    key: Option<PathBuf>,
+    /// The cluster's CA, PEM, for --connect; ca/ca.pem of the data folder where it is not given.
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    ca: Option<PathBuf>,
+    /// How long an answer may take.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = args::duration)]
+    timeout: Duration,
+}
+
+/// How a command that looks prints what it finds.
+#[derive(Debug, Args)]
+pub struct Look {
+    #[command(flatten)]
+    target: Target,
+    /// A table for people, or JSON whose fields docs/operating.md describes.
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
+    /// Look again and again, every two seconds where no time is given; with JSON one object a line.
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2s",
+        value_parser = args::duration
+    )]
+    watch: Option<Duration>,
+}
+
+/// An answer that can be printed.
+pub trait View: Serialize {
+    /// For people; ends with a line end.
+    fn table(&self) -> String;
+
+    /// Nodes that did not answer.
+    fn silent(&self) -> &[Silent] {
+        &[]
+    }
+
+    /// The exit code.
+    fn code(&self) -> u8 {
+        if self.silent().is_empty() { 0 } else { PARTIAL }
+    }
+}
+
+impl Target {
+    /// Connects.
+    pub async fn connect(&self) -> anyhow::Result<AdminClient> {
+        self.connect_to(self.ask.as_deref()).await
+    }
+
+    /// Connects to the node of this name, where sockets of a data folder are looked for.
+    pub async fn connect_to(&self, node: Option<&str>) -> anyhow::Result<AdminClient> {
+        if let Some(connect) = &self.connect {
+            return self.connect_quic(connect).await;
+        }
+        if let Some(path) = &self.socket {
+            return Ok(AdminClient::unix(path, self.timeout).await?);
+        }
+        let data = &self.data.data;
+        let mut found = socket::in_folder(data);
+        if let Some(node) = node {
+            found.retain(|(name, _)| name.as_deref().is_none_or(|name| name == node));
+        }
+        let mut failed = Vec::new();
+        for (_, path) in &found {
+            match self.answering(path, found.len() > 1).await {
+                Ok(client) => return Ok(client),
+                Err(error) => failed.push(error.to_string()),
+            }
+        }
+        let of = node.map(|node| format!(" of node {node}")).unwrap_or_default();
+        if failed.is_empty() {
+            bail!(
+                "no socket{of} is below {}: name the data folder of `iris dev` or of a node with --data, a socket with \
+                 --socket, or a node with --connect",
+                data.display()
+            );
+        }
+        bail!(
+            "no node{of} answers at its socket below {}:\n{}",
+            data.display(),
+            failed.join("\n")
+        )
+    }
+
+    /// Connects to a socket; where there are others to try, only if the node answers soon: one that stands still takes
+    /// connections all the same.
+    async fn answering(&self, path: &Path, others: bool) -> Result<AdminClient, AskError> {
+        if others {
+            let mut probe = AdminClient::unix(path, PROBE.min(self.timeout)).await?;
+            // Any answer will do.
+            let _ = probe.call(&Call::Node(Part::Node)).await?;
+        }
+        AdminClient::unix(path, self.timeout).await
+    }
+
+    async fn connect_quic(&self, connect: &str) -> anyhow::Result<AdminClient> {
+        let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
+            bail!("--connect needs --cert and --key");
+        };
+        let identity = Identity::load(cert, key).context("the operator's certificate cannot be used")?;
+        let ca = self
+            .ca
+            .clone()
+            .unwrap_or_else(|| self.data.data.join("ca").join("ca.pem"));
+        let roots = Roots::load(&ca).context("the cluster's CA cannot be used; name it with --ca")?;
+        let addr: SocketAddr = connect
+            .to_socket_addrs()
+            .with_context(|| format!("--connect {connect}: expected HOST:PORT"))?
+            .next()
+            .with_context(|| format!("--connect {connect}: the name has no address"))?;
+        Ok(AdminClient::quic(addr, &roots, &identity, self.timeout).await?)
+    }
+
+    /// Asks for a change, and prints what follows.
+    pub fn change(&self, change: Change) -> anyhow::Result<ExitCode> {
+        serve::run_to_end(async {
+            let mut client = self.connect().await?;
+            match client.call(&Call::Change(change)).await? {
+                Ok(Reply::Changed(changed)) => {
+                    output::print(&(changed.text + "\n"))?;
+                    Ok(ExitCode::SUCCESS)
+                }
+                Ok(_) => bail!("the node answered another question"),
+                Err(error) => refused(&error),
+            }
+        })
+    }
+}
+
+impl Look {
+    /// Asks and prints, once or again and again; `take` gives the part of the reply that belongs to the request.
+    pub fn run<V: View>(
+        &self,
+        request: Request,
+        take: impl Fn(Reply) -> Option<V>,
+    ) -> anyhow::Result<ExitCode> {
+        let call = Call::Cluster(request);
+        serve::run_to_end(async {
+            loop {
+                let asked = self.ask(&call, &take).await;
+                let Some(pause) = self.watch else {
+                    return asked.map(|(code, _)| code);
+                };
+                match asked {
+                    Ok((_, true)) => {}
+                    Ok((code, false)) => return Ok(code),
+                    // It may be there again the next time.
+                    Err(error) => drop(output::report(&error)),
+                }
+                tokio::time::sleep(pause).await;
+            }
+        })
+    }
+
+    /// The exit code, and whether somebody still reads what is printed.
+    async fn ask<V: View>(
+        &self,
+        call: &Call,
+        take: &impl Fn(Reply) -> Option<V>,
+    ) -> anyhow::Result<(ExitCode, bool)> {
+        let mut client = self.target.connect().await?;
+        let view = match client.call(call).await? {
+            Ok(reply) => {
+                take(reply).context("the node answered another question: it may be of another version")?
+            }
+            Err(error) => return Ok((refused(&error)?, true)),
+        };
+        let text = match (self.output, self.watch) {
+            (Format::Table, None) => with_silent(&view),
+            (Format::Table, Some(_)) if std::io::stdout().is_terminal() => {
+                // Home, print, clear what is left of the time before.
+                format!("\x1b[H\x1b[J{}", with_silent(&view))
+            }
+            (Format::Table, Some(_)) => with_silent(&view) + "\n",
+            (Format::Json, None) => serde_json::to_string_pretty(&view).context("cannot write JSON")? + "\n",
+            (Format::Json, Some(_)) => serde_json::to_string(&view).context("cannot write JSON")? + "\n",
+        };
+        let mut stdout = std::io::stdout().lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Ok(()) => Ok((ExitCode::from(view.code()), true)),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                Ok((ExitCode::from(view.code()), false))
+            }
+            Err(error) => Err(error).context("cannot write to stdout"),
+        }
+    }
+}
+
+/// An error of the node, on stderr, and its exit code.
+pub fn refused(error: &AdminError) -> anyhow::Result<ExitCode> {
+    let code = match error.code {
+        ErrorCode::NotFound => NOT_FOUND,
+        ErrorCode::Forbidden | ErrorCode::Unsupported | ErrorCode::WrongNode | ErrorCode::UnknownRequest => {
+            REFUSED
+        }
+        _ => return Err(error.clone().into()),
+    };
+    // Nothing is left to do when stderr is gone.
+    let _ = writeln!(std::io::stderr().lock(), "error: {error}");
+    Ok(ExitCode::from(code))
+}
+
+fn with_silent<V: View>(view: &V) -> String {
+    let mut text = view.table();
+    if !view.silent().is_empty() {
+        text.push('\n');
+    }
+    for silent in view.silent() {
+        text.push_str(&format!("no answer from {}: {}\n", silent.node, silent.why));
+    }
+    text
+}
+
+/// How long ago, for people.
+pub fn ago(ms: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    span(now.saturating_sub(ms)) + " ago"
+}
+
+/// A length of time in the two units that matter.
+pub fn span(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0 => format!("{ms} ms"),
+        1..60 => format!("{seconds}.{} s", ms % 1000 / 100),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// A size for people.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut shown = bytes as f64;
+    while shown >= 1024.0 && unit + 1 < UNITS.len() {
+        shown /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{shown:.1} {}", UNITS[unit])
+    }
+}
+
+/// Microseconds as milliseconds.
+pub fn trip(us: Option<u64>) -> String {
+    us.map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1000.0))
+}
+
+/// What is not there is a dash.
+pub fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_for_people() {
+        let spans = [0, 999, 1_000, 61_500, 3_700_000, 90_000_000].map(span);
+        assert_eq!(
+            spans,
+            ["0 ms", "999 ms", "1.0 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]
+        );
+        let sizes = [0, 1023, 1024, 1_572_864].map(size);
+        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 MiB"]);
+        assert_eq!(
+            (trip(Some(1_250)), trip(None)),
+            ("1.2 ms".to_owned(), "-".to_owned())
+        );
+    }
+}
