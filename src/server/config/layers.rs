@@ -15,8 +15,14 @@ use super::source::{TomlText, is_secret, join, said, shorten};
 pub const ENV_PREFIX: &str = "IRIS_";
 
 /// Variables with the prefix that are not settings: the log filter, and what stands for flags of commands (the node's file, the
-/// folder of `iris dev`, a client's token).
-const ENV_OTHER: [&str; 4] = ["IRIS_LOG", "IRIS_CONFIG", "IRIS_DATA", "IRIS_TOKEN"];
+/// folder of `iris dev`, a client's token, an operator's socket).
+const ENV_OTHER: [&str; 5] = [
+    "IRIS_LOG",
+    "IRIS_CONFIG",
+    "IRIS_DATA",
+    "IRIS_TOKEN",
+    "IRIS_ADMIN_SOCKET",
+];
 /// Variables of tests begin so; they are no settings either.
 const ENV_TEST_PREFIX: &str = "IRIS_TEST_";
 
