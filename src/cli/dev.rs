@@ -107,8 +107,9 @@ async fn in_process(
             }
         }
         why = &mut signal => {
+            let again = serve::interrupts()?;
             eprintln!("\n{why}: draining what had started; {}", serve::AGAIN);
-            serve::drain(stop_all(running)).await??;
+            serve::drain(again, stop_all(running)).await??;
             eprintln!("stopped; everything accepted is in {}", data.display());
             return Ok(ExitCode::SUCCESS);
         }
@@ -136,11 +137,12 @@ async fn in_process(
         });
     }
     let mut stopping = tokio::task::JoinSet::new();
-    loop {
+    let again = loop {
         tokio::select! {
             why = &mut signal => {
+                let again = serve::interrupts()?;
                 eprintln!("{why}: draining; {}", serve::AGAIN);
-                break;
+                break again;
             }
             Some(Ok((key, ended))) = failures.join_next() => {
                 for (node, _) in running {
@@ -155,14 +157,14 @@ async fn in_process(
                 }
             }
         }
-    }
+    };
     let stopped = async {
         while let Some(stopped) = stopping.join_next().await {
             stopped.context("a node panicked while it stopped")?;
         }
         stop_all(running).await
     };
-    serve::drain(stopped).await??;
+    serve::drain(again, stopped).await??;
     eprintln!("stopped; everything accepted is in {}", data.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args;
 use crate::admin::server::AdminServer;
@@ -92,14 +93,16 @@ impl Serve {
             }
             tokio::select! {
                 why = &mut signal => {
+                    let again = interrupts()?;
                     tracing::info!(why, "the node drains; {AGAIN}");
-                    drain(node.stop()).await?;
+                    drain(again, node.stop()).await?;
                     admin.stop().await;
                     Ok(ExitCode::SUCCESS)
                 }
                 () = node.drain_asked() => {
+                    let again = interrupts()?;
                     tracing::info!(why = "an operator", "the node drains; {AGAIN}");
-                    drain(node.stop()).await?;
+                    drain(again, node.stop()).await?;
                     admin.stop().await;
                     Ok(ExitCode::SUCCESS)
                 }
@@ -139,10 +142,13 @@ pub(super) fn run_to_end(server: impl Future<Output = anyhow::Result<ExitCode>>)
 /// Said when a drain begins.
 pub(super) const AGAIN: &str = "Ctrl-C again ends at once";
 
+/// Ctrl-C, from now on: made before it is said that another one ends at once.
+pub(super) fn interrupts() -> anyhow::Result<Signal> {
+    signal(SignalKind::interrupt()).context("SIGINT cannot be handled")
+}
+
 /// Drains, unless Ctrl-C is pressed again: the process then ends as by a crash, of which every start recovers.
-pub(super) async fn drain<T>(draining: impl Future<Output = T>) -> anyhow::Result<T> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut again = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+pub(super) async fn drain<T>(mut again: Signal, draining: impl Future<Output = T>) -> anyhow::Result<T> {
     tokio::select! {
         done = draining => Ok(done),
         _ = again.recv() => anyhow::bail!("Ctrl-C again: ended before the drain was over; what was accepted is in the store"),
@@ -152,9 +158,8 @@ pub(super) async fn drain<T>(draining: impl Future<Output = T>) -> anyhow::Resul
 /// Completes on SIGTERM, Ctrl-C or, where asked for, the end of stdin; says which.
 pub(super) fn stop_signal(with_stdin: bool) -> anyhow::Result<impl Future<Output = &'static str>> {
     use tokio::io::AsyncReadExt as _;
-    use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let mut interrupt = interrupts()?;
     Ok(async move {
         let stdin = async {
             if with_stdin {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -61,9 +62,13 @@ pub(super) async fn run(
     }
     drop(tell);
     let ended = watch_nodes(cluster, data, &taken, told, &mut nodes, signal).await;
+    let (again, ended) = match ended {
+        Ok(again) => (again, Ok(())),
+        Err(error) => (serve::interrupts()?, Err(error)),
+    };
     // Whatever the reason, every node drains before this process ends; what does not when Ctrl-C is pressed again is killed.
     stop.send_replace(true);
-    serve::drain(async {
+    serve::drain(again, async {
         while let Some(node) = nodes.join_next().await {
             if let Err(error) = node {
                 eprintln!("a supervisor of a node was lost: {error}");
@@ -76,7 +81,7 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Until the signal, or until something makes going on useless.
+/// Until the signal, or until something makes going on useless. Gives what hears the next Ctrl-C.
 async fn watch_nodes(
     cluster: &DevCluster,
     data: &Path,
@@ -84,7 +89,7 @@ async fn watch_nodes(
     mut told: mpsc::Receiver<(String, Told)>,
     nodes: &mut JoinSet<()>,
     signal: impl Future<Output = &'static str>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Signal> {
     let started = Instant::now();
     let (mut known, mut ready) = (Vec::new(), BTreeSet::new());
     let mut waiting = true;
@@ -94,8 +99,9 @@ async fn watch_nodes(
     loop {
         tokio::select! {
             why = &mut signal => {
+                let again = serve::interrupts()?;
                 eprintln!("{why}: draining; {}", serve::AGAIN);
-                return Ok(());
+                return Ok(again);
             }
             () = &mut late, if waiting => {
                 let missing: Vec<&str> = cluster.nodes.iter().map(|node| node.name.as_str()).filter(|name| !ready.contains(*name)).collect();
