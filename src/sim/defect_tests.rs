@@ -62,8 +62,12 @@ defects! {
     a_clamped_claim_is_found: ClaimClamped within 800 by ["a claim is obeyed (R17)"];
     confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence"];
     a_later_deposit_that_passes_is_found: LaterPasses within 800 by ["refusals have a cause", "order (R21)"];
-    an_end_that_ends_anyone_is_found: EndsAnyone within 200 by ["presence is the truth", "watchers see the truth"];
-    a_forgotten_generation_is_found: GenerationForgotten within 800 by ["presence is the truth"];
+    an_end_that_ends_anyone_is_found: EndsAnyone within 200 by [
+        "no false offlines",
+        "presence is the truth",
+        "watchers see the truth",
+    ];
+    a_forgotten_generation_is_found: GenerationForgotten within 800 by ["no ghosts", "presence is the truth"];
     a_merge_that_keeps_its_own_is_found: KeepsOwn within 50 by ["presence is the truth", "watchers see the truth"];
     a_lease_that_is_a_write_is_found: LeaseIsAWrite within 50 by ["silence", "presence is the truth"];
     a_full_queue_that_drops_is_found: DropsWhenFull within 800 by [
