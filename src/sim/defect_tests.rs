@@ -73,6 +73,7 @@ defects! {
         "no false offlines",
     ];
     a_forgotten_generation_is_found: GenerationForgotten within 800 by [
+        "no ghosts",
         "presence is the truth",
         "no state of a dead generation",
     ];
