@@ -51,6 +51,19 @@ async fn json(data: &Path, args: &[&str], described: &BTreeSet<String>) -> (i32,
     (done.code, value)
 }
 
+/// As [`json`], again and again until the exit code is as it should be. A loaded machine may let a node miss its two seconds once; what is
+/// not so in the end is for the caller to find.
+async fn settled(data: &Path, args: &[&str], described: &BTreeSet<String>, expected: i32) -> (i32, Value) {
+    let started = Instant::now();
+    loop {
+        let (code, value) = json(data, args, described).await;
+        if code == expected || started.elapsed() > PATIENCE {
+            return (code, value);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// The names of all fields. Those of `reasons` of a node are parts of it, not fields.
 fn names(value: &Value, into: &mut BTreeSet<String>) {
     match value {
@@ -107,6 +120,18 @@ fn codes(status: &Value) -> Vec<&str> {
         .collect()
 }
 
+/// `cluster status` with exactly these reasons, whatever else a loaded machine gave cause for on the way.
+async fn status_for(data: &Path, described: &BTreeSet<String>, reasons: &[&str]) -> (i32, Value) {
+    let started = Instant::now();
+    loop {
+        let (code, status) = json(data, &["cluster", "status"], described).await;
+        if codes(&status) == reasons || started.elapsed() > PATIENCE {
+            return (code, status);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_tells_how_the_cluster_is() {
     let described = described();
@@ -122,7 +147,7 @@ async fn every_command_tells_how_the_cluster_is() {
     // In good health. What was sent arrives in the other regions a moment later.
     let started = Instant::now();
     loop {
-        let (code, count) = json(data, &["inbox", "count", "bob"], &described).await;
+        let (code, count) = settled(data, &["inbox", "count", "bob"], &described, 0).await;
         assert_eq!(code, 0);
         let of: Vec<&Value> = count["regions"]
             .as_array()
@@ -136,7 +161,7 @@ async fn every_command_tells_how_the_cluster_is() {
         assert!(started.elapsed() < PATIENCE, "{count}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let (code, status) = json(data, &["cluster", "status"], &described).await;
+    let (code, status) = status_for(data, &described, &[]).await;
     assert_eq!(
         (code, status["verdict"].as_str()),
         (0, Some("healthy")),
@@ -150,7 +175,7 @@ async fn every_command_tells_how_the_cluster_is() {
     assert_eq!(status["regions"][0]["shards_open"], 1024);
 
     // An edge answers for the cluster as well as a core does.
-    let (code, list) = json(data, &["node", "list", "--node", "eu-west-edge-2"], &described).await;
+    let (code, list) = settled(data, &["node", "list", "--node", "eu-west-edge-2"], &described, 0).await;
     assert_eq!((code, list["nodes"].as_array().unwrap().len()), (0, 9));
     assert!(
         list["nodes"]
@@ -159,18 +184,18 @@ async fn every_command_tells_how_the_cluster_is() {
             .iter()
             .all(|node| node["state"] == "ready")
     );
-    let (code, node) = json(data, &["node", "show", "us-east-core-1"], &described).await;
+    let (code, node) = settled(data, &["node", "show", "us-east-core-1"], &described, 0).await;
     assert_eq!((code, node["report"]["roles"].as_array().unwrap().len()), (0, 1));
     assert!(node["report"]["store"]["commits"].as_u64() > Some(0), "{node}");
     assert_eq!(node["report"]["sees"].as_array().unwrap().len(), 8);
 
-    let (code, list) = json(data, &["region", "list"], &described).await;
+    let (code, list) = settled(data, &["region", "list"], &described, 0).await;
     assert_eq!((code, &list["regions"][1]["state"]), (0, &"ready".into()));
-    let (code, region) = json(data, &["region", "show", "eu-west"], &described).await;
+    let (code, region) = settled(data, &["region", "show", "eu-west"], &described, 0).await;
     assert_eq!((code, region["members"].as_array().unwrap().len()), (0, 3));
     assert_eq!(region["links"].as_array().unwrap().len(), 4);
 
-    let (code, list) = json(data, &["link", "list"], &described).await;
+    let (code, list) = settled(data, &["link", "list"], &described, 0).await;
     assert_eq!(code, 0);
     for link in list["links"].as_array().unwrap() {
         assert_eq!(link["state"], "live");
@@ -181,10 +206,11 @@ async fn every_command_tells_how_the_cluster_is() {
     let (_, list) = json(data, &["link", "list", "--region", "eu-west"], &described).await;
     assert_eq!(list["links"].as_array().unwrap().len(), 4);
 
-    let (code, list) = json(
+    let (code, list) = settled(
         data,
         &["shard", "list", "--region", "eu-west", "--limit", "3"],
         &described,
+        0,
     )
     .await;
     assert_eq!((code, &list["next"]), (0, &2.into()));
@@ -205,7 +231,7 @@ async fn every_command_tells_how_the_cluster_is() {
         (list["shards"].as_array().unwrap().len(), &list["next"]),
         (2, &Value::Null)
     );
-    let (code, shard) = json(data, &["shard", "show", "--user", "bob"], &described).await;
+    let (code, shard) = settled(data, &["shard", "show", "--user", "bob"], &described, 0).await;
     assert_eq!((code, shard["regions"].as_array().unwrap().len()), (0, 3));
     for at in shard["regions"].as_array().unwrap() {
         assert_eq!(
@@ -215,7 +241,7 @@ async fn every_command_tells_how_the_cluster_is() {
         assert!(!at["stored"]["logs"].as_array().unwrap().is_empty(), "{at}");
     }
 
-    let (code, list) = json(data, &["session", "list"], &described).await;
+    let (code, list) = settled(data, &["session", "list"], &described, 0).await;
     let users: BTreeSet<&str> = list["sessions"]
         .as_array()
         .unwrap()
@@ -242,7 +268,7 @@ async fn every_command_tells_how_the_cluster_is() {
     assert_ne!(first["sessions"][0]["user"], second["sessions"][0]["user"]);
 
     for verb in ["get", "explain"] {
-        let (code, presence) = json(data, &["presence", verb, "carol"], &described).await;
+        let (code, presence) = settled(data, &["presence", verb, "carol"], &described, 0).await;
         assert_eq!((code, &presence["agreed"]), (0, &true.into()), "{presence}");
         let seen = &presence["regions"][2];
         assert_eq!(
@@ -257,7 +283,7 @@ async fn every_command_tells_how_the_cluster_is() {
         assert_eq!(record["session"], carol["session"]);
     }
 
-    let (code, inbox) = json(data, &["inbox", "show", "bob", "--limit", "2"], &described).await;
+    let (code, inbox) = settled(data, &["inbox", "show", "bob", "--limit", "2"], &described, 0).await;
     assert_eq!(
         (code, &inbox["unread"], inbox["entries"].as_array().unwrap().len()),
         (0, &3.into(), 2)
@@ -300,23 +326,23 @@ async fn every_command_tells_how_the_cluster_is() {
 
     // A node down: degraded, and it is named.
     cluster.stop_node("us-east-edge-2").await;
-    let (code, status) = json(data, &["cluster", "status"], &described).await;
+    let (code, status) = status_for(data, &described, &["node-silent"]).await;
     assert_eq!((code, codes(&status)), (3, vec!["node-silent"]), "{status}");
     assert_eq!(status["reasons"][0]["about"], "us-east/us-east-edge-2");
     assert_eq!(status["regions"][2]["state"], "degraded");
-    let (code, list) = json(data, &["node", "list"], &described).await;
+    let (code, list) = settled(data, &["node", "list"], &described, 3).await;
     let down = list["nodes"].as_array().unwrap().last().unwrap();
     assert_eq!(
         (code, &down["state"], &down["report"]),
         (3, &"no-answer".into(), &Value::Null),
         "{down}"
     );
-    let (code, node) = json(data, &["node", "show", "us-east-edge-2"], &described).await;
+    let (code, node) = settled(data, &["node", "show", "us-east-edge-2"], &described, 3).await;
     assert_eq!((code, &node["state"]), (3, &"no-answer".into()));
-    let (code, list) = json(data, &["session", "list"], &described).await;
+    let (code, list) = settled(data, &["session", "list"], &described, 3).await;
     assert_eq!((code, &list["silent"][0]["node"]), (3, &"us-east-edge-2".into()));
     // Nobody asks it about shards.
-    let (code, _) = json(data, &["shard", "show", "0"], &described).await;
+    let (code, _) = settled(data, &["shard", "show", "0"], &described, 0).await;
     assert_eq!(code, 0);
 
     // A region lost: critical, in one reason; what it knew of carol is not taken for true any more.
@@ -325,7 +351,7 @@ async fn every_command_tells_how_the_cluster_is() {
     }
     let started = Instant::now();
     let status = loop {
-        let (code, status) = json(data, &["cluster", "status"], &described).await;
+        let (code, status) = status_for(data, &described, &["region-silent", "node-silent"]).await;
         assert_eq!(code, 4, "{status}");
         let (_, presence) = json(
             data,
@@ -355,7 +381,7 @@ async fn every_command_tells_how_the_cluster_is() {
 
     // What is sent meanwhile waits for the region, and the lag says how much and for how long.
     send(&alice, "bob", "four").await;
-    let (code, list) = json(data, &["link", "list"], &described).await;
+    let (code, list) = settled(data, &["link", "list"], &described, 3).await;
     assert_eq!(code, 3);
     let to_lost = |link: &&Value| {
         link["from"]["node"]["region"] == "us-east" && link["to"]["node"]["region"] == "eu-west"
@@ -372,9 +398,9 @@ async fn every_command_tells_how_the_cluster_is() {
         lag["bytes"].as_u64() > Some(0) && lag["since_ms"].is_u64(),
         "{link}"
     );
-    let (code, region) = json(data, &["region", "show", "eu-west"], &described).await;
+    let (code, region) = settled(data, &["region", "show", "eu-west"], &described, 3).await;
     assert_eq!((code, &region["state"]), (3, &"silent".into()));
-    let (code, count) = json(data, &["inbox", "count", "bob"], &described).await;
+    let (code, count) = settled(data, &["inbox", "count", "bob"], &described, 3).await;
     assert_eq!(
         (code, count["regions"].as_array().unwrap().len()),
         (3, 2),
