@@ -11,6 +11,7 @@
 //! | [`edge`] | sessions of clients: sends, deliveries, acknowledgements, watches, and the lanes to owners |
 //! | [`link`] | replication between regions: subscriptions, catch-up, relay |
 //! | [`state`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+//! | [`retire`] | old origins: when nobody needs one any more, and how it leaves all vectors |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
 //! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
 //! | [`defect`] | rules left out on purpose, in builds for tests only |
@@ -31,6 +32,7 @@ pub mod op;
 pub mod owner;
 pub mod placement;
 pub mod presence;
+pub mod retire;
 pub mod series;
 pub mod snapshot;
 pub mod state;

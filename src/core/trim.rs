@@ -20,7 +20,7 @@ impl Work<'_> {
             .map(|(origin, log)| (*origin, log.floor))
             .collect();
         for (origin, floor) in origins {
-            let mut stable = self.row().row.stable(origin, &self.state.identity.holders);
+            let mut stable = self.row().row.trim_to(origin, &self.state.identity.holders);
             if defect::on(Defect::TrimByTime) {
                 stable = stable.max(self.aged(origin, floor));
             }

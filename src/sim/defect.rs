@@ -34,7 +34,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 34] = [
+    pub const ALL: [(Defect, &'static str); 35] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -78,6 +78,7 @@ impl Defect {
             "snapshot-without-siblings",
         ),
         (Defect::Core(Core::DedupDroppedEarly), "dedup-dropped-early"),
+        (Defect::Core(Core::RetiredEarly), "retired-early"),
     ];
 
     /// The one of the machines, if it is one.

@@ -42,6 +42,7 @@ mod network;
 mod nodes;
 mod order;
 mod report;
+mod retired;
 pub mod rng;
 pub mod scenario;
 mod settle;

@@ -163,7 +163,7 @@ impl World {
                 .map(|((_, origin), seq)| (*origin, *seq))
                 .collect();
             for (origin, seq) in known {
-                let found = row.logs.get(&origin).map_or(0, |log| log.seq);
+                let found = row.reached(origin);
                 if found < seq {
                     let at = Coord { origin, seq };
                     let detail = format!("{name} lost {at} of shard {shard}: its log ends at {found}");
