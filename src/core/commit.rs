@@ -15,6 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::defect::{self, Defect};
+use super::holders::HoldersChange;
 use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
 use super::retire::{self, Retirement};
@@ -144,6 +145,33 @@ pub enum StoreOp {
         /// Whether it lacks something; `false` opens it.
         recovering: bool,
     },
+    /// Mark holders that are away beyond the limits, and take marks from those that are back (R12).
+    Mark {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Holders that have confirmed nothing for long although there was something to confirm.
+        absent: Vec<RegionId>,
+        /// Whether the other regions' clocks agree with ours, so that the limit in time may count (R20).
+        by_time: bool,
+    },
+    /// Recover for a snapshot after having been away (R12).
+    Behind {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+    },
+    /// Change who keeps the shard (R13).
+    Holders {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// To what.
+        change: HoldersChange,
+    },
     /// Note which old origins nobody needs here, and retire those that may be (R23). Where the shard recovers only what others
     /// said.
     Retire {
@@ -192,6 +220,9 @@ impl StoreOp {
             | StoreOp::Remove { shard, .. }
             | StoreOp::DropDedup { shard, .. }
             | StoreOp::Recover { shard, .. }
+            | StoreOp::Mark { shard, .. }
+            | StoreOp::Behind { shard, .. }
+            | StoreOp::Holders { shard, .. }
             | StoreOp::Retire { shard, .. }
             | StoreOp::Forgo { shard, .. }
             | StoreOp::Merge { shard, .. } => *shard,
@@ -211,6 +242,9 @@ impl StoreOp {
             | StoreOp::Remove { epoch, .. }
             | StoreOp::DropDedup { epoch, .. }
             | StoreOp::Recover { epoch, .. }
+            | StoreOp::Mark { epoch, .. }
+            | StoreOp::Behind { epoch, .. }
+            | StoreOp::Holders { epoch, .. }
             | StoreOp::Retire { epoch, .. }
             | StoreOp::Forgo { epoch, .. }
             | StoreOp::Merge { epoch, .. } => Some(*epoch),
@@ -224,6 +258,7 @@ impl StoreOp {
             StoreOp::Append { .. }
                 | StoreOp::Cursor { .. }
                 | StoreOp::Register { .. }
+                | StoreOp::Holders { .. }
                 | StoreOp::Confirm { .. }
         )
     }
@@ -255,6 +290,13 @@ pub enum Outcome {
     },
     /// What was retired, and what is to be looked for.
     Retired(Retirement),
+    /// Who is marked now, and whether the log is too long all the same.
+    Marked {
+        /// Holders that do not hold logs back.
+        marked: BTreeSet<RegionId>,
+        /// The shard is to take no more messages for now.
+        full: bool,
+    },
     /// Refused without a trace.
     Refused(Refusal),
 }
@@ -300,6 +342,15 @@ pub enum Refusal {
     /// The shard lacks what other regions have (R4).
     #[error("the shard is recovering: it takes nothing before it has what the other regions have")]
     Recovering,
+    /// This region does not keep the shard any more (R13).
+    #[error("this region was removed from the cluster")]
+    Removed,
+    /// The holders are those of a later change (R13).
+    #[error("the holders are at version {version} already")]
+    HoldersKnown {
+        /// That of the change in force.
+        version: u64,
+    },
     /// A snapshot merges only into a shard that recovers.
     #[error("the shard is not recovering")]
     NotRecovering,
@@ -423,6 +474,9 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
             StoreOp::Bump { .. }
             | StoreOp::Confirm { .. }
             | StoreOp::Retire { .. }
+            | StoreOp::Mark { .. }
+            | StoreOp::Behind { .. }
+            | StoreOp::Holders { .. }
             | StoreOp::Recover { .. } => {}
         }
     }
@@ -563,6 +617,10 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
     if op.is_own() && work.row().row.recovery.recovers() {
         return Outcome::Refused(Refusal::Recovering);
     }
+    let removed = work.row().row.is_removed(&work.state.identity.region);
+    if removed && op.is_own() && !matches!(op, StoreOp::Confirm { .. }) {
+        return Outcome::Refused(Refusal::Removed);
+    }
     if let StoreOp::Append { envelope, .. } = op {
         work.strip_user(&envelope.to);
     }
@@ -619,6 +677,12 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             work.recover(*recovering);
             Outcome::Done { more: false }
         }
+        StoreOp::Mark { absent, by_time, .. } => work.mark(absent, *by_time),
+        StoreOp::Behind { .. } => {
+            work.behind();
+            Outcome::Done { more: false }
+        }
+        StoreOp::Holders { change, .. } => work.change_holders(change),
         StoreOp::Retire { unneeded, .. } => work.retire(unneeded),
         StoreOp::Forgo { user, origins, .. } => work.forgo(user, origins),
         StoreOp::Merge { cut, page, .. } => work.merge(cut, page),
@@ -639,12 +703,21 @@ impl Work<'_> {
     }
 
     fn recover(&mut self, recovering: bool) {
-        if self.row().row.recovery.recovers() == recovering {
+        let row = &self.row().row;
+        if row.recovery.recovers() == recovering && !row.holding.whole {
             return;
         }
         let began = recovering.then_some(self.state.identity.origin);
         let shard = self.shard;
         self.record(Decision::Recovery { shard, began });
+    }
+
+    /// As [`Work::recover`], where nothing is lost.
+    fn behind(&mut self) {
+        if !self.row().row.recovery.recovers() {
+            let (shard, began) = (self.shard, self.state.identity.origin);
+            self.record(Decision::Behind { shard, began });
+        }
     }
 
     pub(super) fn record(&mut self, decision: Decision) {
@@ -753,7 +826,8 @@ impl Work<'_> {
     }
 
     fn confirm(&mut self) -> Outcome {
-        if self.row().row.confirm_due(self.state.identity.holders.len()) {
+        let holders = self.row().row.holders(&self.state.identity.holders).len();
+        if self.row().row.confirm_due(holders) {
             self.start_if_new();
             let op = Op::Confirm {
                 holder: self.state.identity.region.clone(),
@@ -842,7 +916,7 @@ impl Work<'_> {
         let user = match &decoded {
             Op::Append(envelope, _) => Some(&envelope.to),
             Op::Cursor { user, .. } | Op::Device { user, .. } => Some(user),
-            Op::Start { .. } | Op::Confirm { .. } => None,
+            Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_) => None,
         };
         if let Some(user) = user {
             self.strip_user(user);
@@ -887,7 +961,7 @@ impl Work<'_> {
                 (consumed || sibling).then_some(envelope.to)
             }
             Op::Cursor { user, .. } | Op::Device { user, .. } => Some(user),
-            Op::Start { .. } | Op::Confirm { .. } => None,
+            Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_) => None,
         };
         if let Some(user) = user {
             if self.consume(&user) && self.row().row.recovery != Recovery::Merging {
@@ -1010,7 +1084,7 @@ impl Work<'_> {
     }
 
     /// Logs an own operation under the next sequence and hybrid time.
-    fn log(&mut self, op: &Op) -> Coord {
+    pub(super) fn log(&mut self, op: &Op) -> Coord {
         self.start_if_new();
         self.log_here(op)
     }

@@ -22,6 +22,7 @@
 //! | `recover` | what others have, whether a shard has caught up, proofs of a lost store |
 //! | `snapshot` | snapshots of shards, both sides |
 //! | `exchange` | presence to subscribers: changes in batches, full exchange in pages |
+//! | `partners` | regions that come and go (R13) |
 //! | `retired` | old origins that are gone here |
 //! | `report` | alarms, states, counters |
 //!
@@ -39,6 +40,7 @@
 mod apply;
 mod clocks;
 mod exchange;
+mod partners;
 mod position;
 mod pull;
 mod recover;
@@ -83,7 +85,7 @@ pub struct LinkConfig {
     pub me: Addr,
     /// Its region.
     pub region: RegionId,
-    /// The regions that keep every shard; both sides of a link must agree (R13).
+    /// The regions that keep every shard at first; see [`Links::handle_regions`] (R13).
     pub holders: BTreeSet<RegionId>,
     /// Limits.
     pub limits: CoreLimits,
@@ -185,6 +187,9 @@ pub enum LinkOutput {
         shard: ShardId,
         /// For people.
         why: String,
+        /// Nothing is lost: the others have not kept what this region, which was away, needs next (R12). It is to recover all
+        /// the same, and [`Links::handle_behind`] to be told.
+        whole: bool,
     },
     /// A shard that recovers has what the others have: it is to be open, and [`Links::handle_recovering`] to be told.
     CaughtUp {
@@ -294,6 +299,8 @@ struct Owned {
     held: BTreeMap<Origin, Held>,
     /// It lacks something (R4).
     recovering: bool,
+    /// It recovers, and lost nothing: others may rely on what it has (R12).
+    whole: bool,
     /// That it does not any more was said.
     caught_up: bool,
     /// What the other regions said that they have.
@@ -386,6 +393,7 @@ impl Links {
             retry_at: None,
             held: BTreeMap::new(),
             recovering: false,
+            whole: false,
             caught_up: false,
             has: BTreeMap::new(),
             taking: None,
@@ -618,10 +626,13 @@ impl Links {
 
     /// The number of a partition of another region; `None` for one that can have no link with us.
     fn peer(&mut self, addr: &Addr) -> Option<PeerId> {
+        if !self.reach.contains_key(&addr.node.region) {
+            return None;
+        }
         if let Some(peer) = self.by_addr.get(addr) {
             return Some(*peer);
         }
-        if !self.reach.contains_key(&addr.node.region) || self.peers.len() >= MAX_LINKS {
+        if self.peers.len() >= MAX_LINKS {
             return None;
         }
         let id = self.peers.len();

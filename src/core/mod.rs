@@ -11,6 +11,7 @@
 //! | [`edge`] | sessions of clients: sends, deliveries, acknowledgements, watches, and the lanes to owners |
 //! | [`link`] | replication between regions: subscriptions, catch-up, relay |
 //! | [`state`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+//! | [`holders`] | who keeps a shard, how that changes, who is away for long |
 //! | [`retire`] | old origins: when nobody needs one any more, and how it leaves all vectors |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
 //! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
@@ -22,6 +23,7 @@
 pub mod commit;
 pub mod defect;
 pub mod edge;
+pub mod holders;
 pub mod ids;
 pub mod limits;
 pub mod link;

@@ -9,6 +9,7 @@
 //! | [`holes`] | what is gone of an inbox, told in its place |
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
+//! | [`holders`] | who is away (R12), changes of who keeps the shards (R13) |
 //! | [`retire`] | what old origins are needed for (R23) |
 //! | [`recovery`] | shards that lack what other regions have (R4) |
 //!
@@ -20,6 +21,7 @@ mod credit;
 mod delivery;
 mod deposits;
 mod forget;
+mod holders;
 mod holes;
 mod parts;
 mod recovery;
@@ -50,6 +52,7 @@ use crate::core::commit;
 use parts::{PARTS, Parts};
 
 pub use credit::{TAKEN_STEP, delivery_cost};
+pub use holders::HoldersStatus;
 pub use delivery::DeliveryStats;
 pub use deposits::DepositStats;
 
@@ -93,6 +96,10 @@ pub enum OwnerOutput {
     Owned(ShardId, Option<Box<ShardRow>>),
     /// The shard begins to recover, or is open (R4).
     Recovering(ShardId, bool),
+    /// The regions that keep some shard, or leave, are these from now on (R13).
+    Regions(BTreeSet<RegionId>),
+    /// The shard begins to recover because this region was away, and lost nothing (R12).
+    Behind(ShardId),
     /// Origins are retired, with their last sequences (R23).
     Retired(ShardId, BTreeMap<Origin, Seq>),
     /// A presence record changed here.
@@ -129,6 +136,12 @@ pub enum Tag {
     Recover(ShardId, bool),
     /// Retiring old origins.
     Retire(ShardId),
+    /// Marking holders that are away.
+    Mark(ShardId),
+    /// Beginning to recover after having been away.
+    Behind(ShardId),
+    /// Changing the holders.
+    Holders(ShardId),
 }
 
 /// One attachment of a session. A session that is attached again is another one: what was asked for the one before must
@@ -248,6 +261,13 @@ pub struct Owner {
     next_attach: u64,
     /// Looks for what old origins are needed for, so far.
     looks: u64,
+    /// The last input's clock.
+    now: Mono,
+    /// The change of the holders that every shard is to have.
+    target: Option<holders::Target>,
+    /// The regions as told last, and whether they may be others by now.
+    regions: BTreeSet<RegionId>,
+    regions_due: bool,
     /// Lanes that broke on our side: their edges are told once they can be reached.
     broken: BTreeMap<Addr, u64>,
     senders: deposits::Senders,
@@ -312,6 +332,7 @@ struct Shard {
     dirty: bool,
     forget: forget::Forget,
     look: retire::Look,
+    holders: holders::Holders,
     /// Sessions whose cursor moved since it was last written.
     moved: BTreeSet<SessionId>,
     presence: Presence,
@@ -332,6 +353,7 @@ impl Shard {
             dirty: false,
             forget: forget::Forget::default(),
             look: retire::Look::default(),
+            holders: holders::Holders::default(),
             moved: BTreeSet::new(),
             presence: Presence::new(region.clone()),
             check_missing: None,
@@ -339,11 +361,12 @@ impl Shard {
     }
 
     fn is_open(&self) -> bool {
-        self.epoch.is_some() && !self.recovery.on
+        self.epoch.is_some() && !self.recovery.on && self.holders.removed != Some(holders::Removed::Closed)
     }
 
-    fn stable(&self, holders: &BTreeSet<RegionId>) -> Vector {
+    fn stable(&self, first: &BTreeSet<RegionId>) -> Vector {
         let none = Vector::new();
+        let holders = self.holders.counting(first);
         let of = |holder: &RegionId| self.stable.get(holder).unwrap_or(&none);
         let mut holders = holders.iter();
         let Some(first) = holders.next() else {
@@ -365,6 +388,10 @@ impl Owner {
             next_lane: 1,
             next_attach: 1,
             looks: 0,
+            now: now.mono,
+            target: None,
+            regions: config.holders.clone(),
+            regions_due: false,
             broken: BTreeMap::new(),
             senders: deposits::Senders::default(),
             touched: BTreeSet::new(),
@@ -608,6 +635,13 @@ impl Owner {
             (Tag::Forget(shard, before), outcome) => self.forgot(shard, before, outcome, now),
             (Tag::Recover(shard, on), outcome) => self.recovery_written(shard, on, outcome, now),
             (Tag::Retire(shard), outcome) => self.retired(shard, outcome, now),
+            (Tag::Mark(shard), outcome) => self.marked(shard, outcome, now),
+            (Tag::Behind(shard), outcome) => self.behind_written(shard, outcome, now),
+            // Proposed again where it did not come to anything.
+            (Tag::Holders(shard), Ok(Outcome::Refused(Refusal::Fenced { .. }))) => {
+                self.handle_fenced(shard, now);
+            }
+            (Tag::Holders(_), _) => {}
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
         }
     }
@@ -657,11 +691,19 @@ impl Owner {
             };
             shard.dirty = true;
             shard.applied.raise(entry.origin, entry.entry.seq);
+            if entry.entry.op.kind() != kind::CONFIRM {
+                shard.holders.logged();
+            }
             match entry.entry.op.kind() {
                 kind::APPEND => self.appended(entry),
                 kind::CURSOR => {
                     if let Ok(Op::Cursor { user, device, cursor }) = entry.entry.op.decode() {
                         self.consumed_elsewhere(entry.shard, &user, &device, &cursor);
+                    }
+                }
+                kind::HOLDERS => {
+                    if let Ok(Op::Holders(change)) = entry.entry.op.decode() {
+                        self.holders_changed(entry.shard, &change, entry.coord());
                     }
                 }
                 kind::CONFIRM => {
@@ -670,7 +712,9 @@ impl Owner {
                     }) = entry.entry.op.decode()
                     {
                         crate::core::retire::strip(&mut applied, &shard.look.retired);
+                        shard.holders.confirmed(&holder);
                         shard.stable.insert(holder, applied);
+                        self.settle_holders(entry.shard);
                     }
                 }
                 _ => {}
@@ -680,6 +724,7 @@ impl Owner {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.now = now.mono;
         if self.retry_at.is_some_and(|at| at <= now.mono) {
             self.retry_at = None;
             let missing: Vec<ShardId> = self
@@ -704,6 +749,7 @@ impl Owner {
         }
         if self.presence_at <= now.mono {
             self.presence_at = now.mono + ms(self.config.limits.presence_ms);
+            self.holders_tick(now);
             self.presence_tick(now);
             self.use_all_room();
         }
@@ -762,8 +808,10 @@ impl Owner {
             self.active += 1;
         }
         shard.learn(row);
+        shard.holders = holders::Holders::of(row, &self.config.me.node.region);
         // What was pending when the owner before went away is taken up by the first upkeep.
         shard.dirty = true;
+        self.aim_of(row);
         let row = Some(Box::new(row.clone()));
         self.out.push_back(OwnerOutput::Owned(id, row));
         if self.end_recovery {
@@ -863,8 +911,16 @@ impl Owner {
             if (shard.recovery.on && !shard.look.told) || !std::mem::take(&mut shard.dirty) {
                 continue;
             }
-            let retire = shard.retire_op(*id, epoch, self.config.holders.len());
-            let open = shard.is_open();
+            let (first, me) = (&self.config.holders, &self.config.me.node.region);
+            let limits = (self.config.limits.absent_ms, self.clocks.agree);
+            if !shard.recovery.on {
+                self.out
+                    .extend(shard.mark_op(*id, epoch, (first, me), limits, now));
+            }
+            let holders = shard.holders.counting(first).len();
+            let retire = shard.retire_op(*id, epoch, holders);
+            // A region that is removed confirms all the same: the others wait for that.
+            let confirms = !shard.recovery.on;
             let shard = *id;
             // Trimmed is what earlier confirmations made stable: nothing is logged and trimmed in one commit, and no entry is
             // looked at before it can go.
@@ -873,7 +929,7 @@ impl Owner {
                 Tag::Upkeep(shard),
             ));
             self.out.extend(retire);
-            if open {
+            if confirms {
                 self.out.push_back(OwnerOutput::Commit(
                     StoreOp::Confirm { shard, epoch },
                     Tag::Upkeep(shard),
@@ -926,7 +982,11 @@ fn take_deliveries(items: &mut Vec<Delivery>) -> Vec<Delivery> {
 /// How a refusal of a commit is told to a sender.
 fn refusal_code(refusal: &commit::Refusal) -> (Code, u64) {
     match refusal {
-        Refusal::Fenced { .. } | Refusal::Recovering | Refusal::NotRecovering => (Code::Unavailable, 0),
+        Refusal::Fenced { .. }
+        | Refusal::Recovering
+        | Refusal::NotRecovering
+        | Refusal::Removed
+        | Refusal::HoldersKnown { .. } => (Code::Unavailable, 0),
         Refusal::IdReused => (Code::IdReused, 0),
         Refusal::IdTooOld { server_ms } => (Code::IdTooOld, *server_ms),
         Refusal::IdInFuture { server_ms } => (Code::IdInFuture, *server_ms),

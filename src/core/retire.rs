@@ -83,11 +83,22 @@ impl ShardRow {
         }
     }
 
-    /// The later origin under which the region of this one said that it has it: nothing is logged under this one any more.
-    fn later(&self, origin: Origin, log: &LogRow) -> Option<Origin> {
+    /// Whether a region has left for good: it comes back under another origin, if at all (R13).
+    fn has_left(&self, region: &RegionId) -> bool {
+        let set = self.holding.set.as_ref();
+        set.is_some_and(|set| set.settled && !set.new.contains(region) && !set.leaving.contains(region))
+    }
+
+    /// The later origin under which the region of this one said that it has it, or none where the region has left: nothing is
+    /// logged under this one any more.
+    fn later(&self, origin: Origin, log: &LogRow) -> Option<Option<Origin>> {
+        if self.has_left(&log.region) {
+            return Some(None);
+        }
         let said = self.confirmed.get(&log.region)?;
         let later = said.at.1;
-        (later != origin && said.applied.of(origin) > 0 && said.applied.of(later) > 0).then_some(later)
+        let both = said.applied.of(origin) > 0 && said.applied.of(later) > 0;
+        (later != origin && both).then_some(Some(later))
     }
 
     /// Whether an origin that is listed here is an old one.
@@ -96,20 +107,24 @@ impl ShardRow {
         log.is_some_and(|log| self.later(origin, log).is_some())
     }
 
-    /// What our confirmation names as needed: of each region with several origins those that are.
+    /// What our confirmation names as needed: of each region with several origins, and of those that are removed, those that are.
     pub(super) fn needed(&self) -> Vec<Origin> {
         let mut regions: BTreeMap<&RegionId, usize> = BTreeMap::new();
         for log in self.logs.values() {
             *regions.entry(&log.region).or_default() += 1;
         }
-        let several = self.logs.iter().filter(|(_, log)| regions[&log.region] > 1);
+        // Of a region that is removed already from the moment at which we know of it: who reads that we do not need an origin
+        // of it must be able to rely on that once all have confirmed the change.
+        let several = |log: &LogRow| regions[&log.region] > 1 || self.is_removed(&log.region);
+        let several = self.logs.iter().filter(|(_, log)| several(log));
         let needed = several.filter(|(origin, _)| !self.old.unneeded.contains(origin));
         needed.map(|(origin, _)| *origin).collect()
     }
 
     /// What our confirmation names as retired: what some holder lists.
     pub(super) fn named_retired(&self) -> Vec<Coord> {
-        let stale = self.confirmed.values().flat_map(|row| row.stale.iter());
+        let holders = self.confirmed.iter().filter(|(region, _)| !self.is_removed(region));
+        let stale = holders.flat_map(|(_, row)| row.stale.iter());
         let stale: BTreeSet<Origin> = stale.copied().collect();
         let named = stale.into_iter().filter_map(|origin| {
             let seq = self.retired(origin)?;
@@ -146,11 +161,11 @@ impl ShardRow {
         if may_be_told && self.told_retired().contains_key(&origin) {
             return end;
         }
-        self.stable(origin, holders)
+        self.released(origin, holders)
     }
 
     /// Whether every holder's last confirmation allows to retire an origin.
-    fn may_retire(&self, origin: Origin, log: &LogRow, holders: &BTreeSet<RegionId>) -> bool {
+    fn may_retire(&self, origin: Origin, log: &LogRow, first: &BTreeSet<RegionId>) -> bool {
         let Some(later) = self.later(origin, log) else {
             return false;
         };
@@ -160,8 +175,9 @@ impl ShardRow {
             };
             let same = said.applied.of(origin) == log.seq || defect::on(Defect::RetiredEarly);
             let free = said.retired.is_some() && !said.needed.contains(&origin);
-            said.applied.of(later) > 0 && same && (free || defect::on(Defect::RetiredEarly))
+            later.is_none_or(|later| said.applied.of(later) > 0) && same && (free || defect::on(Defect::RetiredEarly))
         };
+        let holders = self.holders(first);
         self.here_rests(origin, log) && holders.iter().all(agrees)
     }
 

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::commit::{Outcome, Refusal, Work};
 use super::defect::{self, Defect};
+use super::holders::HolderSet;
 use super::ids::{Coord, DeviceId, Origin, RegionId, Seq, UserId};
 use super::op::{self, LoggedOp, Op};
 use super::retire::or_retired;
@@ -58,6 +59,9 @@ pub struct Cut {
     /// Tombstones of retired origins, with their last sequences (R23).
     #[serde(default)]
     pub retired: BTreeMap<Origin, Seq>,
+    /// The set of holders, where it was ever changed (R13).
+    #[serde(default)]
+    pub holders: Option<HolderSet>,
 }
 
 /// One origin's log at a cut.
@@ -118,12 +122,18 @@ impl Cut {
             };
             logs.insert(origin, log);
         }
-        let confirmed = row.confirmed.clone();
+        let mut confirmed = row.confirmed.clone();
+        for said in confirmed.values_mut() {
+            // What the provider waits for, and what it has retired beyond the holder.
+            said.waits_ms = 0;
+            said.stale.clear();
+        }
         Ok(Cut {
             logs,
             confirmed,
             forgotten: row.forgotten,
             retired: row.old.retired.clone(),
+            holders: row.holding.set.clone(),
         })
     }
 
@@ -481,6 +491,7 @@ impl Work<'_> {
                 // A clock far ahead there must not make us refuse what is in the window here.
                 forgotten: cut.forgotten.min(self.first_in_window()),
                 retired: cut.retired.clone(),
+                holders: cut.holders.clone(),
             }),
             hlc,
         });
@@ -527,7 +538,9 @@ impl ShardRow {
         for (holder, theirs) in &cut.confirmed {
             let ours = self.confirmed.get(holder);
             if ours.is_none_or(|ours| ours.at < theirs.at) {
-                self.confirmed.insert(holder.clone(), theirs.clone());
+                let mut theirs = theirs.clone();
+                theirs.waits_ms = ours.map_or(0, |ours| ours.waits_ms);
+                self.confirmed.insert(holder.clone(), theirs);
             }
         }
         for (origin, seq) in &cut.retired {
@@ -540,6 +553,7 @@ impl ShardRow {
         for said in self.confirmed.values_mut() {
             said.strip(&self.old.retired);
         }
+        self.merge_holders(cut.holders.as_ref());
         if self.recovery == Recovery::Merging {
             self.recovery = Recovery::Recovering;
         }
@@ -616,9 +630,11 @@ impl ShardRow {
             Some(origin) => {
                 self.recovery = Recovery::Recovering;
                 self.recovered_in = origin;
+                self.holding.whole = false;
             }
             None => {
                 self.recovery = Recovery::Open;
+                self.holding.whole = false;
                 // What the others were told of us before may be more than we have, or less: they are told again.
                 self.news += 1;
             }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::commit::{DAY_MS, ID_WINDOW_MS};
 use super::defect::{self, Defect};
+use super::holders::{ConfirmAt, Holding};
 use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
 use super::retire::OldOrigins;
@@ -29,6 +30,11 @@ pub struct StoreLimits {
     pub inbox_bytes: u64,
     /// Devices of one user: each must consume before a message may go.
     pub devices: usize,
+    /// Bytes of the region's logs that an absent holder pins at most (R12); each shard has its share of it, and takes no
+    /// more messages at twice that.
+    pub absent_log_bytes: u64,
+    /// And for how long, milliseconds.
+    pub absent_log_ms: u64,
 }
 
 impl Default for StoreLimits {
@@ -37,6 +43,9 @@ impl Default for StoreLimits {
             inbox_messages: 100_000,
             inbox_bytes: 256 * 1024 * 1024,
             devices: 32,
+            // Some hours of a thousand messages a second; a disk has room for it, and a snapshot of a shard costs less by then.
+            absent_log_bytes: 16 * 1024 * 1024 * 1024,
+            absent_log_ms: 7 * DAY_MS,
         }
     }
 }
@@ -116,6 +125,10 @@ pub struct ConfirmRow {
     /// What it listed and is retired here.
     #[serde(default)]
     pub stale: Vec<Origin>,
+    /// When the first operation that is no confirmation was logged or applied since, by our hybrid time in milliseconds; 0
+    /// where none was.
+    #[serde(default)]
+    pub waits_ms: u64,
 }
 
 /// The head of a shard: a few hundred bytes, always at hand for its owner.
@@ -145,6 +158,9 @@ pub struct ShardRow {
     /// Old origins (R23).
     #[serde(default)]
     pub old: OldOrigins,
+    /// Who keeps the shard, and who is away (R12, R13).
+    #[serde(default)]
+    pub holding: Holding,
 }
 
 impl ShardRow {
@@ -153,8 +169,10 @@ impl ShardRow {
         self.logs.iter().map(|(origin, log)| (*origin, log.seq)).collect()
     }
 
-    /// The highest sequence of `origin` that every holder logged as applied (R8).
-    pub fn stable(&self, origin: Origin, holders: &BTreeSet<RegionId>) -> Seq {
+    /// The highest sequence of `origin` that every holder logged as applied (R8), those that are marked, too (R12). `first` is
+    /// the set of holders that the store was begun with.
+    pub fn stable(&self, origin: Origin, first: &BTreeSet<RegionId>) -> Seq {
+        let holders = self.holders(first);
         holders
             .iter()
             .map(|holder| self.confirmed.get(holder).map_or(0, |row| row.applied.of(origin)))
@@ -190,6 +208,11 @@ impl ShardRow {
             day => (u64::from(day) * DAY_MS).saturating_add(ID_WINDOW_MS),
         }
     }
+}
+
+/// For fields that came after their format and stand at its end.
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// After so many confirmations of others, or as many as there are holders if that is more, we confirm again, so that they
@@ -516,6 +539,9 @@ pub enum Decision {
         to: Seq,
         /// The running hash there.
         hash: u64,
+        /// Bytes of what was trimmed, without confirmations.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        bytes: u64,
     },
     /// Dedup records of the UTC days to this one are dropped (R16).
     DedupDropped {
@@ -575,6 +601,22 @@ pub enum Decision {
     Merging {
         /// The shard.
         shard: ShardId,
+    },
+    /// A holder does not hold logs back any more, or does again (R12).
+    Marked {
+        /// The shard.
+        shard: ShardId,
+        /// The holder.
+        region: RegionId,
+        /// The last confirmation known of it; `None` takes the mark away.
+        at: Option<ConfirmAt>,
+    },
+    /// The shard begins to recover because it was away, and lost nothing (R12).
+    Behind {
+        /// The shard.
+        shard: ShardId,
+        /// The origin under which it begins.
+        began: Origin,
     },
     /// Whether an old origin is needed here (R23).
     Needed {
@@ -642,6 +684,8 @@ impl Decision {
             | Decision::UserMerged { shard, .. }
             | Decision::Merged { shard, .. }
             | Decision::Jumped { shard, .. }
+            | Decision::Marked { shard, .. }
+            | Decision::Behind { shard, .. }
             | Decision::Needed { shard, .. }
             | Decision::Retired { shard, .. }
             | Decision::Merging { shard } => *shard,
@@ -674,13 +718,13 @@ impl State {
     /// Applies [`Decision::Logged`] for an operation that is decoded already.
     pub fn apply_logged(&mut self, logged: &Logged, op: &Op) {
         let shard = shard_noted(&mut self.shards, &mut self.ledger, logged.shard);
-        shard.row.apply_logged(logged, Some(op), &self.identity.region);
+        shard.row.apply_logged(logged, Some(op), &self.identity);
         shard.apply_logged(logged, Some(op), true, &mut self.ledger);
     }
 
     /// Applies a decision where some rows hold its effect already.
     pub fn apply_parts(&mut self, decision: &Decision, parts: Parts) {
-        let me = &self.identity.region;
+        let identity = &self.identity;
         let ledger = &mut self.ledger;
         let id = decision.shard();
         let shard = shard_noted(&mut self.shards, ledger, id);
@@ -694,7 +738,7 @@ impl State {
                 // Decisions were judged before they were recorded, so what they hold decodes.
                 let op = logged.entry.op.decode().ok();
                 if parts.shard {
-                    shard.row.apply_logged(logged, op.as_ref(), me);
+                    shard.row.apply_logged(logged, op.as_ref(), identity);
                 }
                 shard.apply_logged(logged, op.as_ref(), parts.user, ledger);
             }
@@ -733,7 +777,17 @@ impl State {
                     ledger.drop(series.drop_to(*to));
                 }
             }
-            Decision::Trimmed { origin, to, hash, .. } => {
+            Decision::Trimmed {
+                origin,
+                to,
+                hash,
+                bytes,
+                ..
+            } => {
+                if parts.shard {
+                    let holding = &mut shard.row.holding;
+                    holding.log_bytes = holding.log_bytes.saturating_sub(*bytes);
+                }
                 if parts.shard
                     && let Some(log) = shard.row.logs.get_mut(origin)
                 {
@@ -800,6 +854,17 @@ impl State {
                     shard.row.apply_jump(cut, *hlc);
                 }
             }
+            Decision::Marked { region, at, .. } => {
+                if parts.shard {
+                    shard.row.apply_marked(region, *at);
+                }
+            }
+            Decision::Behind { began, .. } => {
+                if parts.shard {
+                    shard.row.apply_recovery(Some(*began));
+                    shard.row.holding.whole = true;
+                }
+            }
             Decision::Needed { origin, needed, .. } => {
                 if parts.shard {
                     shard.row.apply_needed(*origin, *needed);
@@ -832,7 +897,8 @@ fn shard_noted<'a>(
 }
 
 impl ShardRow {
-    fn apply_logged(&mut self, logged: &Logged, op: Option<&Op>, me: &RegionId) {
+    fn apply_logged(&mut self, logged: &Logged, op: Option<&Op>, identity: &StoreIdentity) {
+        let me = &identity.region;
         let Logged {
             origin,
             region,
@@ -864,6 +930,10 @@ impl ShardRow {
         self.hlc = *hlc;
         if entry.op.kind() != op::kind::CONFIRM {
             self.news += 1;
+            self.count_waiting(entry.op.len(), *hlc);
+            if let Some(Op::Holders(change)) = op {
+                self.apply_holders(change, logged.coord(), &identity.holders);
+            }
             return;
         }
         if region != me {
@@ -891,11 +961,13 @@ impl ShardRow {
                     at,
                     retired: retired.clone(),
                     stale: Vec::new(),
+                    waits_ms: 0,
                 };
                 said.strip(&self.old.retired);
                 // It is told once more.
                 self.old.changed |= !said.stale.is_empty() && holder != me;
                 self.confirmed.insert(holder.clone(), said);
+                self.settle_holders();
             }
         }
     }
@@ -952,7 +1024,7 @@ impl ShardState {
             ledger.resident += log.push(at.seq, (entry.hash, entry.op.clone()));
         }
         match op {
-            Some(Op::Start { .. } | Op::Confirm { .. }) | None => {}
+            Some(Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_)) | None => {}
             Some(Op::Append(envelope, body)) => {
                 let user = self.user(*id, &envelope.to, ledger);
                 let dropped = !siblings.is_empty() && defect::on(Defect::FirstCopyOnly);

@@ -32,9 +32,13 @@ impl Work<'_> {
     /// Trims one log to `stable` or a step's worth; says whether work is left.
     pub(super) fn trim_log(&mut self, origin: Origin, floor: Seq, stable: Seq) -> bool {
         let mut last = None;
+        let mut bytes = 0;
         let mut users: BTreeSet<UserId> = BTreeSet::new();
         for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
             last = Some((seq, hash));
+            if op.kind() != kind::CONFIRM {
+                bytes += op.len() as u64;
+            }
             if let Some(user) = op.recipient()
                 && !users.contains(user)
             {
@@ -50,6 +54,7 @@ impl Work<'_> {
             origin,
             to,
             hash,
+            bytes,
         });
         for user in users {
             self.remove(&user);

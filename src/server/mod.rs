@@ -3,6 +3,7 @@
 //! - [`config`]: the settings of a node, layered by figment; [`regions`]: the regions of the cluster, one file each
 //! - [`node`]: a node from start to drain; `partition`: the task that drives a partition of the core; `shards`: their
 //!   readiness; [`prepare`]: what is judged before a start; `intake`: what arrives from connections; `store`: the thread that commits; [`folder`]: the data folder
+//! - [`holders`]: changing the regions that keep the shards
 //! - [`dev`]: the folder of a whole cluster on one machine
 //! - [`token`]: the tokens that clients present
 //! - [`log`], [`metrics`], [`http`]: what a running node tells: logs, counters, health
@@ -10,6 +11,7 @@
 pub mod config;
 pub mod dev;
 pub mod folder;
+pub mod holders;
 pub mod http;
 mod intake;
 pub mod log;

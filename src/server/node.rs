@@ -6,7 +6,7 @@
 //! gossip, hellos of other regions --> who is there    -->      +--> writer tasks of clients and peers
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -158,6 +158,8 @@ pub struct Node {
     metrics: Arc<Metrics>,
     supervisor: Supervisor,
     drain: Duration,
+    regions: watch::Sender<Regions>,
+    shards: usize,
 }
 
 impl Node {
@@ -184,7 +186,7 @@ impl Node {
             cluster,
             sharding,
             partitions,
-            holders,
+            mut holders,
             verifier,
             roots,
             identity,
@@ -222,9 +224,13 @@ impl Node {
                 // 0 stands for "none yet".
                 origin: Origin(u64::from_be_bytes(random()?).max(1)),
             };
-            let engine = open::open(&config, &folder, wanted, create, damage)
+            let mut engine = open::open(&config, &folder, wanted, create, damage)
                 .await
                 .map_err(StartError::Store)?;
+            let known: BTreeSet<&str> = regions.ids().collect();
+            open::check_holders(engine.as_mut(), &known).map_err(StartError::Store)?;
+            // What the store was begun with counts, and what its shards say of changes since.
+            holders = engine.identity().holders.clone();
             let (metrics, health) = (metrics.clone(), health.clone());
             let reads = config.limits.store_reads as usize;
             let thread =
@@ -359,6 +365,7 @@ impl Node {
         gossip_config.supervisor = supervisor.clone();
         let gossip = Gossip::start(gossip_config, pool.clone()).await?;
 
+        let (known_regions, regions) = watch::channel(regions);
         let view = View {
             me: Member {
                 key: key.clone(),
@@ -416,6 +423,8 @@ impl Node {
             metrics,
             supervisor,
             drain: config.timeouts.drain,
+            regions: known_regions,
+            shards: sharding.count as usize,
         })
     }
 
@@ -442,6 +451,27 @@ impl Node {
     /// Where peers reach it.
     pub fn peer_addr(&self) -> SocketAddr {
         self.pool.addr()
+    }
+
+    pub(super) fn events(&self) -> &[mpsc::Sender<Event>] {
+        &self.events
+    }
+
+    /// Shards of the cluster.
+    pub(super) fn shards(&self) -> usize {
+        self.shards
+    }
+
+    pub(super) fn is_core(&self) -> bool {
+        self.store.is_some()
+    }
+
+    pub(super) fn regions(&self) -> Regions {
+        self.regions.borrow().clone()
+    }
+
+    pub(super) fn set_regions(&self, regions: Regions) {
+        self.regions.send_replace(regions);
     }
 
     /// Its health.
@@ -612,7 +642,7 @@ impl Known {
 struct View {
     me: Member,
     my_addr: SocketAddr,
-    regions: Regions,
+    regions: watch::Receiver<Regions>,
     region: RegionId,
     is_core: bool,
     known: Arc<Known>,
@@ -628,7 +658,9 @@ impl View {
         mut stop: watch::Receiver<bool>,
     ) {
         let mut told = None;
+        let mut regions = self.regions.clone();
         loop {
+            regions.mark_unchanged();
             let facts = nodes.borrow_and_update().clone();
             let (members, addrs) = self.look(&facts);
             for (node, addr) in &addrs {
@@ -656,6 +688,7 @@ impl View {
             }
             tokio::select! {
                 changed = nodes.changed() => if changed.is_err() { return },
+                _ = regions.changed() => {}
                 () = self.known.changed.notified() => {}
                 _ = stop.changed() => return,
             }
@@ -690,8 +723,8 @@ impl View {
             });
         }
         if self.is_core {
-            for region in self
-                .regions
+            let regions = self.regions.borrow();
+            for region in regions
                 .iter()
                 .filter(|region| region.id != self.region.as_str())
             {
@@ -738,8 +771,8 @@ impl View {
             region: self.region.clone(),
             endpoints: own,
         }];
-        for region in self
-            .regions
+        let known = self.regions.borrow();
+        for region in known
             .iter()
             .filter(|region| region.id != self.region.as_str())
         {

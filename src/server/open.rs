@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::config::NodeConfig;
 use super::folder::NodeFolder;
 use super::node::{Create, Damage};
-use crate::core::ids::{Origin, RegionId, Sharding};
+use crate::core::ids::{Origin, RegionId, ShardId, Sharding};
 use crate::core::state::StoreIdentity;
 use crate::store::embedded::{Options, folder as embedded};
-use crate::store::engine::Engine;
+use crate::store::engine::{Engine, Read, ReadReply};
 
 /// What the store must be.
 pub(super) struct Wanted {
@@ -77,4 +77,31 @@ pub(super) async fn open(
     opened
         .await
         .map_err(|error| format!("opening the store panicked: {error}"))?
+}
+
+/// Whether the files name every region that keeps a shard, and this one keeps them (R13).
+pub(super) fn check_holders(engine: &mut dyn Engine, files: &BTreeSet<&str>) -> Result<(), String> {
+    let first = engine.identity().holders.clone();
+    let (me, count) = (engine.identity().region.clone(), engine.identity().sharding.count);
+    let mut removed = 0;
+    for shard in (0..count).map(ShardId) {
+        let row = match engine.read(&Read::Shard(shard)) {
+            Ok(ReadReply::Shard(row)) => row,
+            Ok(_) => return Err("the store answered another question".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let partners = row.partners(&first);
+        if let Some(missing) = partners.iter().find(|region| !files.contains(region.as_str())) {
+            return Err(format!(
+                "region {missing} keeps shard {shard}, and no file in the folder of regions says where it is: add its file"
+            ));
+        }
+        removed += u32::from(row.is_removed(&me));
+    }
+    if count > 0 && removed == count {
+        return Err(format!(
+            "region {me} was removed from the cluster: to come back it needs an empty store (--create), and to be added again"
+        ));
+    }
+    Ok(())
 }

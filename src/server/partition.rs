@@ -10,16 +10,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, error::TrySendError};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::meters::Meters;
 use super::metrics::{LinkReason, Queue, Reason, code_name};
 use super::store::{StoreReply, StoreRequest};
 use crate::core::edge::Unserved;
-use crate::core::ids::{Addr, ConnId, NodeKey, UserId};
+use crate::core::ids::{Addr, ConnId, NodeKey, RegionId, UserId};
 use crate::core::link::{LinkAlarm, StopReason};
 use crate::core::msg::Message;
 use crate::core::node::{Input, Output, Partition};
+use crate::core::owner::HoldersStatus;
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{ClientFrame, Code, Hello, ServerFrame};
 use crate::net::client::ConnHandle;
@@ -76,6 +77,8 @@ pub(super) enum Event {
     },
     /// Anything that the core takes as it is.
     Core(Input),
+    /// How far a change of the holders is.
+    HoldersStatus(oneshot::Sender<HoldersStatus>),
     /// Report when every session has gone, for a drain.
     Drain,
     /// Report when every deposit that was taken is answered, and take no more.
@@ -348,6 +351,10 @@ impl PartitionTask {
                 }
             }
             Event::Core(input) => self.core.handle(input, now),
+            Event::HoldersStatus(answer) => {
+                // Who asked may be gone.
+                let _ = answer.send(self.core.holders());
+            }
             Event::Drain => self.core.handle(Input::Drain, now),
             Event::Finish => self.core.handle(Input::Finish, now),
         }
@@ -403,6 +410,10 @@ impl PartitionTask {
                         self.recovered.0 += 1;
                         self.recovered.1 = detail.into();
                     }
+                }
+                Output::Regions(regions) => {
+                    let names: Vec<&str> = regions.iter().map(RegionId::as_str).collect();
+                    tracing::info!(regions = %names.join(", "), "the regions that keep the shards are these from now on");
                 }
                 Output::Stop(alarm) => {
                     self.alarm(&alarm);

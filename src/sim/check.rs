@@ -114,6 +114,10 @@ pub(super) struct Checker {
     pub(super) forgotten: BTreeMap<(ShardId, Origin), Seq>,
     /// What was accepted without knowledge of what was forgotten.
     pub(super) blind: Blind,
+    /// Regions and shards in which a holder was ever marked (R12).
+    pub(super) marked: BTreeSet<(usize, ShardId)>,
+    /// When an origin was first retired somewhere (R23).
+    pub(super) retired: BTreeMap<(ShardId, Origin), Micros>,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
     pub(super) users: BTreeMap<ShardId, Vec<UserId>>,
@@ -143,6 +147,8 @@ impl Checker {
             lost_to: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             blind: Blind::new(),
+            marked: BTreeSet::new(),
+            retired: BTreeMap::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
             users,
@@ -493,6 +499,9 @@ impl World {
         let name = self.devices[device].name();
         let welcomed = self.check.seen[device].welcomed;
         let user = self.devices[device].user.clone();
+        if self.ever_marked(self.plan.sharding().of_user(&user)) {
+            return;
+        }
         let entries = self.check.inboxes.get(&(user, hole.origin));
         let wronged = entries
             .into_iter()
@@ -538,6 +547,9 @@ impl World {
         for (op, outcome) in ops.iter().zip(&committed.outcomes) {
             if let Outcome::Retired(retirement) = outcome {
                 self.check_retired(region, op.shard(), &retirement.retired);
+            }
+            if let Outcome::Marked { marked, .. } = outcome {
+                self.note_marked(region, op.shard(), marked);
             }
             self.check_epoch(region, op, outcome);
         }

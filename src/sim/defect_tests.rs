@@ -67,6 +67,14 @@ defects! {
     a_forgotten_generation_is_found: GenerationForgotten within 800 by ["presence is the truth"];
     a_merge_that_keeps_its_own_is_found: KeepsOwn within 50 by ["presence is the truth", "watchers see the truth"];
     a_lease_that_is_a_write_is_found: LeaseIsAWrite within 50 by ["silence", "presence is the truth"];
+    an_origin_retired_too_early_is_found: RetiredEarly within 400 by [
+        "retired when all have all of it (R23)",
+        "equal dedup",
+        "equal logs",
+        "equal inboxes",
+        "accepted is delivered",
+        "consumed by every device (R10)",
+    ];
     a_full_queue_that_drops_is_found: DropsWhenFull within 800 by [
         "refusals have a cause",
         "order (R21)",

@@ -29,6 +29,7 @@ const REGIONS: [(&str, f64, f64); 5] = [
 pub(super) const CASE: u64 = 1;
 const FAULTS: u64 = 2;
 const ACTS: u64 = 3;
+const HOLDERS: u64 = 4;
 /// The stream of what a run leaves to chance in small.
 pub(super) const RUN: u64 = 0;
 
@@ -60,7 +61,7 @@ pub fn draw(seed: u64) -> Case {
         4..=7 => EngineKind::Memory,
         _ => EngineKind::Shared,
     };
-    Case {
+    let mut case = Case {
         name: String::new(),
         seed,
         work,
@@ -97,8 +98,41 @@ pub fn draw(seed: u64) -> Case {
         }),
         faults: Vec::new(),
         acts: Vec::new(),
+        later: Vec::new(),
         expect: Expect::default(),
         places,
+    };
+    draw_holders(&mut case);
+    case
+}
+
+/// Some cases have regions that come and go, and holders that may not be away for long.
+fn draw_holders(case: &mut Case) {
+    let rng = &mut SimRng::stream(case.seed, HOLDERS);
+    if rng.chance(150) {
+        case.store.absent_log_bytes = u64::from(case.shards) * rng.between(1, 20) * 1024;
+        case.limits.absent_ms = rng.between(1_000, 4_000);
+    }
+    let last = case.places.len() - 1;
+    if last == 0 || case.engine == EngineKind::Shared {
+        return;
+    }
+    let region = case.places[last].id.clone();
+    let at = rng.between(2_500, 6_000) * MILLI;
+    match rng.below(12) {
+        0 => {
+            case.later.push(region.clone());
+            case.faults.push(Fault::new(at, Kind::RegionAdd).on(region.to_string()));
+        }
+        1 => {
+            let back = at + rng.between(500, 6_000) * MILLI;
+            case.faults.push(Fault::new(at, Kind::RegionRemove).on(region.to_string()));
+            case.faults.push(Fault::new(back, Kind::RegionAdd).on(region.to_string()));
+        }
+        2 if last > 1 => {
+            case.faults.push(Fault::new(at, Kind::RegionRemove).on(region.to_string()));
+        }
+        _ => {}
     }
 }
 
@@ -356,6 +390,7 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
             fault
         }
         Kind::StoreFull => fault.on(a_region(rng, case)).lasting(lasts),
+        Kind::RegionAdd | Kind::RegionRemove => fault.on(a_region(rng, case)),
         Kind::Clock => {
             let mut fault = fault.on(a_node(rng, case));
             fault.step_ms = Some(rng.between(0, 60_000) as i64 - 30_000);

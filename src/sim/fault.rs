@@ -62,11 +62,15 @@ pub enum Kind {
     DiskReplaced,
     /// Wall clocks are off by `step_ms` more.
     Clock,
+    /// Regions are added to those that keep shards; their nodes start with empty stores.
+    RegionAdd,
+    /// Regions are removed from those that keep shards; their nodes end when all is settled, and their disks are wiped.
+    RegionRemove,
 }
 
 impl Kind {
     /// All kinds, in the order of their names in the documentation.
-    pub const ALL: [Kind; 24] = [
+    pub const ALL: [Kind; 26] = [
         Kind::Crash,
         Kind::Rolling,
         Kind::Pause,
@@ -91,6 +95,8 @@ impl Kind {
         Kind::Restore,
         Kind::DiskReplaced,
         Kind::Clock,
+        Kind::RegionAdd,
+        Kind::RegionRemove,
     ];
 
     /// Its name.
@@ -120,6 +126,8 @@ impl Kind {
             Kind::Restore => "restore",
             Kind::DiskReplaced => "disk-replaced",
             Kind::Clock => "clock",
+            Kind::RegionAdd => "region-add",
+            Kind::RegionRemove => "region-remove",
         }
     }
 
@@ -130,7 +138,9 @@ impl Kind {
                 (&["on"], &["lasts"])
             }
             Kind::Rolling => (&["on"], &["lasts", "every"]),
-            Kind::Lose | Kind::StoreStop | Kind::Backup => (&["on"], &[]),
+            Kind::Lose | Kind::StoreStop | Kind::Backup | Kind::RegionAdd | Kind::RegionRemove => {
+                (&["on"], &[])
+            }
             Kind::Cut => (&["from", "to"], &["lasts", "one_way", "clients"]),
             Kind::Flap => (&["from", "to", "every"], &["lasts", "one_way"]),
             Kind::Clog => (&["from", "to"], &["lasts", "one_way"]),

@@ -299,6 +299,11 @@ impl World {
                     self.disk_replaced(region, fault.lasts);
                 }
             }
+            Kind::RegionAdd | Kind::RegionRemove => {
+                for region in regions {
+                    self.change_region(region, fault.kind == Kind::RegionAdd);
+                }
+            }
             Kind::Clock => {
                 let step = fault.step_ms.unwrap_or(0);
                 for node in nodes {

@@ -83,7 +83,8 @@ impl World {
         let shared = self.plan.engine == super::case::EngineKind::Shared;
         !shared
             && self.stores.len() > 1
-            && (0..self.stores.len()).all(|other| other == region || sound(other))
+            && !self.parts.out.contains(&region)
+            && (0..self.stores.len()).all(|other| other == region || self.parts.out.contains(&other) || sound(other))
     }
 
     fn come_back(&mut self, region: usize, lasts: Option<Micros>) {
@@ -93,7 +94,7 @@ impl World {
         }
     }
 
-    fn forget_durable(&mut self, region: usize, left: Durable) {
+    pub(super) fn forget_durable(&mut self, region: usize, left: Durable) {
         let before = std::mem::replace(&mut self.check.stores[region], left);
         let mut gone: Vec<(ShardId, Origin, Seq, Seq)> = Vec::new();
         for ((shard, origin), seq) in &before.applied {

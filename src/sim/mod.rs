@@ -36,6 +36,7 @@ mod expect;
 pub mod fault;
 mod faults;
 mod ghosts;
+mod holders;
 pub mod html;
 mod loss;
 mod network;

@@ -2,28 +2,44 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::case::SECOND;
 use super::world::World;
-use crate::core::ids::{Origin, Seq, ShardId};
+use crate::core::ids::{Coord, Origin, Seq, ShardId};
 use crate::core::storage::{Read, ReadReply};
 
 impl World {
     /// A region retired origins: nobody ever had more of them, and every region has or had all of it.
     pub(super) fn check_retired(&mut self, region: usize, shard: ShardId, retired: &BTreeMap<Origin, Seq>) {
         for (origin, seq) in retired {
-            let had =
-                |ever: &BTreeMap<(ShardId, Origin), Seq>| ever.get(&(shard, *origin)).copied().unwrap_or(0);
-            let ever: Vec<Seq> = self.check.ever.iter().map(had).collect();
-            let wrong = ever.iter().position(|had| had != seq);
+            self.check.retired.entry((shard, *origin)).or_insert(self.now);
+            // What was lost with a disk nobody has.
+            let key = (shard, *origin);
+            let of = |known: &BTreeMap<(ShardId, Origin), Seq>| known.get(&key).copied().unwrap_or(0);
+            let stores = self.check.ever.iter().zip(&self.check.stores);
+            let had: Vec<(Seq, Seq)> = stores.map(|(ever, now)| (of(ever), of(&now.applied))).collect();
+            let mut regions = had.iter().enumerate();
+            let wrong = regions.find(|(region, (ever, now))| {
+                (self.counts(*region) && ever < seq) || now > seq
+            });
+            let wrong = wrong.map(|(region, _)| region);
             if let Some(other) = wrong {
                 let detail = format!(
-                    "{} retires {origin:?} of shard {shard} at {seq}, of which {} had {}",
+                    "{} retires {origin:?} of shard {shard} at {seq}, of which {} had and has {:?}",
                     self.region_name(region),
                     self.region_name(other),
-                    ever[other]
+                    had[other]
                 );
                 return self.fail("retired when all have all of it (R23)", detail, Vec::new());
             }
         }
+    }
+
+    /// Whether a device came when nobody knew any more what an origin held: it is not told of that (R17, R23). What all had
+    /// said that they do not need, a moment before it was retired, counts as well.
+    pub(super) fn came_after(&self, device: usize, shard: ShardId, at: Coord) -> bool {
+        let retired = self.check.retired.get(&(shard, at.origin));
+        let came = self.check.seen[device].welcomed;
+        retired.is_some_and(|retired| came.is_some_and(|came| came + 5 * SECOND > *retired))
     }
 
     /// An old origin that is listed although no region needs it.

@@ -10,7 +10,8 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 30] = shipped![
+const TEXTS: [(&str, &str); 33] = shipped![
+    "absent-beyond-the-limit",
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-wrong",
@@ -30,9 +31,11 @@ const TEXTS: [(&str, &str); 30] = shipped![
     "ownership-churn",
     "quiet-day",
     "reconnect-storm",
+    "region-added",
     "region-back-after-a-day",
     "region-cut-off",
     "region-lost-for-good",
+    "region-removed-and-back",
     "retry-in-two-regions",
     "rolling-restart",
     "same-id-to-two-users",

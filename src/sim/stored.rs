@@ -40,9 +40,13 @@ impl World {
                 origin: *origin,
                 seq: log.floor,
             };
-            if let Some(missing) =
-                (0..self.stores.len()).find(|other| !self.check.was_durable(*other, shard, at))
-            {
+            let lacks = |other: &usize| self.counts(*other) && !self.check.was_durable(*other, shard, at);
+            let lacking: Vec<usize> = (0..self.stores.len()).filter(lacks).collect();
+            let missing = lacking.into_iter().find(|other| {
+                let name = self.region_name(*other);
+                !row.holding.marked.contains_key(name)
+            });
+            if let Some(missing) = missing {
                 let detail = format!(
                     "{name} trims the log of shard {shard} to {at}, which {} has not",
                     self.region_name(missing)
@@ -106,6 +110,9 @@ impl World {
         (before, to): (Seq, Seq),
         alone: bool,
     ) {
+        if self.was_marked(region, shard) {
+            return;
+        }
         let name = self.region_name(region).clone();
         let gone: Vec<(Seq, u64)> = match self.check.inboxes.get(&(user.clone(), origin)) {
             Some(entries) => entries
@@ -117,8 +124,8 @@ impl World {
         for (seq, number) in gone {
             let at = Coord { origin, seq };
             let words = self.check.words(number);
-            if let Some(other) =
-                (0..self.stores.len()).find(|other| !self.check.was_durable(*other, shard, at))
+            if let Some(other) = (0..self.stores.len())
+                .find(|other| self.counts(*other) && !self.check.was_durable(*other, shard, at))
             {
                 let detail = format!(
                     "{name} removes #{number} at {at}, which {} has not",

@@ -12,12 +12,14 @@ use super::device::Device;
 use super::expect::Apart;
 use super::faults::{Undo, Wrong};
 use super::ghosts::Calm;
+use super::holders::Parts;
 use super::network::{Pair, Stalled};
 use super::rng::SimRng;
 use super::storage::{RegionStore, Store};
 use super::timeline::Timeline;
 use super::trace::{Micros, Trace};
 use crate::core::ids::{Addr, NodeKey, RegionId, ShardId};
+use crate::core::link::LinkAlarm;
 use crate::core::msg::Message;
 use crate::core::node::{Input, Output, Partition};
 use crate::core::time::{Mono, Now};
@@ -110,6 +112,8 @@ pub(super) enum Event {
     Look,
     /// The same, at what watchers see.
     Ghosts,
+    /// Somebody looks how far a change of the holders is.
+    Holders,
     /// Everything heals.
     Heal,
     /// Whether all is as it must be by now.
@@ -197,6 +201,7 @@ pub(super) struct World {
     pub(super) named: BTreeMap<String, usize>,
     pub(super) named_users: BTreeMap<String, usize>,
     pub(super) wrong: Wrong,
+    pub(super) parts: Parts,
     pub(super) apart: Apart,
     pub(super) calm: Calm,
     pub(super) timeline: Timeline,
@@ -252,6 +257,7 @@ impl World {
                 .map(|(index, user)| (user.name.clone(), index))
                 .collect(),
             wrong: Wrong::default(),
+            parts: Parts::new(&plan),
             apart: Apart::default(),
             calm: Calm::new(&plan),
             timeline: Timeline::new(options.timeline),
@@ -427,6 +433,7 @@ impl World {
             Event::Undo(undo) => self.undo(undo),
             Event::Look => self.look(),
             Event::Ghosts => self.look_for_ghosts(),
+            Event::Holders => self.look_at_change(),
             Event::Heal => self.heal(),
             Event::Settle => self.settle(),
         }
@@ -585,6 +592,8 @@ impl World {
             Output::Peer { to, message } => self.peer_output(node, partition, to, message),
             Output::Commit { token, ops, now_ms } => self.commit(node, partition, token, ops, now_ms),
             Output::Read { token, read } => self.read(node, partition, token, read),
+            // A region that comes may be there before the others heard of it.
+            Output::Alarm(LinkAlarm::Refused { .. }) if !self.parts.moved.is_empty() => {}
             Output::Alarm(alarm) => self.alarm(node, &format!("{alarm:?}")),
             Output::Recovery {
                 shard,
@@ -592,6 +601,7 @@ impl World {
                 detail,
             } => self.recovery(node, shard, recovering, &detail),
             Output::Stop(alarm) => self.alarm(node, &format!("{alarm:?}")),
+            Output::Regions(regions) => self.regions_told(node, &regions),
         }
     }
 

@@ -153,6 +153,7 @@ impl Owner {
             bytes: body.len() as u64,
         };
         let full = self.is_full(tag.bytes);
+        let pinned = self.shards.get(&shard).is_some_and(|shard| shard.holders.full);
         let Some(sender) = self.senders.of(&tag, now.mono) else {
             self.stats.deposits.overloaded += 1;
             let why = "too many sessions sent to this owner lately";
@@ -171,7 +172,7 @@ impl Owner {
         if full && defect::on(Defect::DropsWhenFull) {
             return;
         }
-        let (Some(epoch), false) = (epoch, full) else {
+        let (Some(epoch), false) = (epoch, full || pinned) else {
             sender.refused_from = Some(tag.session_seq);
             let (code, why) = match epoch {
                 None if self.finishing => (Code::Unavailable, "this node stops"),
@@ -179,7 +180,11 @@ impl Owner {
                     Code::Unavailable,
                     "the shard is not active at this node, or recovers",
                 ),
-                Some(_) => (Code::Overloaded, "too many messages wait to be stored"),
+                Some(_) if full => (Code::Overloaded, "too many messages wait to be stored"),
+                Some(_) => (
+                    Code::StoreFull,
+                    "the log of the shard is too long: a region that is away has yet to get it",
+                ),
             };
             self.stats.deposits.overloaded += u64::from(full);
             return self.answer_retry(&tag, code, why, now);
@@ -226,7 +231,7 @@ impl Owner {
             Ok(Outcome::Refused(Refusal::AlreadyJudged)) if self.forgotten(&tag) => {
                 return self.refuse_retryably(&tag, Code::Blocked, "an earlier try failed", now);
             }
-            Ok(Outcome::Refused(refusal @ Refusal::Recovering)) => {
+            Ok(Outcome::Refused(refusal @ (Refusal::Recovering | Refusal::Removed))) => {
                 return self.refuse_retryably(&tag, Code::Unavailable, &refusal.to_string(), now);
             }
             Ok(Outcome::Refused(refusal)) => {

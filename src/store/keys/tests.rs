@@ -1,5 +1,6 @@
 use super::*;
 use crate::core::ids::{Coord, Epoch};
+use crate::core::holders::Holding;
 use crate::core::retire::OldOrigins;
 use crate::core::state::{ConfirmRow, DeviceRow, LogRow, Recovery};
 use crate::core::time::Hlc;
@@ -30,6 +31,7 @@ fn shard_row() -> ShardRow {
         at: (Hlc { ms: T0, logical: 1 }, Origin(10), 9),
         retired: None,
         stale: Vec::new(),
+        waits_ms: 0,
     };
     ShardRow {
         epoch: Epoch(5),
@@ -43,6 +45,7 @@ fn shard_row() -> ShardRow {
         recovered_in: Origin(10),
         forgotten: 0,
         old: OldOrigins::default(),
+        holding: Holding::default(),
     }
 }
 

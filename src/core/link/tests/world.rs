@@ -775,7 +775,7 @@ impl World {
                 let page = self.regions[n].snapshot(shard, cut, &after);
                 self.regions[n].links[partition].handle_snapshot(token, Ok(page), now);
             }
-            LinkOutput::Lost { shard, why } => {
+            LinkOutput::Lost { shard, why, .. } => {
                 self.regions[n].losses.push((shard, why));
                 self.recover(n, partition, shard, true);
             }

@@ -53,6 +53,7 @@ fn decisions() -> Vec<Decision> {
             origin,
             to: 2,
             hash: log.hash(2),
+            bytes: 0,
         },
         Decision::DedupDropped { shard, day: 19_675 },
     ]
