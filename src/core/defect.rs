@@ -51,6 +51,14 @@ pub enum Defect {
     SnapshotWithoutConfirmations,
     /// What a snapshot brings does not know of its copies (R11, R15).
     SnapshotWithoutSiblings,
+    /// A snapshot leaves out that expiries of devices were vetoed, or the devices registered again (R11, R19).
+    SnapshotWithoutVetoes,
+    /// A region lets devices expire that are attached there (R19).
+    NoVeto,
+    /// A hole forgets the copies of the messages that it replaces (R15, R18).
+    HoleForgetsSiblings,
+    /// Messages and devices expire whatever the clocks of the other regions say (R20).
+    ExpiresAlone,
     /// Dedup records are dropped as soon as they are stable, window or not (R16).
     DedupDroppedEarly,
 }

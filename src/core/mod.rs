@@ -10,7 +10,8 @@
 //! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
 //! | [`edge`] | sessions of clients: sends, deliveries, acknowledgements, watches, and the lanes to owners |
 //! | [`link`] | replication between regions: subscriptions, catch-up, relay |
-//! | [`state`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+//! | [`state`], [`user`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+//! | [`expire`] | what goes by time: messages, and devices |
 //! | [`members`], [`placement`] | which nodes are there, and which node and partition runs a shard |
 //! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
 //! | [`defect`] | rules left out on purpose, in builds for tests only |
@@ -21,6 +22,7 @@
 pub mod commit;
 pub mod defect;
 pub mod edge;
+pub mod expire;
 pub mod ids;
 pub mod limits;
 pub mod link;
@@ -31,11 +33,13 @@ pub mod op;
 pub mod owner;
 pub mod placement;
 pub mod presence;
+mod remove;
 pub mod series;
 pub mod snapshot;
 pub mod state;
 pub mod storage;
 pub mod time;
 mod trim;
+pub mod user;
 pub mod vector;
 pub mod wire;

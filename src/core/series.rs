@@ -120,6 +120,20 @@ impl<T: Weigh> Series<T> {
         weight
     }
 
+    /// Drops every item from `from` to `to`; gives the weight of what was in the tail.
+    pub fn drop_range(&mut self, from: Seq, to: Seq) -> usize {
+        let mut weight = 0;
+        self.tail.retain(|(seq, item)| {
+            let goes = (from..=to).contains(seq);
+            weight += if goes { item.weight() } else { 0 };
+            !goes
+        });
+        if let Some(page) = &mut self.page {
+            page.items.retain(|(seq, _)| !(from..=to).contains(seq));
+        }
+        weight
+    }
+
     /// Leaves every item at or below `to` to the engine, which must have it; gives the weight of what was in the tail.
     pub fn leave_behind(&mut self, to: Seq) -> usize {
         self.behind = self.behind.max(to);
@@ -239,7 +253,11 @@ mod tests {
             items: vec![(3, "three")],
         });
         assert_eq!(series.next(3), Next::NotLoaded);
-        series.drop_to(12);
+        series.push(13, "thirteen");
+        assert_eq!(series.drop_range(4, 12), "twelve".len());
+        assert_eq!(series.next(3), Next::NotLoaded);
+        assert_eq!(series.next(10), Next::Item(13, &"thirteen"));
+        series.drop_to(13);
         assert_eq!(series.next(10), Next::End);
     }
 }

@@ -726,7 +726,9 @@ fn epoch_of(op: &StoreOp) -> Option<Epoch> {
         | StoreOp::Remove { epoch, .. }
         | StoreOp::DropDedup { epoch, .. }
         | StoreOp::Recover { epoch, .. }
-        | StoreOp::Merge { epoch, .. } => Some(*epoch),
+        | StoreOp::Merge { epoch, .. }
+        | StoreOp::Expire { epoch, .. }
+        | StoreOp::ExpireDevice { epoch, .. } => Some(*epoch),
     }
 }
 

@@ -329,6 +329,7 @@ impl<'a> Run<'a> {
                     first: have + 1,
                     before,
                     ops: entries.into_iter().map(|entry| entry.op).collect(),
+                    attached: Vec::new(),
                 };
                 match self.one(to, op) {
                     Outcome::Applied {

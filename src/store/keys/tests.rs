@@ -45,8 +45,8 @@ fn shard_row() -> ShardRow {
 fn user_row() -> UserRow {
     let phone = DeviceRow {
         epoch: 1,
-        expired: false,
         cursor: vector(&[(10, 9)]),
+        ..DeviceRow::default()
     };
     UserRow {
         devices: [(device("phone"), phone)].into(),
@@ -58,6 +58,7 @@ fn user_row() -> UserRow {
         siblings: [(at(10, 5), [at(20, 6)].into())].into(),
         not_before: 0,
         gaps: [((Origin(20), 3), 4)].into(),
+        ..UserRow::default()
     }
 }
 

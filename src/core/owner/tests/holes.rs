@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::msg::SessionAck;
 use crate::core::state::{DeviceRow, LogRow};
+use crate::core::storage::InboxHole;
 
 const OTHER: Origin = Origin(8);
 /// What is applied of each origin.
@@ -32,7 +33,11 @@ struct Rig {
     row: UserRow,
     kept: Vec<(Origin, u64)>,
     siblings: BTreeMap<Coord, Vec<Coord>>,
+    /// When messages expire.
+    expires: BTreeMap<Coord, u64>,
     told: Vec<(SessionId, Told)>,
+    /// How many messages each hole stood for.
+    counts: Vec<u64>,
     lane: u64,
 }
 
@@ -74,7 +79,9 @@ impl Rig {
             },
             kept: kept.to_vec(),
             siblings: BTreeMap::new(),
+            expires: BTreeMap::new(),
             told: Vec::new(),
+            counts: Vec::new(),
             lane: 0,
         };
         rig.owner.handle_placement(BTreeSet::from([SHARD]), NOW);
@@ -110,6 +117,7 @@ impl Rig {
                         self.told.extend(told);
                     }
                     ToEdge::Hole { session, hole } => {
+                        self.counts.push(hole.count);
                         self.told.push((session, Hole(hole.origin, hole.from, hole.to)));
                     }
                     _ => {}
@@ -135,11 +143,12 @@ impl Rig {
         let entry = |at: Coord| InboxEntry {
             at,
             siblings: self.siblings.get(&at).cloned().unwrap_or_default(),
-            op: message(at.seq),
+            op: timed(at.seq, self.expires.get(&at).copied().unwrap_or(0)),
         };
         InboxPage {
             entries: waiting.into_iter().map(entry).collect(),
             end,
+            holes: InboxHole::above(&self.row, after),
         }
     }
 
@@ -202,6 +211,8 @@ fn of(origin: Origin, told: &[Told]) -> Vec<Told> {
         .filter(|told| told.end().origin == origin)
         .collect()
 }
+
+mod expired;
 
 #[test]
 fn holes_come_in_their_place_first_in_the_middle_and_last() {
@@ -266,8 +277,8 @@ fn each_device_is_told_what_it_has_not_passed() {
     let mut rig = Rig::new(100, &[(ORIGIN, 2), (ORIGIN, 9)], &[(ORIGIN, 4, 6), (OTHER, 3, 5)]);
     let row = DeviceRow {
         epoch: 1,
-        expired: false,
         cursor: [(ORIGIN, 5), (OTHER, 5)].into_iter().collect(),
+        ..DeviceRow::default()
     };
     rig.row.devices.insert(DeviceId::new("tablet").unwrap(), row);
     let tablet = Attach {
