@@ -300,9 +300,12 @@ impl Run {
             .extend(self.open.take().filter(|(_, new)| *new).map(|(hole, _)| hole));
     }
 
-    /// Where to go on after so much: before a hole that may grow.
+    /// Where to go on after so much: before a hole that is made now and may grow, so that it stands there as one.
     fn resume(&self, after: Seq) -> Seq {
-        self.open.as_ref().map_or(after, |(open, _)| open.from - 1)
+        match &self.open {
+            Some((open, true)) => open.from - 1,
+            _ => after,
+        }
     }
 }
 

@@ -122,12 +122,10 @@ impl<T: Weigh> Series<T> {
 
     /// Drops every item from `from` to `to`; gives the weight of what was in the tail.
     pub fn drop_range(&mut self, from: Seq, to: Seq) -> usize {
-        let mut weight = 0;
-        self.tail.retain(|(seq, item)| {
-            let goes = (from..=to).contains(seq);
-            weight += if goes { item.weight() } else { 0 };
-            !goes
-        });
+        let first = self.tail.partition_point(|(seq, _)| *seq < from);
+        let end = self.tail.partition_point(|(seq, _)| *seq <= to);
+        let dropped = self.tail.drain(first..end.max(first));
+        let weight = dropped.map(|(_, item)| item.weight()).sum();
         if let Some(page) = &mut self.page {
             page.items.retain(|(seq, _)| !(from..=to).contains(seq));
         }

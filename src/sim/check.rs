@@ -8,9 +8,9 @@
 //! | logs contiguous, HLC rising, equal coordinates equal bytes, one epoch | each commit |
 //! | shipped => durable at its origin (R5) | each applied operation |
 //! | removed => stable, a device, consumed by all (R9, R10) | after commits, by reading rows |
-//! | a hole has a cause (R18) | each `Hole` |
+//! | a hole has a cause (R18) | each `Hole`; where a store makes one: nothing expires while clocks disagree (R20) |
 //!
-//! Order is in [`super::order`], what is read from stores beside commits in [`super::stored`], what must hold in the end in
+//! Order is in [`super::order`], what goes by time in [`super::expiry`], what is read from stores beside commits in [`super::stored`], what must hold in the end in
 //! [`super::settle`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::case::Case;
 use super::device::Device;
+use super::expiry::Lives;
 use super::order::{Blind, Handled};
 use super::trace::Micros;
 use super::world::{Stage, World};
@@ -64,6 +65,8 @@ pub(super) struct Durable {
     pub(super) floors: BTreeMap<(ShardId, Origin), Seq>,
     pub(super) trimmed: BTreeMap<(UserId, Origin), Seq>,
     pub(super) epochs: BTreeMap<ShardId, Epoch>,
+    /// Messages for which holes stand, or stood.
+    pub(super) holes: BTreeMap<(UserId, Origin), BTreeSet<Seq>>,
 }
 
 /// An operation as it was first made durable.
@@ -116,6 +119,7 @@ pub(super) struct Checker {
     pub(super) blind: Blind,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
+    pub(super) lives: Lives,
     pub(super) users: BTreeMap<ShardId, Vec<UserId>>,
     plan: Case,
     pub(super) stats: super::Stats,
@@ -145,6 +149,7 @@ impl Checker {
             blind: Blind::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
+            lives: Lives::default(),
             users,
             plan: plan.clone(),
             stats: super::Stats::default(),
@@ -483,30 +488,12 @@ impl World {
         self.check_order(device, incoming, number, &region, words);
     }
 
-    /// A device is told that messages are gone: only such as were sent before it was known may be.
-    pub(super) fn check_hole(&mut self, device: usize, hole: &Hole) {
-        self.check.stats.holes += 1;
-        self.check.seen[device].holes.push(hole.clone());
-        let name = self.devices[device].name();
-        let welcomed = self.check.seen[device].welcomed;
-        let user = self.devices[device].user.clone();
-        let entries = self.check.inboxes.get(&(user, hole.origin));
-        let wronged = entries
-            .into_iter()
-            .flat_map(|entries| entries.range(hole.from..=hole.to))
-            .map(|(_, number)| *number)
-            .find(|number| welcomed.is_some_and(|at| at < self.check.sent[*number as usize].at));
-        if let Some(number) = wronged {
-            let detail =
-                format!("{name} is told that #{number} is gone ({hole:?}), which was sent when it was known");
-            self.fail("holes have a cause", detail, self.check.words(number));
-        }
-    }
-
     /// A commit is durable.
     pub(super) fn check_commit(&mut self, region: usize, ops: &[StoreOp], committed: &Committed) {
         self.check.stats.commits += 1;
-        if self.stage == Stage::Silence && !ops.is_empty() {
+        // What becomes a hole is not told to anybody.
+        let quiet = |op: &StoreOp| matches!(op, StoreOp::Expire { .. });
+        if self.stage == Stage::Silence && !ops.iter().all(quiet) {
             let name = self.region_name(region).clone();
             let what: Vec<String> = ops
                 .iter()
@@ -534,6 +521,11 @@ impl World {
         }
         for (op, outcome) in ops.iter().zip(&committed.outcomes) {
             self.check_epoch(region, op, outcome);
+        }
+        for op in ops {
+            if let StoreOp::Expire { shard, user, .. } = op {
+                self.check_expired(region, *shard, user);
+            }
         }
         // What is stored goes by these operations; reading every row after every commit would be most of a run.
         let mut shards: BTreeMap<ShardId, u64> = BTreeMap::new();
@@ -621,6 +613,7 @@ impl World {
             op: logged.entry.op.clone(),
             number,
         };
+        self.check.lives.logged(&entry.op);
         self.check.ledger.insert(key, entry);
         self.check
             .origins

@@ -34,7 +34,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 34] = [
+    pub const ALL: [(Defect, &'static str); 38] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -78,6 +78,13 @@ impl Defect {
             "snapshot-without-siblings",
         ),
         (Defect::Core(Core::DedupDroppedEarly), "dedup-dropped-early"),
+        (
+            Defect::Core(Core::SnapshotWithoutVetoes),
+            "snapshot-without-vetoes",
+        ),
+        (Defect::Core(Core::NoVeto), "no-veto"),
+        (Defect::Core(Core::HoleForgetsSiblings), "hole-forgets-siblings"),
+        (Defect::Core(Core::ExpiresAlone), "expires-alone"),
     ];
 
     /// The one of the machines, if it is one.

@@ -97,6 +97,12 @@ impl World {
             ("accepted", expect.accepted, stats.accepted),
             ("handled", expect.handled, stats.handled),
             ("holes", expect.holes, stats.holes),
+            ("messages expired", expect.expired, stats.expired),
+            (
+                "devices expired",
+                expect.devices_expired,
+                self.check.lives.expired(),
+            ),
         ];
         for (what, least, have) in least {
             if let Some(least) = least.filter(|least| have < *least) {

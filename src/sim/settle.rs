@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::case::SECOND;
 use super::defect::Defect;
+use super::expiry;
 use super::trace::Micros;
 use super::world::{Event, Stage, World};
 use crate::core::commit::{Outcome, StoreOp};
@@ -56,6 +57,11 @@ impl World {
                         _ => 2 * self.plan.network.idle,
                     };
                     self.silence_from = now + GRACE + late;
+                }
+                None if now >= self.silence_from && self.plan.devices_expire() => {
+                    self.check_dedup();
+                    self.check_expected();
+                    self.stage = Stage::Done;
                 }
                 None if now >= self.silence_from => {
                     self.stage = Stage::Silence;
@@ -181,12 +187,7 @@ impl World {
                 if seen.welcomed.is_none() || seen.consumed.contains(&number) {
                     continue;
                 }
-                let told = seen.holes.iter().any(|hole| {
-                    let range = hole.from..=hole.to;
-                    let mut coords = sent.coords.iter();
-                    coords.any(|at| at.origin == hole.origin && range.contains(&at.seq))
-                });
-                if !told {
+                if !sent.coords.iter().any(|at| self.was_told(*index, *at)) {
                     let detail = format!("#{number} at {:?} did not reach {}", sent.coords, device.name());
                     let mut words = self.check.words(number);
                     words.push(device.name());
@@ -231,7 +232,7 @@ impl World {
             for region in there.iter().copied() {
                 let row = self.shard_row(region, shard)?;
                 let name = self.region_name(region).clone();
-                if row.applied() != first.applied() {
+                if row.applied() != first.applied() && !self.plan.devices_expire() {
                     let detail = format!(
                         "shard {shard}: {name} has {:?}, not {:?}",
                         row.applied(),
@@ -239,6 +240,7 @@ impl World {
                     );
                     return Some(("equal logs", detail, Vec::new()));
                 }
+                let rests = rests && !self.plan.devices_expire();
                 if let Some(detail) = self.unrested_log(region, shard, &row).filter(|_| rests) {
                     return Some(("logs at rest", detail, Vec::new()));
                 }
@@ -290,8 +292,11 @@ impl World {
         shard: ShardId,
         user: &UserId,
     ) -> Option<(&'static str, String, Vec<String>)> {
-        let first = self.user_row(first, shard, user)?;
-        let row = self.user_row(region, shard, user)?;
+        let mut first = self.user_row(first, shard, user)?;
+        let mut row = self.user_row(region, shard, user)?;
+        if self.plan.devices_expire() {
+            [&mut first, &mut row].into_iter().for_each(expiry::at_rest);
+        }
         let name = self.region_name(region).clone();
         let words = vec![user.to_string()];
         // A region that removed a message before it knew of a device does not raise that device's cursor past it, one that
@@ -325,7 +330,16 @@ impl World {
                 words,
             ));
         };
-        let stored: BTreeSet<Coord> = page.entries.iter().map(|entry| entry.at).collect();
+        let mut stored: BTreeSet<Coord> = page.entries.iter().map(|entry| entry.at).collect();
+        // A region replaces what is due when it comes to it: whether it did makes no difference.
+        stored.extend(self.in_holes(user, &page.holes));
+        if let Some(device) = self.expired_though_attached(user, &row) {
+            let detail = format!("{user}/{device} expired in {name}, and has a session");
+            return Some(("devices that are attached stay (R19)", detail, words));
+        }
+        if !row.devices.is_empty() && row.devices.values().all(|device| device.expired) {
+            return None;
+        }
         let expected: BTreeSet<Coord> = if row.devices.is_empty() {
             let numbers = 0..self.check.next_number();
             let sent = numbers.filter(|number| self.check.sent[*number as usize].to == *user);

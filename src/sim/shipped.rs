@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 30] = shipped![
+const TEXTS: [(&str, &str); 33] = shipped![
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-wrong",
@@ -18,13 +18,16 @@ const TEXTS: [(&str, &str); 30] = shipped![
     "clock-years-ahead",
     "clogged-links",
     "core-crash-in-commits",
+    "device-expiry",
     "disk-full",
     "disk-replaced",
     "edge-and-core-together",
     "edge-crash-under-load",
+    "expiry-clock-a-day-ahead",
     "flapping-link",
     "gray-link",
     "inbox-full",
+    "message-expiry",
     "narrow-link",
     "one-way-partition",
     "ownership-churn",
