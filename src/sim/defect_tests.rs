@@ -55,8 +55,8 @@ defects! {
         "once in effect",
         "equal inboxes",
         "equal siblings",
-        // A log whose message is in no inbox cannot be read: who recovers by it never opens.
-        "everything comes to an end",
+        // A log whose message is in no inbox cannot be read.
+        "durability",
     ];
     a_device_that_starts_at_applied_is_found: DeviceStartsAtApplied within 50 by [
         "a cursor covers what was consumed (R14)",

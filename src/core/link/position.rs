@@ -21,6 +21,8 @@ const MESSAGE_BYTES: u64 = 256 * 1024;
 pub(super) struct Serve {
     pub lane: u64,
     pub wanted: BTreeSet<RegionId>,
+    /// When that last changed.
+    pub want_changed: Mono,
     pub shards: BTreeMap<ShardId, Served>,
     /// Bytes that may be shipped.
     pub credit: u64,
@@ -123,6 +125,7 @@ impl Serve {
         Self {
             lane,
             wanted: BTreeSet::new(),
+            want_changed: now,
             shards: BTreeMap::new(),
             credit: 0,
             owed: 0,
