@@ -262,6 +262,30 @@ fn a_restored_backup_gets_back_what_it_lost() {
     assert!(world.regions.iter().all(|region| region.alarms.is_empty()));
 }
 
+/// What waits for a busy store when its region loses it is applied afterwards, and goes back there.
+#[test]
+fn a_lost_store_gets_back_what_others_had_not_stored_yet() {
+    let mut world = World::new(6, &[1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    let backup = world.regions[0].state.clone();
+    world.store_errors = 1000;
+    for _ in 0..10 {
+        world.append(0, 0, 10);
+    }
+    world.run(SECOND);
+    assert_eq!(world.applied(1, 0, 0), 2);
+    world.kill(0);
+    world.regions[0].state = backup;
+    world.start(0);
+    world.run(3 * SECOND);
+    world.store_errors = 0;
+    world.run(10 * SECOND);
+    world.assert_equal_logs();
+    assert_eq!(world.applied(0, 0, 0), 12);
+}
+
 #[test]
 fn older_origins_go_before_newer_ones() {
     let mut world = World::new(17, &[1, 1], 2, tiny());
