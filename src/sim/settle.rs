@@ -611,6 +611,7 @@ impl World {
         if self.defect == Some(Defect::DedupOff) {
             return;
         }
+        let there: Vec<usize> = self.regions_there().collect();
         for number in 0..self.check.sent.len() {
             let sent = &self.check.sent[number];
             let coords = self.check.coords(number as u64);
@@ -624,7 +625,7 @@ impl World {
             let (Ok(envelope), body) = (entry.op.envelope(), entry.op.body()) else {
                 continue;
             };
-            for region in 0..self.stores.len() {
+            for region in there.iter().copied() {
                 let Some(row) = self.shard_row(region, shard) else {
                     continue;
                 };
