@@ -372,13 +372,15 @@ fn a_reused_origin_is_found() {
     sound(restored(12));
     // Links raise an alarm as well, mostly before: here it must be seen in what the stores hold.
     let by = "equal coordinates, equal bytes";
-    let seen = |case: Case| run_case(case, with(Core::OriginReused)).violation;
-    assert!(
-        restored(60)
-            .filter_map(seen)
-            .any(|violation| violation.invariant == by),
-        "no run ends by {by:?}"
-    );
+    let seen = |case: &Case| {
+        let violation = run_case(case.clone(), with(Core::OriginReused)).violation;
+        violation.is_some_and(|violation| violation.invariant == by)
+    };
+    let (at, case) = (restored(60).enumerate())
+        .find(|(_, case)| seen(case))
+        .unwrap_or_else(|| panic!("no run ends by {by:?}"));
+    let (run, seed) = (at + 1, case.seed);
+    println!("OriginReused: found in run {run} (seed {seed}) by {by:?}");
 }
 
 /// What the holders confirmed comes by log as well, a little later: only a look at the rows tells.

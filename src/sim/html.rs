@@ -76,7 +76,7 @@ pub fn page(report: &Report) -> String {
         ),
         (
             "Stored messages",
-            "Messages in the inboxes of each region's store, as last looked at.",
+            "Messages in the inboxes of each region's store.",
             |region| region.stored,
         ),
         (
@@ -318,7 +318,7 @@ fn curve(html: &mut String, timeline: &Timeline, axis: Axis, lines: &[(String, &
 }
 
 fn story(html: &mut String, report: &Report) {
-    if report.story.is_empty() {
+    if report.story.is_empty() || report.violation.is_none() {
         return;
     }
     heading(

@@ -371,7 +371,7 @@ impl World {
         }
     }
 
-    fn user_row(&mut self, region: usize, shard: ShardId, user: &UserId) -> Option<UserRow> {
+    pub(super) fn user_row(&mut self, region: usize, shard: ShardId, user: &UserId) -> Option<UserRow> {
         match self.engine(region)?.read(&Read::User(shard, user.clone())) {
             Ok(ReadReply::User(row)) => Some(*row),
             _ => None,

@@ -382,7 +382,7 @@ impl World {
         self.run_store(node);
     }
 
-    fn is_shared(&self) -> bool {
+    pub(super) fn is_shared(&self) -> bool {
         self.plan.engine == EngineKind::Shared
     }
 
