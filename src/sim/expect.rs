@@ -130,7 +130,8 @@ impl World {
         let mut idle = expect
             .struck
             .iter()
-            .filter(|kind| !self.struck.contains(kind) && !(shared && disks.contains(kind)));
+            .filter(|kind| !self.struck.contains(kind))
+            .filter(|kind| !shared || !disks.contains(kind));
         if let Some(kind) = idle.next().filter(|_| several) {
             let detail = format!("no {} had an effect", kind.name());
             return self.fail("expected: faults strike", detail, Vec::new());
