@@ -44,7 +44,11 @@ macro_rules! defects {
 defects! {
     ship_before_commit_is_found: ShipBeforeCommit within 100 by ["ship after commit"];
     trim_by_time_is_found: TrimByTime within 50 by ["nothing above stable is trimmed (R9)"];
-    trim_without_devices_is_found: TrimWithoutDevices within 50 by ["nothing is removed without a device (R10)"];
+    trim_without_devices_is_found: TrimWithoutDevices within 50 by [
+        "nothing is removed without a device (R10)",
+        // Half of the removals are looked at when they happen; the others show in the end.
+        "equal inboxes",
+    ];
     one_read_position_is_found: OneReadPosition within 50 by [
         "a cursor covers what was consumed (R14)",
         "consumed by every device (R10)",
@@ -65,7 +69,8 @@ defects! {
     ];
     a_clamped_claim_is_found: ClaimClamped within 800 by ["a claim is obeyed (R17)"];
     a_cursor_that_jumps_is_found: CursorJumps within 50 by ["a cursor covers what was consumed (R14)"];
-    confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence"];
+    // Where they follow each other closely, no moment comes at which all have all of them.
+    confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence", "equal logs"];
     a_later_deposit_that_passes_is_found: LaterPasses within 800 by ["refusals have a cause", "order (R21)"];
     an_end_that_ends_anyone_is_found: EndsAnyone within 200 by [
         "presence is the truth",
@@ -248,7 +253,9 @@ fn a_gap_that_is_not_told_is_found() {
         let violation = run_case(case, Options::default()).violation;
         assert!(violation.is_none(), "seed {seed}, with holes told: {violation:?}");
     }
-    found(Core::GapUntold, cases(), &["accepted is delivered"]);
+    // A cursor that moves on over the gap covers what nobody was told of.
+    let by = ["accepted is delivered", "a cursor covers what was consumed (R14)"];
+    found(Core::GapUntold, cases(), &by);
 }
 
 /// Owners that do not know yet that they are not any more need a store that several nodes share.
