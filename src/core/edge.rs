@@ -139,8 +139,7 @@ pub struct Edge {
     config: EdgeConfig,
     mono: Mono,
     endpoints: Vec<RegionEndpoints>,
-    /// Boxed, since nodes of a map are half empty.
-    sessions: BTreeMap<SessionId, Box<Session>>,
+    sessions: BTreeMap<SessionId, Session>,
     conns: BTreeMap<ConnId, SessionId>,
     /// Connections that were told to close and are not gone yet.
     closing: BTreeSet<ConnId>,
@@ -260,7 +259,7 @@ impl Edge {
         self.conns.insert(conn, session);
         self.by_shard.insert((shard, session));
         self.wakes.insert((wake, session));
-        self.sessions.insert(session, Box::new(state));
+        self.sessions.insert(session, state);
         self.stats.sessions += 1;
         self.stats.pending += 1;
         self.attach(session);

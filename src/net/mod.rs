@@ -26,7 +26,6 @@ pub mod gate;
 pub mod gossip;
 mod outbox;
 pub mod peer;
-mod session;
 pub mod supervise;
 pub mod tls;
 
