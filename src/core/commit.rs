@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
+use super::retire::{self, Retirement};
 use super::snapshot::{self, Cut, SnapshotPage};
 use super::state::{Decision, DedupKey, Logged, Next, Recovery, ShardState, State, UserState};
 use super::trim::trimmable;
@@ -143,6 +144,27 @@ pub enum StoreOp {
         /// Whether it lacks something; `false` opens it.
         recovering: bool,
     },
+    /// Note which old origins nobody needs here, and retire those that may be (R23). Where the shard recovers only what others
+    /// said.
+    Retire {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Looked for in all users' rows, and not found.
+        unneeded: Vec<Origin>,
+    },
+    /// Let go of what waits of origins that are retired elsewhere (R23), in bounded steps.
+    Forgo {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The user.
+        user: UserId,
+        /// The origins.
+        origins: BTreeSet<Origin>,
+    },
     /// Merge a page of a snapshot; the last one lets `applied` jump (R11). Only while the shard recovers.
     Merge {
         /// The shard.
@@ -170,11 +192,14 @@ impl StoreOp {
             | StoreOp::Remove { shard, .. }
             | StoreOp::DropDedup { shard, .. }
             | StoreOp::Recover { shard, .. }
+            | StoreOp::Retire { shard, .. }
+            | StoreOp::Forgo { shard, .. }
             | StoreOp::Merge { shard, .. } => *shard,
         }
     }
 
-    fn epoch(&self) -> Option<Epoch> {
+    /// The epoch of the owner who asks; `None` where it takes the shard over.
+    pub fn epoch(&self) -> Option<Epoch> {
         match self {
             StoreOp::Bump { .. } => None,
             StoreOp::Append { epoch, .. }
@@ -186,6 +211,8 @@ impl StoreOp {
             | StoreOp::Remove { epoch, .. }
             | StoreOp::DropDedup { epoch, .. }
             | StoreOp::Recover { epoch, .. }
+            | StoreOp::Retire { epoch, .. }
+            | StoreOp::Forgo { epoch, .. }
             | StoreOp::Merge { epoch, .. } => Some(*epoch),
         }
     }
@@ -226,6 +253,8 @@ pub enum Outcome {
         /// Why the rest was not applied.
         stopped: Option<Stop>,
     },
+    /// What was retired, and what is to be looked for.
+    Retired(Retirement),
     /// Refused without a trace.
     Refused(Refusal),
 }
@@ -342,7 +371,10 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 out.push(Need::User(shard, envelope.to.clone()));
                 out.push(Need::Dedup(shard, DedupKey::of(envelope)));
             }
-            StoreOp::Cursor { user, .. } | StoreOp::Register { user, .. } | StoreOp::Remove { user, .. } => {
+            StoreOp::Cursor { user, .. }
+            | StoreOp::Register { user, .. }
+            | StoreOp::Forgo { user, .. }
+            | StoreOp::Remove { user, .. } => {
                 out.push(Need::User(shard, user.clone()));
             }
             StoreOp::ApplyRemote { ops, .. } => {
@@ -367,9 +399,12 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
             }
             StoreOp::DropDedup { .. } => {
                 if let Some(known) = state.shards.get(&shard) {
-                    let stable = known.row.stable_vector(&state.identity.holders);
-                    let logs = known.row.logs.keys();
-                    out.extend(logs.map(|origin| Need::Log(shard, *origin, stable.of(*origin))));
+                    // Below its floor a log is not there, though confirmations say less where it was retired elsewhere.
+                    let logs = known.row.logs.iter().map(|(origin, log)| {
+                        let stable = known.row.trim_to(*origin, &state.identity.holders);
+                        Need::Log(shard, *origin, stable.max(log.floor))
+                    });
+                    out.extend(logs);
                 }
             }
             StoreOp::Merge { cut, page, .. } => {
@@ -388,7 +423,10 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     out.extend(keys.map(|key| Need::Dedup(shard, key)));
                 }
             }
-            StoreOp::Bump { .. } | StoreOp::Confirm { .. } | StoreOp::Recover { .. } => {}
+            StoreOp::Bump { .. }
+            | StoreOp::Confirm { .. }
+            | StoreOp::Retire { .. }
+            | StoreOp::Recover { .. } => {}
         }
     }
     out
@@ -409,7 +447,9 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 let device = (!changed.contains(&(id, user.clone()))).then_some(device);
                 inbox_needs(id, shard, user, From::Device(device), &mut out);
             }
-            StoreOp::Remove { user, .. } => inbox_needs(id, shard, user, From::Consumed, &mut out),
+            StoreOp::Remove { user, .. } | StoreOp::Forgo { user, .. } => {
+                inbox_needs(id, shard, user, From::Consumed, &mut out);
+            }
             StoreOp::ApplyRemote {
                 origin, first, ops, ..
             } => {
@@ -434,13 +474,15 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 }
             }
             StoreOp::Trim { .. } => {
-                // An earlier operation of the batch can make more stable than is now.
-                let moves = ops[..index].iter().any(|earlier| {
-                    earlier.shard() == id
-                        && matches!(earlier, StoreOp::Confirm { .. } | StoreOp::ApplyRemote { .. })
+                // An earlier operation of the batch can make more stable than is now; and where origins are retired
+                // elsewhere, each can that logs something (R23).
+                let mut earlier = ops[..index].iter().filter(|earlier| earlier.shard() == id);
+                let moves = earlier.any(|earlier| {
+                    let confirms = matches!(earlier, StoreOp::Confirm { .. } | StoreOp::ApplyRemote { .. });
+                    confirms || shard.row.may_be_told()
                 });
                 for (origin, log) in &shard.row.logs {
-                    let stable = shard.row.stable(*origin, &state.identity.holders);
+                    let stable = shard.row.trim_to(*origin, &state.identity.holders);
                     let to = if moves { Seq::MAX } else { stable };
                     let mut users = BTreeSet::new();
                     for (_, _, op) in trimmable(shard, *origin, log.floor, to) {
@@ -526,6 +568,16 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
     if op.is_own() && work.row().row.recovery.recovers() {
         return Outcome::Refused(Refusal::Recovering);
     }
+    if let StoreOp::Append { envelope, .. } = op {
+        work.strip_user(&envelope.to);
+    }
+    if let StoreOp::Cursor { user, .. }
+    | StoreOp::Register { user, .. }
+    | StoreOp::Forgo { user, .. }
+    | StoreOp::Remove { user, .. } = op
+    {
+        work.strip_user(user);
+    }
     match op {
         StoreOp::Bump { shard } => {
             let epoch = Epoch(work.row().row.epoch.0 + 1);
@@ -564,10 +616,16 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             Outcome::Done { more }
         }
         StoreOp::DropDedup { day, .. } => work.drop_dedup(*day),
+        // What others have retired is let go of before it is open.
+        StoreOp::Recover {
+            recovering: false, ..
+        } if !work.row().row.old.told.is_empty() => Outcome::Done { more: true },
         StoreOp::Recover { recovering, .. } => {
             work.recover(*recovering);
             Outcome::Done { more: false }
         }
+        StoreOp::Retire { unneeded, .. } => work.retire(unneeded),
+        StoreOp::Forgo { user, origins, .. } => work.forgo(user, origins),
         StoreOp::Merge { cut, page, .. } => work.merge(cut, page),
     }
 }
@@ -695,6 +753,7 @@ impl Work<'_> {
         });
         let more = self.consume(user);
         self.remove(user);
+        self.look_for_needs(user);
         Outcome::Done { more }
     }
 
@@ -704,7 +763,8 @@ impl Work<'_> {
             let op = Op::Confirm {
                 holder: self.state.identity.region.clone(),
                 applied: self.row().row.applied(),
-                needed: Vec::new(),
+                needed: self.row().row.needed(),
+                retired: Some(self.row().row.named_retired()),
             };
             self.log(&op);
         }
@@ -719,6 +779,12 @@ impl Work<'_> {
         before: u64,
         ops: &[LoggedOp],
     ) -> Outcome {
+        if let Some(end) = self.row().row.retired(origin) {
+            return Outcome::Applied {
+                through: end,
+                stopped: None,
+            };
+        }
         let (have, hash) = self
             .row()
             .row
@@ -770,14 +836,21 @@ impl Work<'_> {
                     return Err(Stop::OutOfPlace(seq));
                 }
                 if let Some(previous) = previous {
-                    let applied = self.row().row.logs.get(&previous.origin).map_or(0, |log| log.seq);
-                    if applied < previous.seq {
+                    if self.row().row.reached(previous.origin) < previous.seq {
                         return Err(Stop::StartsAfter(*previous));
                     }
                 }
             }
             _ if seq == 1 => return Err(Stop::OutOfPlace(seq)),
             _ => {}
+        }
+        let user = match &decoded {
+            Op::Append(envelope, _) => Some(&envelope.to),
+            Op::Cursor { user, .. } | Op::Device { user, .. } => Some(user),
+            Op::Start { .. } | Op::Confirm { .. } => None,
+        };
+        if let Some(user) = user {
+            self.strip_user(user);
         }
         let at = Coord { origin, seq };
         let (siblings, merged) = match &decoded {
@@ -809,6 +882,7 @@ impl Work<'_> {
             merged,
         };
         self.record_logged(logged, &decoded);
+        let device = matches!(decoded, Op::Device { .. });
         let user = match decoded {
             // A cursor can run ahead of the entries it covers, so an entry may be consumed as it arrives; and with a
             // sibling, what a cursor covers here may be an earlier one.
@@ -825,6 +899,9 @@ impl Work<'_> {
                 self.state.unfinished.insert((self.shard, user.clone()));
             }
             self.remove(&user);
+            if sibling || device {
+                self.look_for_needs(&user);
+            }
         }
         Ok(())
     }
@@ -834,7 +911,9 @@ impl Work<'_> {
         let known = self.row().dedup.get(&DedupKey::of(envelope));
         known.map_or_else(Vec::new, |row| {
             let coords = row.coords(op::digest(envelope.kind, body));
-            coords.filter(|coord| *coord != at).collect()
+            let coords = coords.filter(|coord| *coord != at);
+            let retired = &self.row().row.old.retired;
+            coords.map(|at| retire::or_retired(at, retired)).collect()
         })
     }
 

@@ -13,6 +13,7 @@ use super::commit::{DAY_MS, ID_WINDOW_MS};
 use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
+use super::retire::OldOrigins;
 use super::snapshot::{Cut, MergedUser};
 use super::time::Hlc;
 use super::vector::Vector;
@@ -109,6 +110,12 @@ pub struct ConfirmRow {
     pub needed: Vec<Origin>,
     /// Which operation said so; a later one of the same holder replaces it.
     pub at: (Hlc, Origin, Seq),
+    /// What it named retired; `None` where its build knew nothing of that, nor of what it needs.
+    #[serde(default)]
+    pub retired: Option<Vec<Coord>>,
+    /// What it listed and is retired here.
+    #[serde(default)]
+    pub stale: Vec<Origin>,
 }
 
 /// The head of a shard: a few hundred bytes, always at hand for its owner.
@@ -133,13 +140,11 @@ pub struct ShardRow {
     /// The origin under which it last began to recover, 0 where it never did: sessions of before have ended (R4).
     pub recovered_in: Origin,
     /// Dedup records of ids from before this UTC day were dropped, days counted from 1970 (R16).
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub forgotten: u32,
-}
-
-/// For fields that came after their format: rows that never had them stay as they were.
-pub(super) fn is_zero(day: &u32) -> bool {
-    *day == 0
+    /// Old origins (R23).
+    #[serde(default)]
+    pub old: OldOrigins,
 }
 
 impl ShardRow {
@@ -157,14 +162,6 @@ impl ShardRow {
             .unwrap_or(0)
     }
 
-    /// [`ShardRow::stable`] for every origin known here.
-    pub fn stable_vector(&self, holders: &BTreeSet<RegionId>) -> Vector {
-        self.logs
-            .keys()
-            .map(|origin| (*origin, self.stable(*origin, holders)))
-            .collect()
-    }
-
     /// Whether R8 allows another confirmation of ours; `holders` is how many regions keep the shard.
     ///
     /// Each confirmation counts once at each of the other `holders - 1`. One that only answers confirmations uses up at least
@@ -174,7 +171,7 @@ impl ShardRow {
             true => 1,
             false => holders.max(CONFIRMS_BEFORE_CONFIRM),
         };
-        self.news > 0 || self.confirms as usize >= enough
+        self.news > 0 || self.old.changed || self.confirms as usize >= enough
     }
 
     /// No id of an earlier time than this less the window is accepted: its record may have been dropped here. Unix
@@ -375,6 +372,8 @@ pub struct UserState {
     pub inbox: BTreeMap<Origin, Series<LoggedOp>>,
     /// The round of the ledger in which a change was last noted.
     pub noted: u64,
+    /// So many origins were retired when what the row names of them was last dropped.
+    pub stripped: usize,
 }
 
 /// A shard as far as it is loaded.
@@ -569,6 +568,24 @@ pub enum Decision {
         /// The shard.
         shard: ShardId,
     },
+    /// Whether an old origin is needed here (R23).
+    Needed {
+        /// The shard.
+        shard: ShardId,
+        /// The origin.
+        origin: Origin,
+        /// Whether it is.
+        needed: bool,
+    },
+    /// An origin is retired (R23).
+    Retired {
+        /// The shard.
+        shard: ShardId,
+        /// The origin.
+        origin: Origin,
+        /// Its last sequence.
+        seq: Seq,
+    },
 }
 
 /// An operation that was logged.
@@ -617,6 +634,8 @@ impl Decision {
             | Decision::UserMerged { shard, .. }
             | Decision::Merged { shard, .. }
             | Decision::Jumped { shard, .. }
+            | Decision::Needed { shard, .. }
+            | Decision::Retired { shard, .. }
             | Decision::Merging { shard } => *shard,
         }
     }
@@ -773,6 +792,19 @@ impl State {
                     shard.row.apply_jump(cut, *hlc);
                 }
             }
+            Decision::Needed { origin, needed, .. } => {
+                if parts.shard {
+                    shard.row.apply_needed(*origin, *needed);
+                }
+            }
+            Decision::Retired { origin, seq, .. } => {
+                if parts.shard {
+                    shard.row.apply_retired(*origin, *seq);
+                }
+                if let Some(mut log) = shard.logs.remove(origin) {
+                    ledger.drop(log.drop_to(Seq::MAX));
+                }
+            }
         }
     }
 }
@@ -833,6 +865,7 @@ impl ShardRow {
             holder,
             applied,
             needed,
+            retired,
         }) = op
         {
             let at = (entry.op.hlc(), *origin, entry.seq);
@@ -840,12 +873,21 @@ impl ShardRow {
             if holder == me && *own {
                 self.news = 0;
                 self.confirms = 0;
+                self.old.changed = false;
             }
             let known = self.confirmed.get(holder);
             if known.is_none_or(|known| known.at < at) {
-                let (applied, needed) = (applied.clone(), needed.clone());
-                self.confirmed
-                    .insert(holder.clone(), ConfirmRow { applied, needed, at });
+                let mut said = ConfirmRow {
+                    applied: applied.clone(),
+                    needed: needed.clone(),
+                    at,
+                    retired: retired.clone(),
+                    stale: Vec::new(),
+                };
+                said.strip(&self.old.retired);
+                // It is told once more.
+                self.old.changed |= !said.stale.is_empty() && holder != me;
+                self.confirmed.insert(holder.clone(), said);
             }
         }
     }
@@ -917,15 +959,17 @@ impl ShardState {
                 self.dedup(*id, DedupKey::of(envelope), ledger).insert(digest, at);
             }
             Some(Op::Cursor { user, device, cursor }) => {
+                let cursor = self.row.known(cursor);
                 let user = self.user(*id, user, ledger);
                 if row {
-                    user.row.device(device).cursor.merge(cursor);
+                    user.row.device(device).cursor.merge(&cursor);
                 }
             }
             Some(Op::Device { user, device, change }) => {
+                let change = self.row.known_change(change);
                 let user = self.user(*id, user, ledger);
                 if row {
-                    user.row.apply_change(device, change);
+                    user.row.apply_change(device, &change);
                 }
             }
         }

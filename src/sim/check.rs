@@ -391,9 +391,12 @@ impl World {
             return;
         };
         let found = match engine.read(&read) {
-            Ok(ReadReply::Log(LogPage::Run { entries, .. })) => entries
-                .first()
-                .is_some_and(|entry| number_of(&entry.op) == Some(number)),
+            Ok(ReadReply::Log(LogPage::Run { entries, .. })) => match entries.first() {
+                Some(entry) => number_of(&entry.op) == Some(number),
+                None => self
+                    .shard_row(region, shard)
+                    .is_some_and(|row| row.retired(at.origin).is_some()),
+            },
             // Trimmed: every region has it, which the check of floors proves.
             Ok(ReadReply::Log(LogPage::Trimmed { floor })) => floor >= at.seq,
             _ => false,
@@ -574,6 +577,9 @@ impl World {
             }
         }
         for (op, outcome) in ops.iter().zip(&committed.outcomes) {
+            if let Outcome::Retired(retirement) = outcome {
+                self.check_retired(region, op.shard(), &retirement.retired);
+            }
             self.check_epoch(region, op, outcome);
         }
         // What is stored goes by these operations; reading every row after every commit would be most of a run.
@@ -600,7 +606,7 @@ impl World {
                 wrong
             }
             (_, Outcome::Refused(Refusal::Fenced { .. })) | (StoreOp::Bump { .. }, _) => false,
-            (op, _) => epoch_of(op) != Some(*current),
+            (op, _) => op.epoch() != Some(*current),
         };
         if wrong {
             let detail = format!(
@@ -703,6 +709,13 @@ impl World {
                 .or_default();
             *floor = (*floor).max(log.seq);
         }
+        for (origin, seq) in &cut.retired {
+            let (origin, seq) = (*origin, *seq);
+            let at = Coord { origin, seq };
+            if !self.check.is_durable(region, shard, at) {
+                self.check.now_durable(region, shard, at);
+            }
+        }
         self.check_confirmed(region, shard, cut);
     }
 
@@ -742,22 +755,6 @@ fn is_ping(message: &Message) -> bool {
             ..
         }
     )
-}
-
-fn epoch_of(op: &StoreOp) -> Option<Epoch> {
-    match op {
-        StoreOp::Bump { .. } => None,
-        StoreOp::Append { epoch, .. }
-        | StoreOp::Cursor { epoch, .. }
-        | StoreOp::Register { epoch, .. }
-        | StoreOp::Confirm { epoch, .. }
-        | StoreOp::ApplyRemote { epoch, .. }
-        | StoreOp::Trim { epoch, .. }
-        | StoreOp::Remove { epoch, .. }
-        | StoreOp::DropDedup { epoch, .. }
-        | StoreOp::Recover { epoch, .. }
-        | StoreOp::Merge { epoch, .. } => Some(*epoch),
-    }
 }
 
 /// The user, device or recipient that an operation is about, for the story.

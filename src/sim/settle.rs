@@ -382,6 +382,9 @@ impl World {
             }
         }
         for (shard, users) in self.check.users.clone() {
+            if let Some(detail) = self.unretired(&there, shard).filter(|_| rests) {
+                return Some(("old origins are retired (R23)", detail, Vec::new()));
+            }
             let first = self.shard_row(*there.first()?, shard)?;
             for region in there.iter().copied() {
                 let row = self.shard_row(region, shard)?;

@@ -15,6 +15,7 @@ use crate::core::defect::{self, Defect};
 use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, SessionId, ShardId, UserId};
 use crate::core::msg::{Attach, Delivery, ToEdge};
 use crate::core::op::LoggedOp;
+use crate::core::retire;
 use crate::core::state::{Logged, UserRow};
 use crate::core::storage::{InboxPage, StoreError};
 use crate::core::time::Now;
@@ -118,6 +119,19 @@ impl Attachment {
         false
     }
 
+    /// Nothing of these origins comes any more.
+    pub(super) fn forget_retired(&mut self, retired: &BTreeMap<Origin, Seq>) {
+        for vector in [
+            &mut self.cursor,
+            &mut self.position,
+            &mut self.given_before,
+            &mut self.written,
+        ] {
+            retire::strip(vector, retired);
+        }
+        self.gone.retain(|(origin, _), _| !retired.contains_key(origin));
+    }
+
     pub(super) fn flight(&mut self, at: Coord, bytes: usize, passed: bool) {
         self.position.raise(at.origin, at.seq);
         self.flights.entry(at.origin).or_default().push_back(Flight {
@@ -161,13 +175,19 @@ impl Attachment {
 }
 
 impl Owner {
-    pub(super) fn attach(&mut self, lane: LaneId, attach: Attach, now: Now) {
+    pub(super) fn attach(&mut self, lane: LaneId, mut attach: Attach, now: Now) {
         let id = attach.shard;
         let Some(epoch) = self.open_epoch(id) else {
             return self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
         };
         if self.outlived(lane, &attach) {
             return;
+        }
+        // What it names of retired origins is as good as consumed everywhere (R23).
+        if let Some(shard) = self.shards.get(&id) {
+            for vector in [&mut attach.claim, &mut attach.acked, &mut attach.given] {
+                retire::strip(vector, &shard.look.retired);
+            }
         }
         let (session, user) = (attach.session, attach.user.clone());
         let receives = attach.receives;

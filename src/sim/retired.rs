@@ -1,0 +1,83 @@
+//! Old origins (R23): none is retired that some region still has more of, and in the end none is left that nobody needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::world::World;
+use crate::core::ids::{Origin, Seq, ShardId};
+use crate::core::storage::{Read, ReadReply};
+
+impl World {
+    /// A region retired origins: nobody ever had more of them, and every region has or had all of it.
+    pub(super) fn check_retired(&mut self, region: usize, shard: ShardId, retired: &BTreeMap<Origin, Seq>) {
+        for (origin, seq) in retired {
+            // What was lost with a disk nobody has.
+            let key = (shard, *origin);
+            let of = |known: &BTreeMap<(ShardId, Origin), Seq>| known.get(&key).copied().unwrap_or(0);
+            let stores = self.check.ever.iter().zip(&self.check.stores);
+            let had: Vec<(Seq, Seq)> = stores.map(|(ever, now)| (of(ever), of(&now.applied))).collect();
+            let wrong = had.iter().position(|(ever, now)| ever < seq || now > seq);
+            if let Some(other) = wrong {
+                let detail = format!(
+                    "{} retires {origin:?} of shard {shard} at {seq}, of which {} had and has {:?}",
+                    self.region_name(region),
+                    self.region_name(other),
+                    had[other]
+                );
+                return self.fail("retired when all have all of it (R23)", detail, Vec::new());
+            }
+            // What would still be stored goes with it.
+            for user in self.check.users.get(&shard).cloned().unwrap_or_default() {
+                let trimmed = &self.check.stores[region].trimmed;
+                let removed = trimmed.get(&(user.clone(), *origin)).copied().unwrap_or(0);
+                if removed < *seq {
+                    self.check_gone(region, shard, &user, *origin, (removed, *seq), false);
+                }
+            }
+        }
+    }
+
+    /// An old origin that is listed although no region needs it.
+    pub(super) fn unretired(&mut self, regions: &[usize], shard: ShardId) -> Option<String> {
+        let mut old: BTreeMap<Origin, usize> = BTreeMap::new();
+        for region in regions.iter().copied() {
+            let row = self.shard_row(region, shard)?;
+            let listed = row.logs.keys().filter(|origin| row.is_old(**origin));
+            old.extend(listed.map(|origin| (*origin, region)));
+        }
+        for (origin, by) in old {
+            let needed = regions
+                .iter()
+                .any(|region| self.needs_origin(*region, shard, origin));
+            if !needed {
+                let name = self.region_name(by);
+                return Some(format!(
+                    "{name} lists the old {origin:?} in shard {shard}, and nobody needs it"
+                ));
+            }
+        }
+        None
+    }
+
+    fn needs_origin(&mut self, region: usize, shard: ShardId, origin: Origin) -> bool {
+        let mut from = None;
+        loop {
+            let read = Read::Needed {
+                shard,
+                origins: BTreeSet::from([origin]),
+                stored: false,
+                from,
+            };
+            let Some(Ok(ReadReply::Needed(page))) = self.engine(region).map(|engine| engine.read(&read))
+            else {
+                return true;
+            };
+            if !page.users.is_empty() {
+                return true;
+            }
+            if page.next.is_none() {
+                return false;
+            }
+            from = page.next;
+        }
+    }
+}
