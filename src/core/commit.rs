@@ -710,7 +710,7 @@ impl Work<'_> {
 
     fn cursor(&mut self, user: &UserId, device: &DeviceId, cursor: &Vector) -> Outcome {
         let shard = self.row();
-        let cursor = cursor.min(&shard.row.applied());
+        let cursor = shard.row.clamp(cursor);
         let known = shard
             .users
             .get(user)
@@ -729,13 +729,19 @@ impl Work<'_> {
 
     fn register(&mut self, user: &UserId, device: &DeviceId, claim: &Vector) -> Outcome {
         let shard = self.row();
-        let cursor = claim.min(&shard.row.applied());
-        let devices = shard.users.get(user).map(|user| &user.row.devices);
+        let mut cursor = shard.row.clamp(claim);
+        let row = shard.users.get(user).map(|user| &user.row);
+        let devices = row.map(|row| &row.devices);
         let known = devices.and_then(|devices| devices.get(device));
-        let cursor = match known {
-            None if defect::on(Defect::DeviceStartsAtApplied) => shard.row.applied(),
-            _ => cursor,
-        };
+        match known {
+            None if defect::on(Defect::DeviceStartsAtApplied) => cursor = shard.row.applied(),
+            // One that brings a cursor was known elsewhere when it went.
+            None if claim.is_empty() && row.is_some_and(|row| row.past) => {
+                cursor.raise(retire::RETIRED, retire::CAME_LATER);
+            }
+            Some(known) if known.cursor.of(retire::RETIRED) == 0 => cursor.remove(retire::RETIRED),
+            _ => {}
+        }
         if known.is_some_and(|row| !row.expired && row.cursor.includes(&cursor)) {
             return Outcome::Done { more: false };
         }

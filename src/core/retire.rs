@@ -24,6 +24,10 @@
 //! **Copies.** An entry that waits and has a copy in a retired origin counts as consumed: every device had consumed that
 //! copy. So that rows need not name the origin, [`IN_RETIRED`] stands for it, which every cursor covers.
 //!
+//! **Devices that come later** are told once that something is gone, of all retired origins together: under [`RETIRED`], since
+//! each of them would otherwise stay in vectors for it. A user's row knows that there was something ([`UserRow::past`]), the
+//! registration logs that the device came after it, and its acknowledgement that it was told.
+//!
 //! [`Need of users`]: super::storage::Read::Needed
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,11 +42,20 @@ use super::snapshot::{Cut, MergedUser, UserPage};
 use super::state::{ConfirmRow, Decision, DeviceRow, LogRow, ShardRow, UserRow, UserState};
 use super::vector::Vector;
 
+/// Stands for all retired origins, where one has to be named.
+pub const RETIRED: Origin = Origin(0);
+
 /// A copy in an origin that is retired: below every cursor.
 pub const IN_RETIRED: Coord = Coord {
-    origin: Origin(0),
+    origin: RETIRED,
     seq: 0,
 };
+
+/// In a device's cursor at [`RETIRED`]: it registered when messages of retired origins were gone.
+pub const CAME_LATER: Seq = 1;
+
+/// In a device's cursor at [`RETIRED`]: it knows that, or had these messages.
+pub const KNOWS: Seq = 2;
 
 /// Users that a look for what is needed takes at once: a commit waits for it.
 pub const NEEDED_STEP: usize = 256;
@@ -183,6 +196,11 @@ impl ShardRow {
         known
     }
 
+    /// What may be logged of a cursor here (R17).
+    pub(super) fn clamp(&self, cursor: &Vector) -> Vector {
+        clamp(cursor, &self.applied())
+    }
+
     pub(super) fn known_change(&self, change: &DeviceChange) -> DeviceChange {
         match change {
             DeviceChange::Register { epoch, cursor } => DeviceChange::Register {
@@ -245,7 +263,7 @@ impl UserRow {
     }
 
     fn names(&self, retired: &BTreeMap<Origin, Seq>) -> bool {
-        let of = |vector: &Vector| vector.iter().any(|(origin, _)| retired.contains_key(&origin));
+        let of = |vector: &Vector| names(vector, retired);
         of(&self.trimmed)
             || of(&self.consumed)
             || of(&self.counted)
@@ -257,11 +275,18 @@ impl UserRow {
             || self.gaps.keys().any(|(origin, _)| retired.contains_key(origin))
     }
 
+    /// Whether messages of retired origins were removed.
+    pub(super) fn has_past(&self, retired: &BTreeMap<Origin, Seq>) -> bool {
+        let gap = |(origin, _): &(Origin, Seq)| retired.contains_key(origin);
+        self.past || names(&self.trimmed, retired) || self.gaps.keys().any(gap)
+    }
+
     /// Drops what is retired.
     pub fn strip(&mut self, retired: &BTreeMap<Origin, Seq>) {
         if retired.is_empty() || !self.names(retired) {
             return;
         }
+        self.past = self.has_past(retired);
         strip(&mut self.trimmed, retired);
         strip(&mut self.consumed, retired);
         strip(&mut self.counted, retired);
@@ -292,6 +317,17 @@ impl UserState {
         self.inbox.retain(|origin, _| !retired.contains_key(origin));
         self.row.strip(retired);
     }
+}
+
+/// What is applied of a cursor: no more is logged (R17). What is gone with retired origins is known as soon as it is told.
+pub fn clamp(cursor: &Vector, applied: &Vector) -> Vector {
+    let mut clamped = cursor.min(applied);
+    clamped.raise(RETIRED, cursor.of(RETIRED).min(KNOWS));
+    clamped
+}
+
+fn names(vector: &Vector, retired: &BTreeMap<Origin, Seq>) -> bool {
+    vector.iter().any(|(origin, _)| retired.contains_key(&origin))
 }
 
 /// Drops what is retired from a vector.
@@ -327,6 +363,7 @@ impl UserPage {
         for device in self.devices.values_mut() {
             strip(&mut device.cursor, retired);
         }
+        self.past |= names(&self.trimmed, retired);
         strip(&mut self.trimmed, retired);
         self.gaps.retain(|(origin, _), _| !retired.contains_key(origin));
         self.siblings.retain(|at, _| !retired.contains_key(&at.origin));

@@ -208,6 +208,9 @@ pub struct UserPage {
     pub not_before: u64,
     /// Messages below the cut, of each origin in sequence order.
     pub entries: Vec<SnapshotEntry>,
+    /// See [`UserRow::past`].
+    #[serde(default)]
+    pub past: bool,
 }
 
 /// A message in a snapshot.
@@ -241,6 +244,7 @@ impl UserPage {
             siblings: siblings.filter(|(_, others)| !others.is_empty()).collect(),
             not_before: row.not_before,
             entries: Vec::new(),
+            past: row.has_past(&cut.retired),
         };
         page.strip(&cut.retired);
         page
@@ -276,6 +280,9 @@ pub struct MergedUser {
     pub siblings: BTreeMap<Coord, BTreeSet<Coord>>,
     /// The later one counts.
     pub not_before: u64,
+    /// Messages of origins that are retired were removed (R23).
+    #[serde(default)]
+    pub past: bool,
 }
 
 impl Work<'_> {
@@ -459,6 +466,7 @@ impl Work<'_> {
             gaps,
             siblings,
             not_before: page.not_before,
+            past: page.past,
         }
     }
 
@@ -589,6 +597,7 @@ impl UserRow {
             }
         }
         self.not_before = self.not_before.max(merged.not_before);
+        self.past |= merged.past;
     }
 
     /// What was taken for gone comes after all.

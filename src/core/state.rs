@@ -220,6 +220,9 @@ pub struct UserRow {
     pub not_before: u64,
     /// Entries that are gone behind some that wait: by origin and first sequence, to the last (R11, R18).
     pub gaps: BTreeMap<(Origin, Seq), Seq>,
+    /// Messages of origins that are retired were removed (R23).
+    #[serde(default)]
+    pub past: bool,
 }
 
 impl UserRow {

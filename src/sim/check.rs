@@ -27,6 +27,7 @@ use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::msg::{Message, ToEdge, ToProvider, ToSubscriber, Verdict};
 use crate::core::op::{DeviceChange, LoggedOp, Op, kind};
+use crate::core::retire::RETIRED;
 use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{Committed, LogPage, Read, ReadReply};
@@ -120,6 +121,8 @@ pub(super) struct Checker {
     pub(super) forgotten: BTreeMap<(ShardId, Origin), Seq>,
     /// What was accepted without knowledge of what was forgotten.
     pub(super) blind: Blind,
+    /// What some region retired (R23).
+    pub(super) retired: BTreeSet<(ShardId, Origin)>,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
     /// To where each device is known to have consumed all, or been told.
@@ -153,6 +156,7 @@ impl Checker {
             lost_to: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             blind: Blind::new(),
+            retired: BTreeSet::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
             cursors: devices.iter().map(|_| Vector::new()).collect(),
@@ -519,6 +523,9 @@ impl World {
         let name = self.devices[device].name();
         let welcomed = self.check.seen[device].welcomed;
         let user = self.devices[device].user.clone();
+        if hole.origin == RETIRED {
+            return self.check_past(device, hole);
+        }
         let entries = self.check.inboxes.get(&(user, hole.origin));
         let wronged = entries
             .into_iter()

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::World;
 use crate::core::ids::{Origin, Seq, ShardId};
+use crate::core::retire::RETIRED;
 use crate::core::storage::{Read, ReadReply};
+use crate::core::wire::Hole;
 
 impl World {
     /// A region retired origins: nobody ever had more of them, and every region has or had all of it.
     pub(super) fn check_retired(&mut self, region: usize, shard: ShardId, retired: &BTreeMap<Origin, Seq>) {
         for (origin, seq) in retired {
+            self.check.retired.insert((shard, *origin));
             // What was lost with a disk nobody has.
             let key = (shard, *origin);
             let of = |known: &BTreeMap<(ShardId, Origin), Seq>| known.get(&key).copied().unwrap_or(0);
@@ -34,6 +37,41 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A device is told that something is gone with retired origins: only of what was sent before it was known.
+    pub(super) fn check_past(&mut self, device: usize, hole: &Hole) {
+        let user = self.devices[device].user.clone();
+        let shard = self.plan.sharding().of_user(&user);
+        let retired = self
+            .check
+            .retired
+            .range((shard, Origin(0))..=(shard, Origin(u64::MAX)));
+        let entries = retired.filter_map(|(_, origin)| self.check.inboxes.get(&(user.clone(), *origin)));
+        let mut sent = entries.flat_map(|entries| entries.values());
+        if !sent.any(|number| self.came_after(device, *number)) {
+            let name = self.devices[device].name();
+            let detail =
+                format!("{name} is told of {hole:?}, and nothing that was sent before it came is retired");
+            self.fail("holes have a cause", detail, vec![name]);
+        }
+    }
+
+    /// Whether a device came when a message had been sent.
+    fn came_after(&self, device: usize, number: u64) -> bool {
+        let came = self.check.seen[device].welcomed;
+        came.is_none_or(|came| came >= self.check.sent[number as usize].at)
+    }
+
+    /// Whether a device was told that a message is gone: in its place, or with the retired origins that stood before it
+    /// came (R23).
+    pub(super) fn told_gone(&self, device: usize, number: u64) -> bool {
+        let seen = &self.check.seen[device];
+        let past = seen.holes.iter().any(|hole| hole.origin == RETIRED) && self.came_after(device, number);
+        let sent = &self.check.sent[number as usize];
+        let shard = self.plan.sharding().of_user(&sent.to);
+        let mut coords = sent.coords.iter();
+        coords.any(|at| seen.told(*at) || (past && self.check.retired.contains(&(shard, at.origin))))
     }
 
     /// An old origin that is listed although no region needs it.

@@ -336,12 +336,7 @@ impl World {
                 if seen.welcomed.is_none() || seen.consumed.contains(&number) {
                     continue;
                 }
-                let told = seen.holes.iter().any(|hole| {
-                    let range = hole.from..=hole.to;
-                    let mut coords = sent.coords.iter();
-                    coords.any(|at| at.origin == hole.origin && range.contains(&at.seq))
-                });
-                if !told {
+                if !self.told_gone(*index, number) {
                     let detail = format!("#{number} at {:?} did not reach {}", sent.coords, device.name());
                     let mut words = self.check.words(number);
                     words.push(device.name());

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::{Owner, OwnerOutput, Question, Shard, Tag};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
-use crate::core::ids::{Epoch, Origin, Seq, ShardId, UserId};
+use crate::core::ids::{Epoch, Origin, Seq, SessionId, ShardId, UserId};
 use crate::core::retire::{self, Retirement};
 use crate::core::storage::{NeededPage, StoreError};
 use crate::core::time::Now;
@@ -80,9 +80,12 @@ impl Owner {
             return;
         };
         if !retired.is_empty() {
-            shard.forget_retired(&retired);
+            let roomier = shard.forget_retired(&retired);
             // The next confirmation tells of it.
             shard.dirty = true;
+            for session in roomier {
+                self.read_on(id, session);
+            }
             self.out.push_back(OwnerOutput::Retired(id, retired));
         }
         let Some(shard) = self.shards.get_mut(&id) else {
@@ -174,14 +177,19 @@ impl Owner {
 }
 
 impl Shard {
-    fn forget_retired(&mut self, retired: &BTreeMap<Origin, Seq>) {
+    /// Gives the sessions that have room in their windows by that.
+    fn forget_retired(&mut self, retired: &BTreeMap<Origin, Seq>) -> Vec<SessionId> {
         self.look.retired.extend(retired);
         retire::strip(&mut self.applied, retired);
         for said in self.stable.values_mut() {
             retire::strip(said, retired);
         }
-        for attachment in self.sessions.values_mut() {
-            attachment.forget_retired(retired);
+        let mut roomier = Vec::new();
+        for (session, attachment) in &mut self.sessions {
+            if attachment.forget_retired(retired) {
+                roomier.push(*session);
+            }
         }
+        roomier
     }
 }

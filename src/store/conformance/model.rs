@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::commit::{ID_FUTURE_MS, ID_WINDOW_MS, Outcome, Refusal, Stop, StoreOp, TIME_MARGIN_MS};
 use crate::core::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, UserId};
 use crate::core::op::{DeviceChange, LoggedOp, Op, digest, kind};
-use crate::core::retire::IN_RETIRED;
+use crate::core::retire::{CAME_LATER, IN_RETIRED, RETIRED};
 use crate::core::snapshot::Cut;
 use crate::core::state::{DedupKey, Logged, StoreIdentity};
 use crate::core::time::Hlc;
@@ -264,8 +264,12 @@ impl Model {
             StoreOp::Register {
                 user, device, claim, ..
             } => {
-                let cursor = clamp(claim, &self.applied());
+                let mut cursor = clamp(claim, &self.applied());
                 let known = self.devices.get(&(user.clone(), device.clone()));
+                let mut of_user = self.messages.iter().filter(|m| m.to == *user);
+                if known.is_none() && claim.is_empty() && of_user.any(|m| !self.lists(m.at.origin)) {
+                    cursor.raise(RETIRED, CAME_LATER);
+                }
                 if !known.is_some_and(|known| !known.expired && known.covers_all(&cursor)) {
                     let live = self.devices.iter();
                     let live = live.filter(|((of, _), known)| of == user && !known.expired);

@@ -5,6 +5,7 @@ use super::kit::{HERE, Remote, S, Store, T0, applied, at, device, done, identity
 use crate::core::commit::StoreOp;
 use crate::core::ids::Origin;
 use crate::core::op::Op;
+use crate::core::retire::{CAME_LATER, KNOWS, RETIRED};
 use crate::core::vector::Vector;
 use crate::store::conformance::kit::THERE;
 
@@ -15,6 +16,7 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("an old origin stays while a holder lacks or needs it", kept),
     ("a retired origin is refused in every vector", refused),
     ("a device that comes needs what nobody needed", needed_again),
+    ("a device that comes later is known to come later", later),
     ("what is retired elsewhere is let go of", word),
     ("a word counts when all its teller had is here", early_word),
 ];
@@ -164,6 +166,30 @@ fn needed_again(harness: &mut dyn Harness) {
     store.retire(&[10]);
     assert_eq!(store.confirm(), done());
     assert_eq!(store.retire(&[]).retired.len(), 1);
+}
+
+fn later(harness: &mut dyn Harness) {
+    let (mut store, _, _) = restarted(harness);
+    looked(&mut store);
+    assert_eq!(store.retire(&[]).retired.len(), 1);
+    store.register("bob", "tablet", Vector::new());
+    store.register("bob", "laptop", vector(&[(RETIRED.0, KNOWS)]));
+    store.register("bob", "phone", vector(&[(RETIRED.0, KNOWS)]));
+    store.register("carol", "phone", Vector::new());
+    let cursor = |store: &mut Store, name: &str, with: &str| {
+        let row = store.user(name);
+        row.devices[&device(with)].cursor.of(RETIRED)
+    };
+    assert_eq!(cursor(&mut store, "bob", "tablet"), CAME_LATER);
+    assert_eq!(
+        cursor(&mut store, "bob", "laptop"),
+        KNOWS,
+        "it had consumed it elsewhere"
+    );
+    assert_eq!(cursor(&mut store, "bob", "phone"), 0, "it was known before");
+    assert_eq!(cursor(&mut store, "carol", "phone"), 0, "nothing of hers is gone");
+    store.cursor("bob", "tablet", vector(&[(RETIRED.0, KNOWS + 1)]));
+    assert_eq!(cursor(&mut store, "bob", "tablet"), KNOWS);
 }
 
 /// A store that holds a message of the other region's old origin, which that one has retired: as after a backup was restored.

@@ -67,6 +67,7 @@ fn user_row() -> UserRow {
         siblings: [(at(10, 5), [at(20, 6)].into())].into(),
         not_before: 0,
         gaps: [((Origin(20), 3), 4)].into(),
+        past: false,
     }
 }
 

@@ -145,6 +145,11 @@ fn recovery() -> Vec<(&'static str, Decision)> {
         gaps: [((Origin(20), 5), 6)].into(),
         siblings: [(at(10, 2), [at(20, 5)].into())].into(),
         not_before: 4,
+        past: false,
+    };
+    let past = MergedUser {
+        past: true,
+        ..MergedUser::default()
     };
     let cut_log = |previous| CutLog {
         region: region(HERE),
@@ -210,6 +215,14 @@ fn recovery() -> Vec<(&'static str, Decision)> {
             jumped(19_675, &confirm, BTreeMap::new()),
         ),
         ("merging", Decision::Merging { shard }),
+        (
+            "user merged, origins retired",
+            Decision::UserMerged {
+                shard,
+                user: user("carol"),
+                merged: Box::new(past),
+            },
+        ),
         (
             "jumped, origins retired",
             jumped(0, &says_retired, [(Origin(4), 3)].into()),
