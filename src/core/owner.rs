@@ -868,6 +868,7 @@ impl Owner {
 
     fn upkeep(&mut self, part: u32, now: Now) {
         self.forget(part, now);
+        let mut again = Vec::new();
         let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
         for (id, shard) in due {
             if let Some(output) = shard.recovery.overdue(*id, shard.epoch) {
@@ -880,7 +881,13 @@ impl Owner {
                     .push_back(OwnerOutput::Read(Question::Verify(*id, epoch)));
             }
             // What recovers says nothing of its own (R4).
-            if (shard.recovery.on && !shard.look.told) || !std::mem::take(&mut shard.dirty) {
+            if shard.recovery.on && !shard.look.told {
+                continue;
+            }
+            if !std::mem::take(&mut shard.dirty) {
+                if shard.look.waits() {
+                    again.push(*id);
+                }
                 continue;
             }
             let retire = shard.retire_op(*id, epoch, self.config.holders.len());
@@ -899,6 +906,9 @@ impl Owner {
                     Tag::Upkeep(shard),
                 ));
             }
+        }
+        for id in again {
+            self.look_once_more(id);
         }
         if part == 0 {
             self.senders.forget_idle(now.mono);

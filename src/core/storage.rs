@@ -70,7 +70,7 @@ pub enum Read {
         /// At most so many bytes, but at least one item.
         max_bytes: usize,
     },
-    /// Which users need some of these origins (R23), among a bounded number of users.
+    /// Which users need some of these origins (R23), among a bounded number of users: the first of them, or with `stored` all.
     Needed {
         /// The shard.
         shard: ShardId,

@@ -76,6 +76,14 @@ pub(super) struct Entry {
     pub(super) number: Option<u64>,
 }
 
+impl Entry {
+    /// The operation, if it is a confirmation.
+    pub(super) fn confirm(&self) -> Option<Op> {
+        let confirms = self.op.kind() == kind::CONFIRM;
+        self.op.decode().ok().filter(|_| confirms)
+    }
+}
+
 /// What a device's application saw.
 #[derive(Debug, Default)]
 pub(super) struct Seen {

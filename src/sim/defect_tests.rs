@@ -65,11 +65,9 @@ defects! {
     ];
     a_clamped_claim_is_found: ClaimClamped within 800 by ["a claim is obeyed (R17)"];
     a_cursor_that_jumps_is_found: CursorJumps within 50 by ["a cursor covers what was consumed (R14)"];
-    an_origin_that_is_retired_early_is_found: RetiredEarly within 200 by [
+    an_origin_that_is_retired_early_is_found: RetiredEarly within 100 by [
+        "retired when nobody needs it (R23)",
         "retired when all have all of it (R23)",
-        "consumed by every device (R10)",
-        "nothing above stable is removed (R10)",
-        "accepted is delivered",
     ];
     confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence"];
     a_later_deposit_that_passes_is_found: LaterPasses within 800 by ["refusals have a cause", "order (R21)"];

@@ -3,16 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::World;
-use crate::core::ids::{Origin, Seq, ShardId};
+use crate::core::ids::{Coord, Origin, RegionId, Seq, ShardId};
+use crate::core::op::Op;
 use crate::core::retire::RETIRED;
 use crate::core::storage::{Read, ReadReply};
+use crate::core::time::Hlc;
 use crate::core::wire::Hole;
 
 impl World {
     /// A region retired origins: nobody ever had more of them, and every region has or had all of it.
     pub(super) fn check_retired(&mut self, region: usize, shard: ShardId, retired: &BTreeMap<Origin, Seq>) {
         for (origin, seq) in retired {
-            self.check.retired.insert((shard, *origin));
+            if self.check.retired.insert((shard, *origin)) {
+                let at = Coord {
+                    origin: *origin,
+                    seq: *seq,
+                };
+                self.check_agreed(region, shard, at);
+            }
             // What was lost with a disk nobody has.
             let key = (shard, *origin);
             let of = |known: &BTreeMap<(ShardId, Origin), Seq>| known.get(&key).copied().unwrap_or(0);
@@ -36,6 +44,44 @@ impl World {
                     self.check_gone(region, shard, &user, *origin, (removed, *seq), false);
                 }
             }
+        }
+    }
+
+    /// The first to retire an origin: each holder's last confirmation, as far as that region may know it, lists all of it
+    /// and does not name it as needed.
+    fn check_agreed(&mut self, region: usize, shard: ShardId, at: Coord) {
+        let mut last: BTreeMap<RegionId, (Hlc, bool)> = BTreeMap::new();
+        let of_shard = (shard, Origin(0), 0)..=(shard, Origin(u64::MAX), Seq::MAX);
+        for ((_, origin, seq), entry) in self.check.ledger.range(of_shard) {
+            let Some(Op::Confirm {
+                holder,
+                applied,
+                needed,
+                ..
+            }) = entry.confirm()
+            else {
+                continue;
+            };
+            // One that does not list it is from after its retirement: that a holder never had it is told elsewhere.
+            if applied.of(at.origin) == 0 {
+                continue;
+            }
+            let (origin, seq) = (*origin, *seq);
+            let agrees = applied.of(at.origin) == at.seq && !needed.contains(&at.origin);
+            let known = self.check.is_durable(region, shard, Coord { origin, seq });
+            let hlc = entry.op.hlc();
+            let (latest, agreed) = last.entry(holder).or_default();
+            // A snapshot may bring one from beyond its cut.
+            if (known || agrees) && hlc >= *latest {
+                (*latest, *agreed) = (hlc, agrees);
+            }
+        }
+        let holders = (0..self.stores.len()).map(|holder| self.region_name(holder));
+        let disagrees = holders.filter(|holder| !last.get(*holder).is_some_and(|(_, agreed)| *agreed));
+        if let Some(holder) = disagrees.cloned().next() {
+            let name = self.region_name(region);
+            let detail = format!("{name} retires shard {shard} {at}, and {holder} last said otherwise");
+            self.fail("retired when nobody needs it (R23)", detail, vec![at.to_string()]);
         }
     }
 

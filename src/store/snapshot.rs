@@ -65,7 +65,7 @@ pub trait Source {
 /// Dedup records with their keys.
 pub type DedupRows = Vec<(DedupKey, DedupRow)>;
 
-/// Looks for users that need origins (R23).
+/// Looks for users that need origins (R23): for the first of a page, or for all of whom something is stored.
 ///
 /// # Errors
 /// Those of the source.
@@ -98,6 +98,10 @@ pub fn needed(
         let needs: BTreeSet<Origin> = needs.collect();
         if !needs.is_empty() {
             page.users.push((user, needs));
+            // One is enough where nothing is to be done about it.
+            if !stored {
+                break;
+            }
         }
     }
     Ok(page)

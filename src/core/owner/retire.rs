@@ -1,9 +1,10 @@
 //! Looking for what old origins are needed for (R23): the commits judge, here is the looking in between.
 //!
 //! A commit says which origins are to be looked for ([`Retirement::look`]). The users of the shard are then read page by
-//! page, one origin at a time and one page in flight. The first user who needs the origin ends it, and is where the next look
-//! begins: in the next interval in which something was committed to the shard, the origins taking turns. A whole pass
-//! without one is told to the store. So a device that is away for months costs a row now and then, not passes over all users.
+//! page, one origin after the other and one page in flight. The first user who needs an origin ends its look, and is where the
+//! next one begins: in the next interval in which something was committed to the shard. A whole pass without one is told to the
+//! store. So a device that is away for months costs a row now and then, not passes over all users. What a store removes in its
+//! own time is no commit to the owner, so who was found is looked at once more, an interval later.
 
 use std::collections::BTreeMap;
 
@@ -21,8 +22,10 @@ pub(super) struct Look {
     pub(super) retired: BTreeMap<Origin, Seq>,
     /// Where to begin, of origins that somebody needed.
     from: BTreeMap<Origin, UserId>,
-    /// The origin whose turn it was last.
-    last: Origin,
+    /// Whose turn comes behind the running one; `true` where only messages that are stored count.
+    left: BTreeMap<Origin, bool>,
+    /// Somebody needed them: looked at once more.
+    again: BTreeMap<Origin, bool>,
     running: Option<Running>,
     /// It recovers, and what others have retired is to be let go of first.
     pub(super) told: bool,
@@ -36,6 +39,15 @@ struct Running {
     /// A whole pass begins at the first user; one that began later needs another one.
     whole: bool,
     found: bool,
+    /// The second look.
+    again: bool,
+}
+
+impl Look {
+    /// Whether somebody is to be looked at once more.
+    pub(super) fn waits(&self) -> bool {
+        !self.again.is_empty()
+    }
 }
 
 impl Shard {
@@ -92,25 +104,43 @@ impl Owner {
             return;
         };
         shard.look.from.retain(|origin, _| look.contains_key(origin));
+        shard.look.again.clear();
+        shard.look.left = look;
+        self.look_next(id, false);
+    }
+
+    /// Begins with the next origin, unless one is being looked for.
+    fn look_next(&mut self, id: ShardId, again: bool) {
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
         if shard.look.running.is_some() {
             return;
         }
-        let last = shard.look.last;
-        let after = look.iter().find(|(origin, _)| **origin > last);
-        let Some((origin, stored)) = after.or(look.first_key_value()) else {
+        let Some((origin, stored)) = shard.look.left.pop_first() else {
             return;
         };
         self.looks += 1;
-        let from = shard.look.from.remove(origin);
-        shard.look.last = *origin;
+        let from = shard.look.from.remove(&origin);
         shard.look.running = Some(Running {
             number: self.looks,
-            origin: *origin,
-            stored: *stored,
+            origin,
+            stored,
             whole: from.is_none(),
             found: false,
+            again,
         });
         self.look_on(id, from);
+    }
+
+    /// Nothing was committed since those who need something were found.
+    pub(super) fn look_once_more(&mut self, id: ShardId) {
+        if let Some(shard) = self.shards.get_mut(&id)
+            && shard.look.running.is_none()
+        {
+            shard.look.left.append(&mut shard.look.again);
+            self.look_next(id, true);
+        }
     }
 
     fn look_on(&mut self, id: ShardId, from: Option<UserId>) {
@@ -146,7 +176,7 @@ impl Owner {
             shard.dirty = true;
             return;
         };
-        let origin = running.origin;
+        let (origin, again) = (running.origin, running.again);
         running.found |= !page.users.is_empty();
         if running.stored {
             for (user, origins) in page.users {
@@ -161,7 +191,10 @@ impl Owner {
         } else if let Some((user, _)) = page.users.into_iter().next() {
             shard.look.from.insert(origin, user);
             shard.look.running = None;
-            return;
+            if !again {
+                shard.look.again.insert(origin, false);
+            }
+            return self.look_next(id, again);
         }
         if page.next.is_some() {
             return self.look_on(id, page.next);
@@ -173,6 +206,7 @@ impl Owner {
         if whole && !found {
             self.out.push_back(retire_op(id, epoch, vec![origin]));
         }
+        self.look_next(id, again);
     }
 }
 
