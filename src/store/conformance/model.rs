@@ -637,7 +637,8 @@ impl Model {
     fn told(&self) -> BTreeMap<Origin, Seq> {
         let has = |said: &&Said| {
             let mut applied = said.applied.iter();
-            applied.all(|(origin, seq)| self.reached(origin) >= seq)
+            // What is retired here is known to its end, whatever somebody lists of it.
+            applied.all(|(origin, seq)| !self.lists(origin) || self.reached(origin) >= seq)
         };
         let said = self.confirmed.values().filter(has);
         let named = said.filter_map(|said| said.retired.as_ref()).flatten();
