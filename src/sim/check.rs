@@ -111,6 +111,8 @@ impl Seen {
 pub(super) struct Checker {
     pub(super) sent: Vec<Sent>,
     pending: BTreeMap<(usize, Ticket), u64>,
+    /// What a store refused for good, for a reason that the case may bring about.
+    refused: BTreeSet<u64>,
     /// Messages by id: one may go to several users, as several messages.
     ids: BTreeMap<MessageId, BTreeSet<u64>>,
     /// The latest connection on which each device's messages came to an edge.
@@ -153,6 +155,7 @@ impl Checker {
         Self {
             sent: Vec::new(),
             pending: BTreeMap::new(),
+            refused: BTreeSet::new(),
             ids: BTreeMap::new(),
             came: BTreeMap::new(),
             stores: plan.places.iter().map(|_| Durable::default()).collect(),
@@ -268,13 +271,11 @@ impl Checker {
 /// The number of a message, from its body.
 pub(super) fn number_of(op: &LoggedOp) -> Option<u64> {
     let body = op.body();
-    (op.kind() == kind::APPEND)
-        .then(|| {
-            body.get(..8)
-                .and_then(|raw| raw.try_into().ok())
-                .map(u64::from_be_bytes)
-        })
-        .flatten()
+    (op.kind() == kind::APPEND).then(|| number_in(&body)).flatten()
+}
+
+fn number_in(body: &[u8]) -> Option<u64> {
+    body.first_chunk().map(|raw| u64::from_be_bytes(*raw))
 }
 
 impl World {
@@ -283,12 +284,7 @@ impl World {
         let ClientFrame::Send(send) = frame else {
             return;
         };
-        let Some(number) = send
-            .body
-            .get(..8)
-            .and_then(|raw| raw.try_into().ok())
-            .map(u64::from_be_bytes)
-        else {
+        let Some(number) = number_in(&send.body) else {
             return;
         };
         let known = self.check.sent[number as usize].id.replace(send.id);
@@ -446,13 +442,32 @@ impl World {
         self.check.sent[number as usize]
             .fates
             .insert(device, Fate::Rejected(code));
-        if self.plan.may_refuse(code) {
+        // The answer to a refusal may be lost with its lane, and what is judged stays so (R21).
+        let before = code == Code::OutOfOrder && self.check.refused.contains(&number);
+        if before || self.plan.may_refuse(code) {
             return;
         }
         let words = self.check.words(number);
         // Nothing that these clients send deserves a final refusal: ids are fresh, bodies small, inboxes large.
         let detail = format!("#{number} was refused for good: {code:?} {detail}");
         self.fail("refusals have a cause", detail, words);
+    }
+
+    /// A message is refused for good for a reason that this case may bring about.
+    fn note_refusal(&mut self, op: &StoreOp, outcome: &Outcome) {
+        let (StoreOp::Append { body, .. }, Outcome::Refused(refusal)) = (op, outcome) else {
+            return;
+        };
+        let code = match refusal {
+            Refusal::IdReused => Code::IdReused,
+            Refusal::IdTooOld { .. } => Code::IdTooOld,
+            Refusal::IdInFuture { .. } => Code::IdInFuture,
+            Refusal::InboxFull { .. } => Code::InboxFull,
+            _ => return,
+        };
+        if self.plan.may_refuse(code) {
+            self.check.refused.extend(number_in(body));
+        }
     }
 
     /// An edge closes a connection.
@@ -596,6 +611,7 @@ impl World {
                 self.check_retired(region, op.shard(), &retirement.retired);
             }
             self.check_epoch(region, op, outcome);
+            self.note_refusal(op, outcome);
         }
         // What is stored goes by these operations; reading every row after every commit would be most of a run.
         let mut shards: BTreeMap<ShardId, u64> = BTreeMap::new();

@@ -44,7 +44,11 @@ macro_rules! defects {
 defects! {
     ship_before_commit_is_found: ShipBeforeCommit within 100 by ["ship after commit"];
     trim_by_time_is_found: TrimByTime within 50 by ["nothing above stable is trimmed (R9)"];
-    trim_without_devices_is_found: TrimWithoutDevices within 50 by ["nothing is removed without a device (R10)"];
+    trim_without_devices_is_found: TrimWithoutDevices within 50 by [
+        "nothing is removed without a device (R10)",
+        // Half of the removals are looked at when they happen; the others show in the end.
+        "equal inboxes",
+    ];
     one_read_position_is_found: OneReadPosition within 50 by [
         "a cursor covers what was consumed (R14)",
         "consumed by every device (R10)",
@@ -55,8 +59,8 @@ defects! {
         "once in effect",
         "equal inboxes",
         "equal siblings",
-        // A log whose message is in no inbox cannot be read: who recovers by it never opens.
-        "everything comes to an end",
+        // A log whose message is in no inbox cannot be read.
+        "durability",
     ];
     a_device_that_starts_at_applied_is_found: DeviceStartsAtApplied within 50 by [
         "a cursor covers what was consumed (R14)",
@@ -69,7 +73,8 @@ defects! {
         "retired when nobody needs it (R23)",
         "retired when all have all of it (R23)",
     ];
-    confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence"];
+    // Where they follow each other closely, no moment comes at which all have all of them.
+    confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence", "equal logs"];
     a_later_deposit_that_passes_is_found: LaterPasses within 800 by ["refusals have a cause", "order (R21)"];
     an_end_that_ends_anyone_is_found: EndsAnyone within 200 by [
         "presence is the truth",
@@ -252,7 +257,9 @@ fn a_gap_that_is_not_told_is_found() {
         let violation = run_case(case, Options::default()).violation;
         assert!(violation.is_none(), "seed {seed}, with holes told: {violation:?}");
     }
-    found(Core::GapUntold, cases(), &["accepted is delivered"]);
+    // A cursor that moves on over the gap covers what nobody was told of.
+    let by = ["accepted is delivered", "a cursor covers what was consumed (R14)"];
+    found(Core::GapUntold, cases(), &by);
 }
 
 /// Owners that do not know yet that they are not any more need a store that several nodes share.
@@ -376,13 +383,15 @@ fn a_reused_origin_is_found() {
     sound(restored(12));
     // Links raise an alarm as well, mostly before: here it must be seen in what the stores hold.
     let by = "equal coordinates, equal bytes";
-    let seen = |case: Case| run_case(case, with(Core::OriginReused)).violation;
-    assert!(
-        restored(60)
-            .filter_map(seen)
-            .any(|violation| violation.invariant == by),
-        "no run ends by {by:?}"
-    );
+    let seen = |case: &Case| {
+        let violation = run_case(case.clone(), with(Core::OriginReused)).violation;
+        violation.is_some_and(|violation| violation.invariant == by)
+    };
+    let (at, case) = (restored(60).enumerate())
+        .find(|(_, case)| seen(case))
+        .unwrap_or_else(|| panic!("no run ends by {by:?}"));
+    let (run, seed) = (at + 1, case.seed);
+    println!("OriginReused: found in run {run} (seed {seed}) by {by:?}");
 }
 
 /// What the holders confirmed comes by log as well, a little later: only a look at the rows tells.

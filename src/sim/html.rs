@@ -76,7 +76,7 @@ pub fn page(report: &Report) -> String {
         ),
         (
             "Stored messages",
-            "Messages in the inboxes of each region's store, as last looked at.",
+            "Messages in the inboxes of each region's store.",
             |region| region.stored,
         ),
         (
@@ -252,11 +252,11 @@ fn strips(html: &mut String, report: &Report, axis: Axis) {
         let (x, width) = (axis.x(fault.at), (axis.x(*end) - axis.x(fault.at)).max(3.0));
         rect(html, (x, top + 2.0, width, BAND - 5.0), tint(fault.kind), 0.75);
         let words = escape(&fault.words());
-        let late = x > WIDTH * 0.62;
-        let (x, anchor) = if late {
-            (x - 4.0, "end")
-        } else {
-            (x + width + 4.0, "start")
+        let late = x + width > WIDTH * 0.62;
+        let (x, anchor) = match late {
+            false => (x + width + 4.0, "start"),
+            true if x > WIDTH * 0.5 => (x - 4.0, "end"),
+            true => (x + width - 4.0, "end"),
         };
         let _ = write!(
             html,
@@ -318,7 +318,7 @@ fn curve(html: &mut String, timeline: &Timeline, axis: Axis, lines: &[(String, &
 }
 
 fn story(html: &mut String, report: &Report) {
-    if report.story.is_empty() {
+    if report.story.is_empty() || report.violation.is_none() {
         return;
     }
     heading(

@@ -209,8 +209,8 @@ impl Report {
             .as_ref()
             .map_or(&[][..], |violation| &violation.subjects);
         let about = |line: &&String| {
-            let signs_of_life = line.contains("Ping(") || line.contains("Pong {");
-            !signs_of_life
+            let signs_of_life = ["body: Ping {", "body: Pong {", " sees "];
+            !signs_of_life.iter().any(|sign| line.contains(sign))
                 && (words.is_empty()
                     || words.iter().any(|word| line.contains(word.as_str()))
                     || ["fault", "starts", "dies", "heals", "VIOLATION"]

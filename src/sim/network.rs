@@ -97,7 +97,11 @@ impl World {
         let base = self.plan.delay(self.nodes[from].region, self.nodes[to].region);
         let base = base * Micros::from(slow.factor) + slow.extra;
         let jitter = self.rng.below(self.plan.network.jitter + 1);
-        let loss = self.plan.network.loss.max(slow.loss);
+        // What is lost often in a row ends a lane, so nothing is lost any more when silence is near.
+        let loss = match self.silence_from {
+            0 => self.plan.network.loss.max(slow.loss),
+            _ => 0,
+        };
         let (mut late, mut timeout) = (0, 2 * base + RETRANSMIT);
         while loss > 0 && self.rng.chance(loss.into()) {
             late += timeout;

@@ -38,6 +38,8 @@ pub(super) struct Bounds {
     leave: Micros,
     /// Between being settled and silence: confirmations of confirmations die out, what was lost several times arrives.
     grace: Micros,
+    /// As much more where a region is gone for good: who began to look for it last then asks the others for what it had.
+    missed: Micros,
     /// How long nothing may be said: no period of the machines is longer.
     silence: Micros,
 }
@@ -77,6 +79,7 @@ impl Bounds {
             settle: sum(&[noticed, noticed, patience, CLIENT_PATIENCE, ended, rounds, slow]),
             leave: sum(&[UNNOTICED, noticed, patience, ended, rounds, slow]),
             grace: sum(&[period.saturating_mul(3), late]),
+            missed: sum(&[ms(limits.link_timeout_ms), ms(limits.ping_ms), slow]),
             silence: sum(&[
                 period
                     .max(ms(limits.ping_ms))
@@ -120,7 +123,11 @@ impl World {
             },
             Stage::Leave => match self.unsettled().or_else(|| self.unsettled_connections()) {
                 None if self.silence_from == 0 => {
-                    self.silence_from = now.saturating_add(self.bounds.grace);
+                    let missed = match self.wrong.gone.is_empty() {
+                        true => 0,
+                        false => self.bounds.missed,
+                    };
+                    self.silence_from = now.saturating_add(self.bounds.grace).saturating_add(missed);
                 }
                 None if now >= self.silence_from => {
                     self.stage = Stage::Silence;
@@ -359,7 +366,7 @@ impl World {
         }
     }
 
-    fn user_row(&mut self, region: usize, shard: ShardId, user: &UserId) -> Option<UserRow> {
+    pub(super) fn user_row(&mut self, region: usize, shard: ShardId, user: &UserId) -> Option<UserRow> {
         match self.engine(region)?.read(&Read::User(shard, user.clone())) {
             Ok(ReadReply::User(row)) => Some(*row),
             _ => None,
@@ -602,6 +609,7 @@ impl World {
         if self.defect == Some(Defect::DedupOff) {
             return;
         }
+        let there: Vec<usize> = self.regions_there().collect();
         for number in 0..self.check.sent.len() {
             let sent = &self.check.sent[number];
             let coords = self.check.coords(number as u64);
@@ -615,7 +623,7 @@ impl World {
             let (Ok(envelope), body) = (entry.op.envelope(), entry.op.body()) else {
                 continue;
             };
-            for region in 0..self.stores.len() {
+            for region in there.iter().copied() {
                 let Some(row) = self.shard_row(region, shard) else {
                     continue;
                 };

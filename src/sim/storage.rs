@@ -196,6 +196,8 @@ impl RegionStore {
             Medium::Embedded(store) => {
                 let (disk, tables) = (store.disk.fork(), store.tables.fork());
                 disk.crash(CrashMode::LoseAll);
+                // Taken of a full disk or not, it is laid back onto one with room.
+                disk.set_capacity(None);
                 tables.crash(|| false);
                 Medium::Embedded(Box::new(Embedded {
                     disk,
@@ -380,7 +382,7 @@ impl World {
         self.run_store(node);
     }
 
-    fn is_shared(&self) -> bool {
+    pub(super) fn is_shared(&self) -> bool {
         self.plan.engine == EngineKind::Shared
     }
 
@@ -551,6 +553,22 @@ impl World {
             }
             self.count_commit(ops, committed);
             self.check_commit(region, ops, committed);
+        }
+        if let Some(
+            Input::Committed {
+                result: Err(error), ..
+            }
+            | Input::Answered {
+                result: Err(error), ..
+            },
+        ) = &running.answer
+        {
+            let (now, name) = (self.now, self.region_name(region).clone());
+            self.trace.tell(now, || format!("store of {name} fails: {error}"));
+            if let StoreError::Corrupt(_) = error {
+                let detail = format!("the store of {name}: {error}");
+                return self.fail("durability", detail, Vec::new());
+            }
         }
         if let Some(answer) = running.answer.filter(|_| !self.is_over(running.asker)) {
             self.input(running.asker.0, running.partition, answer);

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::trace::Micros;
 use super::world::World;
-use crate::core::ids::Seq;
+use crate::core::ids::{Seq, UserId};
+use crate::core::vector::Vector;
 
 /// Most samples of a run; beyond it every second one is dropped and they are taken half as often.
 const MAX_SAMPLES: usize = 1200;
@@ -96,7 +97,7 @@ impl World {
             return;
         }
         let lags = self.lags();
-        let stored = self.stored();
+        let stored = self.in_inboxes();
         let wrong = self.wrong_presence();
         let mut regions = Vec::new();
         for region in 0..self.plan.places.len() {
@@ -149,15 +150,25 @@ impl World {
         self.check.stores.iter().map(behind).collect()
     }
 
-    fn stored(&self) -> Vec<u64> {
+    fn in_inboxes(&mut self) -> Vec<u64> {
+        let keys: Vec<_> = self.check.inboxes.keys().cloned().collect();
         let mut stored = vec![0; self.check.stores.len()];
-        for ((user, origin), entries) in &self.check.inboxes {
-            let shard = self.plan.sharding().of_user(user);
-            for (region, store) in self.check.stores.iter().enumerate() {
+        for (region, stored) in stored.iter_mut().enumerate() {
+            let mut rows: BTreeMap<UserId, Option<Vector>> = BTreeMap::new();
+            for key @ (user, origin) in &keys {
+                let shard = self.plan.sharding().of_user(user);
+                let row = rows
+                    .entry(user.clone())
+                    .or_insert_with(|| self.user_row(region, shard, user).map(|row| row.trimmed));
+                let store = &self.check.stores[region];
                 let applied = store.applied.get(&(shard, *origin)).copied().unwrap_or(0);
-                let trimmed = store.trimmed.get(&(user.clone(), *origin)).copied().unwrap_or(0);
+                // While its node does not run, what was seen of it last.
+                let trimmed = match row {
+                    Some(trimmed) => trimmed.of(*origin),
+                    None => store.trimmed.get(key).copied().unwrap_or(0),
+                };
                 if applied > trimmed {
-                    stored[region] += entries.range(trimmed + 1..=applied).count() as u64;
+                    *stored += self.check.inboxes[key].range(trimmed + 1..=applied).count() as u64;
                 }
             }
         }

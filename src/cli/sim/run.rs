@@ -37,7 +37,7 @@ pub(super) struct Run {
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
     /// How many seeds each.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first seed.
     #[arg(long, value_name = "SEED", default_value_t = 0)]

@@ -25,7 +25,8 @@ Examples:
   iris sim swarm --seeds 200 --defect dedup-off    is this defect found?")]
 pub(super) struct Swarm {
     /// How many seeds.
-    #[arg(long, value_name = "N", default_value_t = 1000, conflicts_with = "minutes")]
+    #[arg(long, value_name = "N", default_value_t = 1000, conflicts_with = "minutes",
+        value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// How long, instead.
     #[arg(long, value_name = "M")]

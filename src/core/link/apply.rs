@@ -34,6 +34,8 @@ pub(super) struct Queued {
     before: u64,
     ops: Vec<LoggedOp>,
     bytes: u64,
+    /// When it arrived.
+    pub at: Mono,
 }
 
 impl Queued {
@@ -121,7 +123,7 @@ impl Links {
                 self.release(peer, item.bytes);
                 self.peers[peer].pull.applied += (through + 1).saturating_sub(item.first);
                 let source = self.peers[peer].addr.node.region.clone();
-                self.known_in(&source, shard, origin, through);
+                self.known_in(&source, item.at, shard, origin, through);
                 match stopped {
                     None => {
                         self.peers[peer].pull.strikes.remove(&shard);
@@ -319,6 +321,7 @@ impl Links {
                 }
             }
         }
+        let now = self.now.mono;
         let Some(owned) = self.owned.get_mut(&shard) else {
             return false;
         };
@@ -339,6 +342,7 @@ impl Links {
             before,
             ops,
             bytes,
+            at: now,
         });
         self.peers[peer].pull.gaps.remove(&shard);
         self.start_apply(shard);

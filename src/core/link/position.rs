@@ -21,6 +21,8 @@ const MESSAGE_BYTES: u64 = 256 * 1024;
 pub(super) struct Serve {
     pub lane: u64,
     pub wanted: BTreeSet<RegionId>,
+    /// When that last changed.
+    pub want_changed: Mono,
     pub shards: BTreeMap<ShardId, Served>,
     /// Bytes that may be shipped.
     pub credit: u64,
@@ -39,6 +41,8 @@ pub(super) struct Serve {
     pub reads: usize,
     pub pause_until: Option<Mono>,
     pub batch: Batch,
+    /// When its lane was opened.
+    opened: Mono,
     pub heard: Mono,
     pub exchange: Exchange,
     /// Shards of which it is to be told what we have.
@@ -123,6 +127,7 @@ impl Serve {
         Self {
             lane,
             wanted: BTreeSet::new(),
+            want_changed: now,
             shards: BTreeMap::new(),
             credit: 0,
             owed: 0,
@@ -133,6 +138,7 @@ impl Serve {
             reads: 0,
             pause_until: None,
             batch: Batch::default(),
+            opened: now,
             heard: now,
             exchange: Exchange::default(),
             have_due: BTreeSet::new(),
@@ -234,6 +240,12 @@ impl Serve {
         };
         served.positions.entry(origin).or_default().seq = entry.seq;
         self.batch.push(shard, origin, region, before, entry)
+    }
+
+    /// Whether the subscriber still has what it had at this time. A lane that it opened since says itself what it has, which
+    /// may be less: its disk was lost, or an old backup restored.
+    pub fn knew(&self, at: Mono) -> bool {
+        self.opened < at
     }
 
     /// The subscriber has an origin's log to here.

@@ -44,8 +44,8 @@ pub(super) struct Pull {
     pub drop: BTreeSet<ShardId>,
     /// As told on this lane.
     wanted: BTreeSet<RegionId>,
-    /// As it should be.
-    pub desired: BTreeSet<RegionId>,
+    /// As it should be, and since when.
+    pub desired: BTreeMap<RegionId, Mono>,
     pings: VecDeque<(u64, Mono)>,
     round_trip: Option<Duration>,
     /// Operations of it that were applied.
@@ -121,7 +121,7 @@ impl Pull {
             add: BTreeSet::new(),
             drop: BTreeSet::new(),
             wanted: BTreeSet::new(),
-            desired: BTreeSet::new(),
+            desired: BTreeMap::new(),
             pings: VecDeque::new(),
             round_trip: None,
             applied: 0,
@@ -401,9 +401,10 @@ impl Links {
         let mut add: Vec<ShardId> = std::mem::take(&mut pull.add).into_iter().collect();
         let stopped = &pull.stopped;
         add.retain(|shard| pull.shards.contains(shard) && !stopped.contains_key(shard));
-        let wider = !pull.desired.is_subset(&pull.wanted);
-        let narrower = !wider && pull.desired != pull.wanted;
-        pull.wanted = pull.desired.clone();
+        let desired: BTreeSet<RegionId> = pull.desired.keys().cloned().collect();
+        let wider = !desired.is_subset(&pull.wanted);
+        let narrower = !wider && desired != pull.wanted;
+        pull.wanted = desired;
         if wider {
             // What is applied now is said for every shard: much of what is newly wanted may have come from elsewhere.
             let rest = pull
@@ -525,7 +526,7 @@ impl Links {
         pull.drop.clear();
         pull.pings.clear();
         pull.gaps.clear();
-        pull.wanted = pull.desired.clone();
+        pull.wanted = pull.desired.keys().cloned().collect();
         let shards = pull
             .shards
             .iter()

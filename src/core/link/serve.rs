@@ -247,6 +247,7 @@ impl Links {
             }
             ToProvider::Want(wanted) => {
                 serve.wanted = wanted.into_iter().collect();
+                serve.want_changed = now;
                 self.choose = true;
             }
             ToProvider::PresenceCredit => {
@@ -313,6 +314,7 @@ impl Links {
         let wanted: BTreeSet<RegionId> = wanted.into_iter().collect();
         if serve.wanted != wanted {
             serve.wanted = wanted;
+            serve.want_changed = self.now.mono;
             self.choose = true;
         }
         let named: Vec<ShardId> = shards.iter().map(|(shard, _)| *shard).collect();

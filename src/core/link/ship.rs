@@ -11,6 +11,7 @@ use crate::core::msg::{Message, ToSubscriber};
 use crate::core::op::LogEntry;
 use crate::core::state::Logged;
 use crate::core::storage::{LogPage, MAX_PAGE_ITEMS, StoreError};
+use crate::core::time::Mono;
 
 /// Bytes of one page read to catch up.
 const READ_BYTES: u64 = 256 * 1024;
@@ -51,7 +52,7 @@ impl Links {
         };
         let source = owned.applying.as_ref().map(|applying| &applying.item);
         let source = source.filter(|item| !own && item.origin == *origin);
-        let source = source.map(|item| self.peers[item.peer].addr.node.region.clone());
+        let source = source.map(|item| (self.peers[item.peer].addr.node.region.clone(), item.at));
         let log = owned.logs.entry(*origin).or_insert_with(|| Log {
             region: region.clone(),
             head: 0,
@@ -74,7 +75,8 @@ impl Links {
             for id in subscribers {
                 let peer = &mut self.peers[*id];
                 let Some(serve) = &mut peer.serve else { continue };
-                if source.as_ref() == Some(&peer.addr.node.region) {
+                let came = source.as_ref().filter(|(from, _)| *from == peer.addr.node.region);
+                if came.is_some_and(|(_, at)| serve.knew(*at)) {
                     serve.raise(*shard, *origin, entry.seq);
                 } else if serve.wanted.contains(region) {
                     let full = serve.offer(*shard, owned, *origin, region, before, entry, &mut self.stats);
@@ -96,12 +98,12 @@ impl Links {
         }
     }
 
-    /// A region is known to have an origin's log to here: it is not shipped there.
-    pub(super) fn known_in(&mut self, region: &RegionId, shard: ShardId, origin: Origin, seq: Seq) {
+    /// A region had an origin's log to here at this time: it is not shipped there.
+    pub(super) fn known_in(&mut self, region: &RegionId, at: Mono, shard: ShardId, origin: Origin, seq: Seq) {
         for id in self.subscribers.get(&shard).into_iter().flatten() {
             let peer = &mut self.peers[*id];
             if peer.addr.node.region == *region
-                && let Some(serve) = &mut peer.serve
+                && let Some(serve) = peer.serve.as_mut().filter(|serve| serve.knew(at))
             {
                 serve.raise(shard, origin, seq);
             }

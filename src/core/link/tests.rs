@@ -206,6 +206,41 @@ fn what_a_chain_of_regions_relays_arrives_at_its_end() {
     world.assert_equal_logs();
 }
 
+/// What a region asks of the others is all they know of its links: nobody may go on changing its mind about whom to ask.
+#[test]
+fn those_that_are_left_fall_silent_when_a_region_is_gone_for_good() {
+    for seed in 0..40 {
+        let mut world = World::new(300 + seed, &[1, 1, 2, 1], 3, CoreLimits::default());
+        world.run(3 * SECOND);
+        world.append(3, 0, 10);
+        world.run(SECOND);
+        world.kill(3);
+        world.run(40 * SECOND);
+        let since = world.now - world.last_busy;
+        assert!(
+            since > 15 * SECOND,
+            "seed {seed}: something is sent {since} us before"
+        );
+    }
+}
+
+#[test]
+fn one_of_those_in_touch_relays_in_the_end() {
+    let mut world = World::new(7, &[1, 1, 1, 1], 2, CoreLimits::default());
+    // Of a, d hears by b or c.
+    world.cut_both(0, 3);
+    world.run(40 * SECOND);
+    let (shipped, again) = (world.shipped, world.again);
+    for n in 0..20 {
+        world.append(0, n % 2, 10);
+    }
+    world.run(5 * SECOND);
+    world.assert_equal_logs();
+    // a to b, a to c, and one of them to d.
+    assert_eq!(world.again, again, "nothing comes twice");
+    assert!(world.shipped - shipped <= 3 * 22, "{}", world.shipped - shipped);
+}
+
 #[test]
 fn a_restored_backup_gets_back_what_it_lost() {
     let mut world = World::new(5, &[1, 1], 2, CoreLimits::default());
@@ -225,6 +260,30 @@ fn a_restored_backup_gets_back_what_it_lost() {
     world.assert_equal_logs();
     assert_eq!(world.applied(0, 1, 0), 11);
     assert!(world.regions.iter().all(|region| region.alarms.is_empty()));
+}
+
+/// What waits for a busy store when its region loses it is applied afterwards, and goes back there.
+#[test]
+fn a_lost_store_gets_back_what_others_had_not_stored_yet() {
+    let mut world = World::new(6, &[1, 1], 2, CoreLimits::default());
+    world.run(3 * SECOND);
+    world.append(0, 0, 10);
+    world.run(SECOND);
+    let backup = world.regions[0].state.clone();
+    world.store_errors = 1000;
+    for _ in 0..10 {
+        world.append(0, 0, 10);
+    }
+    world.run(SECOND);
+    assert_eq!(world.applied(1, 0, 0), 2);
+    world.kill(0);
+    world.regions[0].state = backup;
+    world.start(0);
+    world.run(3 * SECOND);
+    world.store_errors = 0;
+    world.run(10 * SECOND);
+    world.assert_equal_logs();
+    assert_eq!(world.applied(0, 0, 0), 12);
 }
 
 #[test]

@@ -246,7 +246,7 @@ fn load_user(state: &mut State, rows: &Rows, id: ShardId, user: UserId) -> Resul
         let seq = inbox_end(rows, id, &user, origin)?;
         known.inbox.insert(origin, behind(seq));
     }
-    shard.users.insert(user, known);
+    shard.users.insert(user, Box::new(known));
     Ok(())
 }
 
