@@ -28,7 +28,7 @@ pub(super) struct Client {
     pub(super) server: bool,
     /// Whether the client still has it.
     pub(super) client: bool,
-    greeted: bool,
+    pub(super) greeted: bool,
     /// What the device says in its `Hello` that it consumed.
     claim: Vector,
     last: [Micros; 2],

@@ -1,6 +1,6 @@
 //! What a scenario expects beside the invariants: looked at while it runs, and in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::case::MILLI;
 use super::check::Fate;
@@ -8,13 +8,19 @@ use super::fault::Kind;
 use super::span;
 use super::trace::Micros;
 use super::world::{Event, Stage, World};
+use crate::core::ids::UserId;
 
 /// How often somebody looks.
 pub(super) const LOOK: Micros = 250 * MILLI;
 
-/// Since when regions have been cut off from each other, both ways.
+/// Since when things are as they are.
 #[derive(Debug, Default)]
-pub(super) struct Apart(BTreeMap<(usize, usize), Micros>);
+pub(super) struct Apart {
+    /// Regions are cut off from each other, both ways.
+    cut: BTreeMap<(usize, usize), Micros>,
+    /// The edges of these regions have connections of a user, and no others.
+    homes: BTreeMap<UserId, (BTreeSet<usize>, Micros)>,
+}
 
 impl World {
     /// Looks at what is expected while the run goes on, and samples it where a picture is wanted.
@@ -28,6 +34,7 @@ impl World {
             return;
         };
         self.note_apart();
+        self.note_homes();
         if let Some((detail, words)) = self.shown_across_a_cut(within) {
             self.fail("expected: unreachable in time", detail, words);
         }
@@ -45,41 +52,53 @@ impl World {
                 let mut ways = here.iter().flat_map(|x| there.iter().map(move |y| (*x, *y)));
                 let runs = here.iter().all(|node| self.nodes[*node].process.is_some());
                 if a != b && runs && ways.all(|(x, y)| cut(x, y)) {
-                    self.apart.0.entry((a, b)).or_insert(now);
+                    self.apart.cut.entry((a, b)).or_insert(now);
                 } else {
-                    self.apart.0.remove(&(a, b));
+                    self.apart.cut.remove(&(a, b));
                 }
             }
         }
     }
 
+    /// An edge has a connection until it notices that the client is gone: so long its word about the user stands.
+    fn note_homes(&mut self) {
+        let mut homes: BTreeMap<UserId, BTreeSet<usize>> = BTreeMap::new();
+        for client in self.clients.values() {
+            let node = &self.nodes[client.node];
+            if client.server && client.greeted && node.boot == client.boot {
+                let user = self.devices[client.device].user.clone();
+                homes.entry(user).or_default().insert(node.region);
+            }
+        }
+        let before = std::mem::take(&mut self.apart.homes);
+        let noted = homes.into_iter().map(|(user, regions)| {
+            let same = before.get(&user).filter(|(known, _)| *known == regions);
+            let since = same.map_or(self.now, |(_, since)| *since);
+            (user, (regions, since))
+        });
+        self.apart.homes = noted.collect();
+    }
+
     /// For how long a region has been cut off from another one.
     pub(super) fn apart_for(&self, here: usize, there: usize) -> Micros {
-        let since = self.apart.0.get(&(here, there));
+        let since = self.apart.cut.get(&(here, there));
         since.map_or(0, |since| self.now - since)
     }
 
     /// A watcher who sees somebody as reachable all of whose sessions are beyond a cut that has lasted.
     fn shown_across_a_cut(&self, within: Micros) -> Option<(String, Vec<String>)> {
-        let mut homes: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-        for device in self.devices.iter().filter(|device| device.is_live()) {
-            let client = device.conn.and_then(|conn| self.clients.get(&conn));
-            if let Some(client) = client {
-                let region = self.nodes[client.node].region;
-                homes.entry(&device.user).or_default().push(region);
-            }
-        }
         for device in self.devices.iter().filter(|device| device.is_live()) {
             let client = device.conn.and_then(|conn| self.clients.get(&conn));
             let Some(here) = client.map(|client| self.nodes[client.node].region) else {
                 continue;
             };
             for user in device.watched() {
-                let Some(regions) = homes.get(user) else {
+                let settled = |(_, since): &&(BTreeSet<usize>, Micros)| self.now > since + within;
+                let Some((regions, _)) = self.apart.homes.get(user).filter(settled) else {
                     continue;
                 };
                 let lasted = |region: &usize| {
-                    let since = self.apart.0.get(&(here, *region));
+                    let since = self.apart.cut.get(&(here, *region));
                     since.is_some_and(|since| self.now > since + within)
                 };
                 let Some(seen) = device.seen.get(user).filter(|_| regions.iter().all(lasted)) else {
@@ -130,7 +149,8 @@ impl World {
         let mut idle = expect
             .struck
             .iter()
-            .filter(|kind| !self.struck.contains(kind) && !(shared && disks.contains(kind)));
+            .filter(|kind| !self.struck.contains(kind))
+            .filter(|kind| !shared || !disks.contains(kind));
         if let Some(kind) = idle.next().filter(|_| several) {
             let detail = format!("no {} had an effect", kind.name());
             return self.fail("expected: faults strike", detail, Vec::new());

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
 
 use super::source::{self, Places};
 use super::summary::{Row, table};
+use super::swarm::PROGRESS;
 use super::{Twists, failure, jobs};
 use crate::cli::output::{self, Format};
 use crate::sim::case::SECOND;
@@ -130,6 +132,7 @@ impl Run {
             Ok((sim::case_with_story(case, options), same))
         };
         let mut different = 0;
+        let (mut shown, mut ended, mut bad) = (Instant::now(), 0, 0);
         let see = |job: u64, done: anyhow::Result<(Report, bool)>| -> anyhow::Result<bool> {
             let (report, same) = done?;
             let at = runs[job as usize].0;
@@ -141,6 +144,11 @@ impl Run {
                 super::tell(&report, self.output)?;
             }
             let broken = report.violation.is_some();
+            (ended, bad) = (ended + 1, bad + u64::from(broken));
+            if shown.elapsed() > PROGRESS {
+                shown = Instant::now();
+                eprintln!("{ended} of {all} runs, {bad} broke a promise");
+            }
             let talks = self.output == Format::Table;
             if talks && (self.each || (alone && !broken)) {
                 output::print(&line(&report))?;

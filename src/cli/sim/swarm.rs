@@ -11,7 +11,7 @@ use crate::cli::output::{self, Format};
 use crate::sim::{self, EngineKind, draw};
 
 /// How often progress is shown.
-const PROGRESS: Duration = Duration::from_secs(5);
+pub(super) const PROGRESS: Duration = Duration::from_secs(5);
 
 /// Run many seeds, each with its own places, nodes, limits, workload and faults.
 ///
