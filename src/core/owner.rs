@@ -7,6 +7,7 @@
 //! | [`forget`] | dropping dedup records of ids that cannot come any more (R16) |
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
 //! | [`holes`] | what is gone of an inbox, told in its place |
+//! | [`sweep`] | looking for what expires: messages and devices (R18, R19) |
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
 //! | `inspect` | what an operator is shown |
@@ -27,6 +28,7 @@ mod parts;
 mod recovery;
 mod retire;
 mod sessions;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -127,6 +129,8 @@ pub enum Tag {
     Upkeep(ShardId),
     /// Dropping dedup records.
     Forget(ShardId, u32),
+    /// Replacing what expired of a user's messages.
+    Expire(ShardId, UserId),
     /// Beginning to recover, or opening.
     Recover(ShardId, bool),
     /// Retiring old origins.
@@ -166,6 +170,8 @@ pub enum Question {
         /// From this user on.
         from: Option<UserId>,
     },
+    /// Some users of a shard, to see what expires.
+    Sweep(ShardId, Option<UserId>),
     /// The row of a user, for a session.
     User(AttachId, UserId),
     /// Messages for a session.
@@ -201,6 +207,11 @@ impl Question {
                 origins: BTreeSet::from([*origin]),
                 stored: *stored,
                 from: from.clone(),
+            },
+            Question::Sweep(shard, after) => Read::Users {
+                shard: *shard,
+                after: after.clone(),
+                max_items: sweep::USERS_AT_ONCE,
             },
             Question::User(at, user) => Read::User(at.shard, user.clone()),
             Question::Inbox {
@@ -271,6 +282,9 @@ pub struct Owner {
     end_recovery: bool,
     /// What the clocks of the other regions say.
     clocks: Clocks,
+    /// Messages that expire at or before this, unix milliseconds, are not given any more.
+    expired_ms: u64,
+    sweeps: sweep::Sweeps,
     upkeep: Parts,
     flush: Parts,
     presence_at: Mono,
@@ -314,6 +328,7 @@ struct Shard {
     dirty: bool,
     forget: forget::Forget,
     look: retire::Look,
+    sweep: sweep::Sweep,
     /// Sessions whose cursor moved since it was last written.
     moved: BTreeSet<SessionId>,
     presence: Presence,
@@ -334,6 +349,7 @@ impl Shard {
             dirty: false,
             forget: forget::Forget::default(),
             look: retire::Look::default(),
+            sweep: sweep::Sweep::default(),
             moved: BTreeSet::new(),
             presence: Presence::new(region.clone()),
             check_missing: None,
@@ -380,6 +396,8 @@ impl Owner {
             finishing: false,
             end_recovery: false,
             clocks: Clocks::default(),
+            expired_ms: 0,
+            sweeps: sweep::Sweeps::default(),
             upkeep: Parts::new(now.mono, config.limits.confirm_ms),
             flush: Parts::new(now.mono, config.limits.cursor_ms),
             presence_at: now.mono + ms(config.limits.presence_ms),
@@ -442,8 +460,17 @@ impl Owner {
     }
 
     /// What the clocks of the other regions say by now.
-    pub fn handle_clocks(&mut self, clocks: Clocks) {
+    pub fn handle_clocks(&mut self, clocks: Clocks, now: Now) {
         self.clocks = clocks;
+        self.expired_ms = match self.may_expire() {
+            true => now.wall_ms.saturating_sub(self.config.limits.expiry_margin_ms),
+            false => 0,
+        };
+    }
+
+    /// Whether anything may go by time: while most clocks of the other regions show what ours does (R20).
+    fn may_expire(&self) -> bool {
+        self.clocks.agree || defect::on(Defect::ExpiresAlone)
     }
 
     /// From now on deposits are refused retryably: their edges try again where the shard goes, or here after a restart.
@@ -626,6 +653,7 @@ impl Owner {
                 }
             }
             (Tag::Forget(shard, before), outcome) => self.forgot(shard, before, outcome, now),
+            (Tag::Expire(shard, user), outcome) => self.expired(shard, user, outcome, now),
             (Tag::Recover(shard, on), outcome) => self.recovery_written(shard, on, outcome, now),
             (Tag::Retire(shard), outcome) => self.retired(shard, outcome, now),
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
@@ -643,6 +671,9 @@ impl Owner {
             }
             // Asked again in the next interval.
             (Question::Verify(..), _) => {}
+            (Question::Sweep(shard, _), Ok(ReadReply::Users(users))) => self.swept(shard, users, now),
+            // Gone on with in the next interval.
+            (Question::Sweep(..), _) => self.sweeps.ended(),
             (Question::Recovered(shard), Ok(ReadReply::Shard(row))) => self.recovery_read(shard, &row),
             (Question::Recovered(shard), _) => self.recovery_failed(shard),
             (Question::Needed { shard, number, .. }, Ok(ReadReply::Needed(page))) => {
@@ -678,7 +709,10 @@ impl Owner {
             shard.dirty = true;
             shard.applied.raise(entry.origin, entry.entry.seq);
             match entry.entry.op.kind() {
-                kind::APPEND => self.appended(entry),
+                kind::APPEND => {
+                    shard.sweep.appended(&entry.entry.op);
+                    self.appended(entry);
+                }
                 kind::CURSOR => {
                     if let Ok(Op::Cursor { user, device, cursor }) = entry.entry.op.decode() {
                         self.consumed_elsewhere(entry.shard, &user, &device, &cursor);
@@ -868,6 +902,7 @@ impl Owner {
 
     fn upkeep(&mut self, part: u32, now: Now) {
         self.forget(part, now);
+        self.sweep(part, now);
         let mut again = Vec::new();
         let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
         for (id, shard) in due {

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::commit::{DAY_MS, ID_WINDOW_MS, Outcome, TIME_MARGIN_MS, TRIM_STEP, Work};
 use super::defect::{self, Defect};
-use super::ids::{Origin, Seq, UserId};
+use super::expire::Expiry;
+use super::ids::{Coord, Origin, Seq, UserId};
 use super::op::{LoggedOp, kind};
 use super::state::{Decision, Next, ShardState};
 use super::time::MAX_DRIFT;
@@ -33,8 +34,10 @@ impl Work<'_> {
     pub(super) fn trim_log(&mut self, origin: Origin, floor: Seq, stable: Seq) -> bool {
         let mut last = None;
         let mut users: BTreeSet<UserId> = BTreeSet::new();
+        let mut expiries = Vec::new();
         for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
             last = Some((seq, hash));
+            expiries.extend(Expiry::of(op, Coord { origin, seq }));
             if let Some(user) = op.recipient()
                 && !users.contains(user)
             {
@@ -54,6 +57,7 @@ impl Work<'_> {
         for user in users {
             self.remove(&user);
         }
+        self.take_effect(expiries);
         to < stable
     }
 

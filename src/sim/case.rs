@@ -363,6 +363,8 @@ impl Case {
             inbox_messages: self.inbox.messages,
             inbox_bytes: self.inbox.bytes,
             devices: self.inbox.devices,
+            device_expiry_ms: self.limits.device_expiry_ms,
+            expiry_margin_ms: self.limits.expiry_margin_ms,
         }
     }
 
