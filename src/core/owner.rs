@@ -459,20 +459,6 @@ impl Owner {
         self.active == self.wanted.len()
     }
 
-    /// What the clocks of the other regions say by now.
-    pub fn handle_clocks(&mut self, clocks: Clocks, now: Now) {
-        self.clocks = clocks;
-        self.expired_ms = match self.may_expire() {
-            true => now.wall_ms.saturating_sub(self.config.limits.expiry_margin_ms),
-            false => 0,
-        };
-    }
-
-    /// Whether anything may go by time: while most clocks of the other regions show what ours does (R20).
-    fn may_expire(&self) -> bool {
-        self.clocks.agree || defect::on(Defect::ExpiresAlone)
-    }
-
     /// From now on deposits are refused retryably: their edges try again where the shard goes, or here after a restart.
     pub fn handle_finish(&mut self) {
         self.finishing = true;

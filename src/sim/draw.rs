@@ -30,6 +30,7 @@ const REGIONS: [(&str, f64, f64); 5] = [
 pub(super) const CASE: u64 = 1;
 const FAULTS: u64 = 2;
 const ACTS: u64 = 3;
+const EXPIRY: u64 = 4;
 /// The stream of what a run leaves to chance in small.
 pub(super) const RUN: u64 = 0;
 
@@ -74,7 +75,7 @@ pub fn draw(seed: u64) -> Case {
     };
     let inbox = draw_inbox(rng);
     let small = inbox != InboxLimits::default();
-    Case {
+    let mut case = Case {
         name: String::new(),
         seed,
         work,
@@ -122,6 +123,35 @@ pub fn draw(seed: u64) -> Case {
             ..Expect::default()
         },
         places,
+    };
+    draw_expiry(seed, &mut case);
+    case
+}
+
+/// In some cases messages expire, in some devices do, within the run: where clocks are right, with a margin of what they may
+/// still be off. Where they are not, the margin is the product's, so that nothing expires here.
+fn draw_expiry(seed: u64, case: &mut Case) {
+    let rng = &mut SimRng::stream(seed, EXPIRY);
+    let wrong = case
+        .nodes
+        .iter()
+        .any(|node| (node.clock_ms, node.drift_ppm) != (0, 0));
+    let jumps = case
+        .random
+        .iter()
+        .any(|random| random.weights.contains_key(&Kind::Clock));
+    if wrong || jumps {
+        return;
+    }
+    case.limits.expiry_margin_ms = rng.between(500, 2_000);
+    if rng.chance(400) {
+        for workload in &mut case.workload {
+            workload.expiring = [100, 500][rng.index(2)];
+            workload.ttl = rng.between(200, 8_000) * MILLI;
+        }
+    }
+    if rng.chance(250) {
+        case.limits.device_expiry_ms = rng.between(3_000, 9_000);
     }
 }
 
@@ -563,6 +593,9 @@ fn draw_send(
         let other = rng.index(case.users.len());
         act.twin = (other != to).then(|| case.users[other].name.clone());
     }
+    if workload.expiring > 0 && rng.chance(workload.expiring.into()) {
+        act.ttl = Some(rng.between(1, (workload.ttl / MILLI).max(1)) * MILLI);
+    }
     act
 }
 
@@ -575,5 +608,6 @@ fn act(at: Micros, device: String) -> Act {
         copies: Vec::new(),
         twin: None,
         status: None,
+        ttl: None,
     }
 }

@@ -138,7 +138,12 @@ impl Attachment {
                 from: from.max(passed + 1),
                 to,
                 reason: range.reason,
-                count: count.saturating_sub(consumed),
+                // How many of them lie in the part that it passed nobody keeps.
+                count: if passed < from {
+                    count.saturating_sub(consumed)
+                } else {
+                    0
+                },
             }));
         }
     }

@@ -17,12 +17,13 @@ use std::collections::BTreeSet;
 
 use super::{Owner, OwnerOutput, Question, Shard, Tag, parts};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
+use crate::core::defect::{self, Defect};
 use crate::core::expire::{Looked, REFRESHES, earlier, is_overdue, is_stale};
 use crate::core::ids::{DeviceId, Epoch, ShardId, UserId};
 use crate::core::limits::ms;
 use crate::core::op::{DeviceChange, LoggedOp, Op, kind};
 use crate::core::storage::{StoreError, UserTimes};
-use crate::core::time::{Mono, Now};
+use crate::core::time::{Clocks, Mono, Now};
 use crate::core::vector::Vector;
 
 /// Users in one page: their rows are a millisecond's work where they come from disk.
@@ -82,6 +83,20 @@ impl Sweep {
 }
 
 impl Owner {
+    /// What the clocks of the other regions say by now.
+    pub fn handle_clocks(&mut self, clocks: Clocks, now: Now) {
+        self.clocks = clocks;
+        self.expired_ms = match self.may_expire() {
+            true => now.wall_ms.saturating_sub(self.config.limits.expiry_margin_ms),
+            false => 0,
+        };
+    }
+
+    /// Whether anything may go by time: while most clocks of the other regions show what ours does (R20).
+    fn may_expire(&self) -> bool {
+        self.clocks.agree || defect::on(Defect::ExpiresAlone)
+    }
+
     /// Reads on for a shard of a part that is due.
     pub(super) fn sweep(&mut self, part: u32, now: Now) {
         if self.sweeps.reading {

@@ -168,3 +168,15 @@ fn what_is_due_when_it_comes_is_told_at_once() {
         [Hole(ORIGIN, 21, 21), Message(ORIGIN, 22), Hole(ORIGIN, 23, 23)]
     );
 }
+
+#[test]
+fn of_a_hole_that_was_passed_in_part_the_rest_is_told_without_a_number() {
+    let mut rig = rig(100, &[1, 6], &[], true);
+    hole(&mut rig, 2, 4, 2);
+    let claiming = Attach {
+        claim: [(ORIGIN, 3)].into_iter().collect(),
+        ..phone()
+    };
+    assert_eq!(rig.attach(claiming), [Hole(ORIGIN, 4, 4), Message(ORIGIN, 6)]);
+    assert_eq!(rig.counts, [0]);
+}
