@@ -32,6 +32,7 @@ use super::token::KeyError;
 use crate::core::ids::{Addr, Generation, IdError, NodeKey, NodeName, Origin, RegionId};
 use crate::core::members::{Member, Members};
 use crate::core::node::{Input, Partition, PartitionConfig};
+use crate::core::owner::DurabilityPolicy;
 use crate::core::wire::RegionEndpoints;
 use crate::net::address::HostPort;
 use crate::net::certs::CertError;
@@ -293,6 +294,7 @@ impl Node {
                     sharding,
                     holders: holders.clone(),
                     limits: config.core_limits(),
+                    durability: DurabilityPolicy::Region,
                     core: is_core,
                     edge: config.node.has(Role::Edge),
                 },

@@ -11,6 +11,7 @@ use super::world::{Event, Process, Task, World};
 use crate::core::ids::Generation;
 use crate::core::members::{Member, Members};
 use crate::core::node::{Input, Partition, PartitionConfig};
+use crate::core::owner::DurabilityPolicy;
 use crate::core::wire::RegionEndpoints;
 
 impl World {
@@ -55,6 +56,7 @@ impl World {
                 sharding: self.plan.sharding(),
                 holders: self.plan.holders(),
                 limits: self.plan.limits.clone(),
+                durability: DurabilityPolicy::Region,
                 core,
                 edge: self.nodes[index].edge,
             };

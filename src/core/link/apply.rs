@@ -122,6 +122,7 @@ impl Links {
                 self.peers[peer].pull.applied += (through + 1).saturating_sub(item.first);
                 let source = self.peers[peer].addr.node.region.clone();
                 self.known_in(&source, shard, origin, through);
+                self.have_copy(shard, origin, through);
                 match stopped {
                     None => {
                         self.peers[peer].pull.strikes.remove(&shard);
