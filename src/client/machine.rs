@@ -69,7 +69,7 @@ pub struct Tuning {
     pub retry_min: Duration,
     /// Longest such pause.
     pub retry_max: Duration,
-    /// An acknowledgement waits so long for others to go with it.
+    /// An acknowledgement waits so long for others to go with it; after half of that it goes with the next message.
     pub ack_delay: Duration,
     /// So many consumed messages are acknowledged at once: well below a server's window.
     pub ack_every: usize,
@@ -97,7 +97,7 @@ impl Default for Tuning {
             lasting: Duration::from_secs(5),
             retry_min: Duration::from_millis(50),
             retry_max: Duration::from_secs(5),
-            ack_delay: Duration::from_millis(10),
+            ack_delay: Duration::from_millis(20),
             ack_every: 32,
             ping_every: Duration::from_secs(15),
             pong_timeout: Duration::from_secs(5),
@@ -473,8 +473,11 @@ impl Machine {
             return None;
         }
         let now = self.now.mono;
-        let send = self.outbox.next(now, live.limits.sends_in_flight as usize)?;
+        let Some(send) = self.outbox.next(now, live.limits.sends_in_flight as usize) else {
+            return self.acks_to_ride();
+        };
         live.said = now;
+        live.may_carry = true;
         self.stats.transmissions += 1;
         Some(ClientFrame::Send(send))
     }

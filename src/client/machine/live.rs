@@ -28,6 +28,8 @@ pub(super) struct Live {
     pings: u64,
     /// When the acknowledgements that gather go out.
     ack_at: Option<Mono>,
+    /// Messages were just taken to be written: acknowledgements that waited for half of their time go with them.
+    pub(super) may_carry: bool,
     /// Users that this session subscribed to.
     told: BTreeSet<UserId>,
     /// Asked to go elsewhere: why, and how long to wait for answers.
@@ -45,6 +47,7 @@ impl Live {
             ping: None,
             pings: 0,
             ack_at: None,
+            may_carry: false,
             told: BTreeSet::new(),
             leaving: None,
         }
@@ -191,14 +194,33 @@ impl Machine {
     }
 
     pub(super) fn send_acks(&mut self) {
-        if let Phase::Live(live) = &mut self.phase {
-            live.ack_at = None;
-            let acks = self.inbox.acks();
-            if !acks.is_empty() {
-                self.stats.acks += acks.len() as u64;
-                self.say(ClientFrame::Ack(acks));
-            }
+        if let Some(frame) = self.take_acks() {
+            self.say(frame);
         }
+    }
+
+    /// Acknowledgements behind messages that were taken to be written: in one packet with these they cost next to nothing.
+    pub(super) fn acks_to_ride(&mut self) -> Option<ClientFrame> {
+        let Phase::Live(live) = &mut self.phase else {
+            return None;
+        };
+        if !std::mem::take(&mut live.may_carry) {
+            return None;
+        }
+        let soon = self.now.mono + self.config.tuning.ack_delay / 2;
+        live.ack_at
+            .is_some_and(|at| at <= soon)
+            .then(|| self.take_acks())?
+    }
+
+    fn take_acks(&mut self) -> Option<ClientFrame> {
+        let Phase::Live(live) = &mut self.phase else {
+            return None;
+        };
+        live.ack_at = None;
+        let acks = self.inbox.acks();
+        self.stats.acks += acks.len() as u64;
+        (!acks.is_empty()).then_some(ClientFrame::Ack(acks))
     }
 
     pub(super) fn watch(&mut self, users: Vec<UserId>) {

@@ -304,6 +304,27 @@ fn acknowledgements_wait_for_the_application_and_go_together() {
 }
 
 #[test]
+fn acknowledgements_go_with_a_message_after_half_of_their_time() {
+    let mut rig = Rig::new(config());
+    rig.live();
+    rig.frame(message(at(1), "bob", MessageId::v7(1, [0; 10]), b"x"));
+    rig.input(Input::Consumed(at(1)));
+    let send = |rig: &mut Rig| {
+        let sent = rig.machine.send(OutgoingMessage::new(user("bob"), "1"), rig.now);
+        assert!(sent.is_ok());
+        rig.sends()
+    };
+    let half = config().tuning.ack_delay / 2;
+    rig.now.mono = rig.now.mono + (half - Duration::from_micros(1));
+    assert!(matches!(send(&mut rig)[..], [ClientFrame::Send(_)]));
+    rig.now.mono = rig.now.mono + Duration::from_micros(1);
+    assert!(rig.sends().is_empty(), "there is no message to go with");
+    let sent = send(&mut rig);
+    assert!(matches!(&sent[..], [ClientFrame::Send(_), ClientFrame::Ack(acks)] if *acks == [at(1)]));
+    assert!(rig.sends().is_empty());
+}
+
+#[test]
 fn a_half_window_of_consumed_messages_is_acknowledged_at_once() {
     let mut rig = Rig::new(config());
     rig.live();
