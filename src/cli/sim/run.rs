@@ -202,10 +202,7 @@ impl Run {
             scenarios.len() > 1 && scenario.is_some_and(|scenario| scenario.work() > LONG)
         };
         let (first, then): (Vec<usize>, Vec<usize>) = (0..scenarios.len()).partition(long);
-        let first = first
-            .into_iter()
-            .map(|at| (at, self.seed))
-            .take_while(|_| self.seeds > 0);
+        let first = first.into_iter().map(|at| (at, self.seed));
         let seeds = self.seed..self.seed + self.seeds;
         let then = then
             .into_iter()
