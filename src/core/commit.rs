@@ -481,7 +481,7 @@ enum From<'a> {
 
 /// The entries that may become consumed.
 fn inbox_needs(id: ShardId, shard: &ShardState, user: &UserId, from: From<'_>, out: &mut Vec<Need>) {
-    let Some(UserState { row, inbox, .. }) = shard.users.get(user) else {
+    let Some(UserState { row, inbox, .. }) = shard.users.get(user).map(Box::as_ref) else {
         return;
     };
     let counts = |device: &DeviceId| row.devices.get(device).is_some_and(|known| !known.expired);

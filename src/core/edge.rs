@@ -139,7 +139,8 @@ pub struct Edge {
     config: EdgeConfig,
     mono: Mono,
     endpoints: Vec<RegionEndpoints>,
-    sessions: BTreeMap<SessionId, Session>,
+    /// Boxed, since nodes of a map are half empty.
+    sessions: BTreeMap<SessionId, Box<Session>>,
     conns: BTreeMap<ConnId, SessionId>,
     /// Connections that were told to close and are not gone yet.
     closing: BTreeSet<ConnId>,
@@ -259,7 +260,7 @@ impl Edge {
         self.conns.insert(conn, session);
         self.by_shard.insert((shard, session));
         self.wakes.insert((wake, session));
-        self.sessions.insert(session, state);
+        self.sessions.insert(session, Box::new(state));
         self.stats.sessions += 1;
         self.stats.pending += 1;
         self.attach(session);

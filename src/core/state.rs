@@ -384,8 +384,8 @@ pub struct ShardState {
     pub row: ShardRow,
     /// The logs, by origin; `(running hash, operation)`.
     pub logs: BTreeMap<Origin, Series<(u64, LoggedOp)>>,
-    /// The users.
-    pub users: BTreeMap<UserId, UserState>,
+    /// The users. Boxed: few stand in each shard, and a map makes room for eleven.
+    pub users: BTreeMap<UserId, Box<UserState>>,
     /// Ids that were accepted.
     pub dedup: BTreeMap<DedupKey, DedupRow>,
     /// The round of the ledger in which a change was last noted.
@@ -876,7 +876,7 @@ impl ShardState {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => {
                 ledger.resident += USER_WEIGHT;
-                vacant.insert(UserState::default())
+                vacant.insert(Box::default())
             }
         };
         if known.noted != ledger.round {

@@ -46,10 +46,10 @@ use super::{
 /// Closing the endpoint waits this long for close frames to go out.
 const WAIT_IDLE: Duration = Duration::from_secs(2);
 
-/// Limits of the client side. The defaults keep an idle connection near 27 KB.
+/// Limits of the client side. The defaults keep an idle connection near 30 KB.
 #[derive(Debug, Clone)]
 pub struct ClientLimits {
-    /// Connections beyond this many are refused: memory is 27 KB idle and up to the windows and queues when busy.
+    /// Connections beyond this many are refused: memory is 30 KB idle and up to the windows and queues when busy.
     pub max_connections: usize,
     /// Unfinished handshakes beyond this many are refused: each costs 300 us and can be had for one packet.
     pub max_handshakes: usize,
@@ -478,7 +478,7 @@ impl Drop for ClientListener {
 }
 
 fn server_config(identity: &Identity, limits: &ClientLimits) -> Result<ServerConfig, CertError> {
-    let mut server = ServerConfig::with_crypto(tls::server_config(identity, None, &[CLIENT_ALPN])?);
+    let mut server = ServerConfig::with_crypto(tls::lean_server_config(identity, &[CLIENT_ALPN])?);
     server.transport_config(Arc::new(limits.transport()));
     server.max_incoming(limits.max_handshakes.max(1));
     Ok(server)

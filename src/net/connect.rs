@@ -221,6 +221,11 @@ impl ClientStream {
         self.receiver.recv().await
     }
 
+    #[cfg(test)]
+    pub(super) fn force_key_update(&self) {
+        self.sender.connection.force_key_update();
+    }
+
     /// See [`FrameSender::close`].
     pub fn close(&self, reason: &CloseReason) {
         self.sender.close(reason);

@@ -26,6 +26,7 @@ pub mod gate;
 pub mod gossip;
 mod outbox;
 pub mod peer;
+mod session;
 pub mod supervise;
 pub mod tls;
 

@@ -11,6 +11,7 @@ use rustls::{
 };
 
 use super::certs::{CertError, Identity, Roots};
+use super::session::LeanServer;
 
 /// ALPN of clients.
 pub const CLIENT_ALPN: &[u8] = b"iris/1";
@@ -28,6 +29,27 @@ pub fn server_config(
     client_roots: Option<&Roots>,
     alpn: &[&[u8]],
 ) -> Result<Arc<QuicServerConfig>, CertError> {
+    let config = Arc::new(tls_config(identity, client_roots, alpn)?);
+    Ok(Arc::new(
+        QuicServerConfig::try_from(config).map_err(no_initial_suite)?,
+    ))
+}
+
+/// As [`server_config`], for many connections that are idle: see [`session`](super::session).
+///
+/// # Errors
+/// [`CertError::Tls`] when key and chain do not fit.
+pub(super) fn lean_server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<Arc<LeanServer>, CertError> {
+    let config = Arc::new(tls_config(identity, None, alpn)?);
+    let quic = QuicServerConfig::try_from(config.clone()).map_err(no_initial_suite)?;
+    Ok(Arc::new(LeanServer::new(config, Arc::new(quic))))
+}
+
+fn tls_config(
+    identity: &Identity,
+    client_roots: Option<&Roots>,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, CertError> {
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
     let builder = match client_roots {
@@ -44,9 +66,7 @@ pub fn server_config(
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    Ok(Arc::new(
-        QuicServerConfig::try_from(config).map_err(no_initial_suite)?,
-    ))
+    Ok(config)
 }
 
 /// The connecting side; `identity` is presented when the server asks for a certificate.

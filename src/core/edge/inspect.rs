@@ -45,13 +45,14 @@ impl Edge {
                 let sessions = self
                     .by_shard
                     .range(ids)
-                    .filter_map(|(_, id)| self.sessions.get_key_value(id));
+                    .filter_map(|(_, id)| Some((id, self.sessions.get(id)?.as_ref())));
                 let theirs = sessions.filter(|(_, session)| session.user == *user);
                 theirs.take(limit).map(facts).collect()
             }
             None => {
                 let above = (Bound::Excluded(after), Bound::Unbounded);
-                self.sessions.range(above).take(limit).map(facts).collect()
+                let sessions = self.sessions.range(above).take(limit);
+                sessions.map(|(id, session)| facts((id, session))).collect()
             }
         }
     }

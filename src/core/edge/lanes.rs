@@ -325,7 +325,7 @@ impl Edge {
         if found.is_none() {
             self.stats.stale += 1;
         }
-        found
+        found.map(Box::as_mut)
     }
 
     /// Tells the owner of a session's user about it, if it can be reached.
@@ -623,7 +623,7 @@ impl LaneOut {
     fn drain(
         &mut self,
         lane: u64,
-        sessions: &mut BTreeMap<SessionId, Session>,
+        sessions: &mut BTreeMap<SessionId, Box<Session>>,
         send: &mut dyn FnMut(ToOwner),
     ) -> u64 {
         if let Some(generation) = self.open.take() {

@@ -1,7 +1,10 @@
 //! One connection of a client: its handle, its reader and its writer.
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -15,7 +18,7 @@ use tokio::{
 use super::{ClientEvent, ClosedBy, Shared, Ticket};
 use crate::net::{
     CloseCode, CloseReason, EventSink,
-    frame::{FrameDecoder, FrameError, coalesce},
+    frame::{Frame, FrameDecoder, FrameError, coalesce},
     outbox::{Next, Outbox, TrySendError},
     supervise::CloseOnPanic,
 };
@@ -74,6 +77,11 @@ impl ConnHandle {
         self.remember(&reason);
         reason.close(&self.0.connection);
         self.0.outbox.gone();
+    }
+
+    #[cfg(test)]
+    pub(super) fn force_key_update(&self) {
+        self.0.connection.force_key_update();
     }
 
     fn remember(&self, reason: &CloseReason) {
@@ -290,10 +298,11 @@ async fn read_loop<S: EventSink<ClientEvent>>(open: &mut Open<S>) -> ClosedBy {
     let mut greet_by = Some(*greet_by);
     let mut decoder = FrameDecoder::new(shared.limits.max_frame);
     loop {
-        let mut chunks: [Bytes; READ_CHUNKS] = Default::default();
-        let read = recv.read_chunks(&mut chunks);
+        let mut frames = Vec::new();
+        let read = poll_fn(|cx| poll_frames(cx, recv, &mut decoder, &mut frames));
         let read = match greet_by {
-            Some(at) => timeout_at(at, read).await,
+            // In a box, since this happens once, and the task of an idle connection is as large as all that it ever awaits.
+            Some(at) => Box::pin(timeout_at(at, read)).await,
             None => Ok(read.await),
         };
         let Ok(read) = read else {
@@ -302,23 +311,13 @@ async fn read_loop<S: EventSink<ClientEvent>>(open: &mut Open<S>) -> ClosedBy {
             handle.close_now(reason.clone());
             return ClosedBy::Local(reason);
         };
-        let count = match read {
-            Ok(Some(count)) => count,
+        let (bytes, result) = match read {
+            Ok(Some(read)) => read,
             Ok(None) => return ClosedBy::Remote(CloseReason::new(CloseCode::NORMAL, "end of stream")),
             Err(error) => return closed_by_read(error),
         };
         // After the read, not before: nothing may pass that was already being waited for when the queue filled.
         handle.0.outbox.wait_below_threshold().await;
-        let mut frames = Vec::new();
-        let mut bytes = 0;
-        let mut result = Ok(());
-        for chunk in &mut chunks[..count] {
-            bytes += chunk.len() as u64;
-            result = decoder.push(std::mem::take(chunk), &mut frames);
-            if result.is_err() {
-                break;
-            }
-        }
         shared.counters.bytes_in.fetch_add(bytes, Relaxed);
         if !frames.is_empty() {
             // Whoever takes the frames refuses a first one that is no Hello.
@@ -343,6 +342,33 @@ async fn read_loop<S: EventSink<ClientEvent>>(open: &mut Open<S>) -> ClosedBy {
     }
 }
 
+/// What a read brought: bytes, and whether they were frames; `None` at the end of the stream.
+type Read = Option<(u64, Result<(), FrameError>)>;
+
+/// Reads what is there and cuts it into frames. The chunks do not outlive a poll: while it waits, the task of a connection
+/// keeps no room for them.
+fn poll_frames(
+    cx: &mut Context<'_>,
+    recv: &mut quinn::RecvStream,
+    decoder: &mut FrameDecoder,
+    frames: &mut Vec<Frame>,
+) -> Poll<Result<Read, ReadError>> {
+    let mut chunks: [Bytes; READ_CHUNKS] = Default::default();
+    let Some(count) = ready!(pin!(recv.read_chunks(&mut chunks)).poll(cx))? else {
+        return Poll::Ready(Ok(None));
+    };
+    let mut bytes = 0;
+    let mut result = Ok(());
+    for chunk in &mut chunks[..count] {
+        bytes += chunk.len() as u64;
+        result = decoder.push(std::mem::take(chunk), frames);
+        if result.is_err() {
+            break;
+        }
+    }
+    Poll::Ready(Ok(Some((bytes, result))))
+}
+
 pub(crate) fn closed_by_read(error: ReadError) -> ClosedBy {
     match error {
         ReadError::ConnectionLost(error) => error.into(),
@@ -355,68 +381,78 @@ pub(crate) fn closed_by_read(error: ReadError) -> ClosedBy {
 }
 
 async fn write_loop(handle: ConnHandle, mut send: quinn::SendStream, shared: Arc<Shared>) {
+    let _closes = CloseOnPanic(handle.0.connection.clone());
+    let mut deadline = None;
+    loop {
+        let next = handle.0.outbox.next().await;
+        // In a box, since this is over most of the time, and the task of an idle connection is as large as all that it
+        // ever awaits.
+        if !Box::pin(write(next, &handle, &mut send, &shared, &mut deadline)).await {
+            return;
+        }
+    }
+}
+
+/// Does what is to be done next; says whether there may be more. `deadline` is set when a close is asked for; from then on
+/// everything must be out by it.
+async fn write(
+    next: Next,
+    handle: &ConnHandle,
+    send: &mut quinn::SendStream,
+    shared: &Shared,
+    deadline: &mut Option<Instant>,
+) -> bool {
     let connection = &handle.0.connection;
-    let _closes = CloseOnPanic(connection.clone());
     let outbox = &handle.0.outbox;
     let flush = shared.limits.flush_timeout;
-    // Set when a close is asked for; from then on everything must be out by it.
-    let mut deadline: Option<Instant> = None;
-    loop {
-        let batch = match outbox.next().await {
-            Next::Write(batch) => batch,
-            Next::Close(reason) => {
-                let deadline = deadline.unwrap_or_else(|| Instant::now() + flush);
-                let _ = send.finish();
-                // Acknowledged by the client's QUIC stack: a close frame sent earlier would cut it off.
-                let _ = timeout_at(deadline, send.stopped()).await;
-                reason.close(connection);
-                outbox.gone();
-                return;
-            }
-            Next::Gone => return,
-        };
-        shared.counters.batches_out.fetch_add(1, Relaxed);
-        let mut batch = coalesce(batch, WRITE_BUFFER_BYTES);
-        let bytes: usize = batch.iter().map(Bytes::len).sum();
-        shared.counters.bytes_out.fetch_add(bytes as u64, Relaxed);
-        let written = {
-            let write = send.write_all_chunks(&mut batch);
-            tokio::pin!(write);
-            match deadline {
-                Some(deadline) => timeout_at(deadline, write).await,
-                None => tokio::select! {
-                    biased;
-                    written = &mut write => Ok(written),
-                    () = outbox.close_asked() => {
-                        let end = Instant::now() + flush;
-                        deadline = Some(end);
-                        timeout_at(end, write).await
-                    }
-                },
-            }
-        };
-        match written {
-            Ok(Ok(())) => {}
-            Ok(Err(quinn::WriteError::Stopped(code))) => {
-                tracing::debug!(conn = handle.id(), %code, "a client reads no more");
-                CloseReason::new(CloseCode::PROTOCOL, "the stream must stay open both ways")
-                    .close(connection);
-                outbox.gone();
-                return;
-            }
-            Ok(Err(_)) => {
-                outbox.gone();
-                return;
-            }
-            Err(_) => {
-                if let Next::Close(reason) = close_reason(outbox).await {
-                    reason.close(connection);
+    let batch = match next {
+        Next::Write(batch) => batch,
+        Next::Close(reason) => {
+            let deadline = deadline.unwrap_or_else(|| Instant::now() + flush);
+            let _ = send.finish();
+            // Acknowledged by the client's QUIC stack: a close frame sent earlier would cut it off.
+            let _ = timeout_at(deadline, send.stopped()).await;
+            reason.close(connection);
+            outbox.gone();
+            return false;
+        }
+        Next::Gone => return false,
+    };
+    shared.counters.batches_out.fetch_add(1, Relaxed);
+    let mut batch = coalesce(batch, WRITE_BUFFER_BYTES);
+    let bytes: usize = batch.iter().map(Bytes::len).sum();
+    shared.counters.bytes_out.fetch_add(bytes as u64, Relaxed);
+    let written = {
+        let write = send.write_all_chunks(&mut batch);
+        tokio::pin!(write);
+        match *deadline {
+            Some(deadline) => timeout_at(deadline, write).await,
+            None => tokio::select! {
+                biased;
+                written = &mut write => Ok(written),
+                () = outbox.close_asked() => {
+                    let end = Instant::now() + flush;
+                    *deadline = Some(end);
+                    timeout_at(end, write).await
                 }
-                outbox.gone();
-                return;
+            },
+        }
+    };
+    match written {
+        Ok(Ok(())) => return true,
+        Ok(Err(quinn::WriteError::Stopped(code))) => {
+            tracing::debug!(conn = handle.id(), %code, "a client reads no more");
+            CloseReason::new(CloseCode::PROTOCOL, "the stream must stay open both ways").close(connection);
+        }
+        Ok(Err(_)) => {}
+        Err(_) => {
+            if let Next::Close(reason) = close_reason(outbox).await {
+                reason.close(connection);
             }
         }
     }
+    outbox.gone();
+    false
 }
 
 /// The reason of a close that could not be flushed: what is still queued is dropped.

@@ -108,6 +108,28 @@ async fn wait_until(mut condition: impl FnMut() -> bool) {
         .expect("the condition within the test's patience");
 }
 
+/// The keys of each phase are made when they are first used, by whichever side begins it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_updated_from_both_sides() {
+    let mut rig = rig(ClientLimits::default(), 64, 1);
+    let mut client = rig.client().await;
+    client.send(vec![numbered(0, 100)]).await.unwrap();
+    let (_, handle) = rig.opened().await;
+    rig.frames(1).await;
+    for at in 1..=8 {
+        if at % 2 == 0 {
+            client.force_key_update();
+        } else {
+            handle.force_key_update();
+        }
+        handle.try_send(vec![numbered(at, 100)]).unwrap();
+        let answers = timeout(PATIENCE, client.recv()).await.unwrap().unwrap();
+        assert_eq!(number(&answers[0]), at);
+        client.send(vec![numbered(at, 100)]).await.unwrap();
+        assert_eq!(number(&rig.frames(1).await[0].1), at);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_go_both_ways_in_order() {
     let mut rig = rig(ClientLimits::default(), 64, 1);

@@ -194,7 +194,7 @@ impl<T: Tables> View<T> {
             marks.users.insert(user.clone(), stored.inbox);
         }
         let shard = self.state.shards.entry(id).or_default();
-        shard.users.insert(user.clone(), known);
+        shard.users.insert(user.clone(), Box::new(known));
         self.state.ledger.resident += USER_WEIGHT;
         self.loads += 1;
         Ok(Some(stored.as_of))

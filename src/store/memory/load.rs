@@ -237,7 +237,7 @@ fn load_user(state: &mut State, rows: &Rows, id: ShardId, user: UserId) -> Resul
         let seq = last.transpose().map_err(|e| damaged(&e))?.unwrap_or(0);
         known.inbox.insert(origin, behind(seq));
     }
-    shard.users.insert(user, known);
+    shard.users.insert(user, Box::new(known));
     Ok(())
 }
 
