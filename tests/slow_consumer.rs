@@ -21,7 +21,12 @@ const AT_ONCE: usize = 32;
 const ROUNDS: u64 = 4;
 /// What this process may hold for other reasons at one look and not at the other: tables that are not written yet, caches,
 /// buffers under way. A small part of what waits for the two.
-const SLACK: i64 = 8 * 1024 * 1024;
+const SLACK: i64 = 4 * 1024 * 1024;
+
+/// Memory rests while it moves by less than this.
+const RESTING: i64 = 256 * 1024;
+/// For so long: the store looks several times meanwhile for what it can give back.
+const RESTS: Duration = Duration::from_secs(1);
 
 /// The memory that this process uses, clients and servers, by the byte: what the system shows depends on what its allocator keeps.
 struct Heap(AtomicI64);
@@ -51,6 +56,19 @@ unsafe impl GlobalAlloc for Heap {
 impl Heap {
     fn live(&self) -> i64 {
         self.0.load(Relaxed)
+    }
+
+    /// Once it rests: behind a flood the store writes on for a while, and gives back what it wrote.
+    async fn settled(&self) -> i64 {
+        let (mut seen, mut since) = (self.live(), Instant::now());
+        while since.elapsed() < RESTS {
+            tokio::time::sleep(RESTS / 20).await;
+            let now = self.live();
+            if (now - seen).abs() > RESTING {
+                (seen, since) = (now, Instant::now());
+            }
+        }
+        self.live()
     }
 }
 
@@ -83,13 +101,15 @@ async fn who_reads_nothing_costs_a_window_and_slows_nobody() {
     let (before, talked) = (resting(&delivered).await, talk.count);
     let (mut beside_away, mut beside_slow) = (Vec::new(), Vec::new());
     let (mut grown_away, mut grown_slow) = (0, 0);
+    let mut start = HEAP.settled().await;
     for _ in 0..ROUNDS {
-        let start = HEAP.live();
         beside_away.extend(flood(&alice, &["far", "farther"], &mut talk).await);
-        let middle = HEAP.live();
+        let middle = HEAP.settled().await;
         beside_slow.extend(flood(&alice, &["slow", "deaf"], &mut talk).await);
+        let end = HEAP.settled().await;
         grown_away += middle - start;
-        grown_slow += HEAP.live() - middle;
+        grown_slow += end - middle;
+        start = end;
     }
     let handed_out = resting(&delivered).await - before - (talk.count - talked);
     let (away, slow_ones) = (median(&mut beside_away), median(&mut beside_slow));

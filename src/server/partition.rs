@@ -56,6 +56,16 @@ const MAX_WAITING: usize = 16 * SIBLING_QUEUE;
 /// Server frames are packed into buffers of about this size.
 const CLIENT_BUFFER: usize = 16 * 1024;
 
+/// While many connections bring a message or two at a time, what they send is taken so long after it was last taken: what comes
+/// meanwhile is decided, committed and written together. That saves most of what packets, wake-ups and commits of one
+/// message cost, for which a busy node has no time.
+const PACE: Duration = Duration::from_millis(4);
+/// From so many reads of clients' connections a second on. Where each brings many messages, which large windows do, there
+/// are fewer.
+const PACED_ABOVE: u32 = 15_000;
+/// Reads are counted over so long.
+const PACE_PERIOD: Duration = Duration::from_millis(10);
+
 /// Room made for each frame ahead: a delivery of a short message fits, so that buffers do not grow by copying.
 const USUAL_FRAME: usize = 256;
 
@@ -199,6 +209,41 @@ pub(super) fn partitions_of(class: u16) -> (u8, u8) {
     )
 }
 
+/// When what clients send is left to gather: see [`PACE`].
+struct Pace {
+    taken: Instant,
+    counted_from: Instant,
+    reads: u32,
+    busy: bool,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self {
+            taken: now,
+            counted_from: now,
+            reads: 0,
+            busy: false,
+        }
+    }
+
+    /// When events may be taken, if that is not at once.
+    fn next(&self) -> Option<Instant> {
+        self.busy.then(|| self.taken + PACE)
+    }
+
+    /// Events were taken, so many of them reads of clients' connections.
+    fn took(&mut self, now: Instant, reads: u32) {
+        self.taken = now;
+        self.reads += reads;
+        let counted = now - self.counted_from;
+        if counted >= PACE_PERIOD {
+            self.busy = f64::from(self.reads) >= f64::from(PACED_ABOVE) * counted.as_secs_f64();
+            (self.counted_from, self.reads) = (now, 0);
+        }
+    }
+}
+
 struct Connections {
     clients: BTreeMap<ConnId, ConnHandle>,
     /// Outgoing incarnation of each peer that is up.
@@ -207,6 +252,8 @@ struct Connections {
     missed: BTreeSet<NodeKey>,
     /// Messages of this round for each peer and class.
     outgoing: BTreeMap<(NodeKey, u16), Vec<Bytes>>,
+    /// Messages of this partition to itself, handed over in the turn that made them.
+    own: Vec<Message>,
     /// Messages that a sibling had no room for; they keep their order.
     waiting: BTreeMap<u8, Vec<Message>>,
 }
@@ -227,10 +274,15 @@ impl PartitionTask {
             peers: BTreeMap::new(),
             missed: BTreeSet::new(),
             outgoing: BTreeMap::new(),
+            own: Vec::new(),
             waiting: BTreeMap::new(),
         };
         let mut events = Vec::with_capacity(BATCH);
+        let mut pace = Pace::new(Instant::now());
         loop {
+            let hold = pace.next().filter(|_| self.events.len() < BATCH);
+            let mut take = hold.is_none();
+            let held = tokio::time::sleep_until(hold.unwrap_or_else(Instant::now).into());
             let due = self.core.poll_timeout().map(|at| self.clock.until(at));
             let timer = tokio::time::sleep(due.unwrap_or(Duration::from_secs(3600)));
             tokio::select! {
@@ -248,7 +300,8 @@ impl PartitionTask {
                         None => self.store = None,
                     }
                 }
-                count = self.events.recv_many(&mut events, BATCH) => {
+                () = held, if hold.is_some() => take = true,
+                count = self.events.recv_many(&mut events, BATCH), if hold.is_none() => {
                     if count == 0 {
                         return;
                     }
@@ -256,9 +309,13 @@ impl PartitionTask {
                 () = timer => {}
                 _ = stop.changed() => return,
             }
-            while events.len() < BATCH {
+            while take && events.len() < BATCH {
                 let Ok(event) = self.events.try_recv() else { break };
                 events.push(event);
+            }
+            if take {
+                let read = |event: &&Event| matches!(event, Event::Client { .. });
+                pace.took(Instant::now(), events.iter().filter(read).count() as u32);
             }
             for event in events.drain(..) {
                 self.event(&mut connections, event);
@@ -268,6 +325,13 @@ impl PartitionTask {
                 self.core.handle_timeout(now);
             }
             self.outputs(&mut connections);
+            while !connections.own.is_empty() {
+                for message in std::mem::take(&mut connections.own) {
+                    let from = self.me.clone();
+                    self.core.handle(Input::Peer { from, message }, now);
+                }
+                self.outputs(&mut connections);
+            }
             self.meters.export(&self.core, self.events.len(), now);
             self.report();
         }
@@ -392,6 +456,7 @@ impl PartitionTask {
             match output {
                 Output::Client { conn, frames } => self.client_frames(connections, conn, &frames),
                 Output::Close { conn, code, detail } => close_client(connections, conn, code, detail),
+                Output::Peer { to, message } if to == self.me => connections.own.push(message),
                 Output::Peer { to, message } if to.node == self.me.node => {
                     self.to_sibling(connections, to.partition, message);
                 }
@@ -622,6 +687,25 @@ mod tests {
     use crate::core::ids::{NodeName, RegionId};
 
     #[test]
+    fn turns_are_paced_only_while_many_reads_bring_a_few_messages_each() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        assert_eq!(pace.next(), None);
+        let just = u32::try_from(u128::from(PACED_ABOVE) * PACE_PERIOD.as_millis() / 1000).unwrap();
+        let mut now = start + PACE_PERIOD;
+        pace.took(now, just - 1);
+        assert_eq!(pace.next(), None, "just below");
+        pace.took(now, just);
+        assert_eq!(pace.next(), None, "the time is not over");
+        now += PACE_PERIOD;
+        pace.took(now, 0);
+        assert_eq!(pace.next(), Some(now + PACE));
+        now += PACE_PERIOD * 100;
+        pace.took(now, 1);
+        assert_eq!(pace.next(), None, "quiet again");
+    }
+
+    #[test]
     fn what_was_dropped_before_a_connection_came_up_counts_as_lost_once() {
         let node = NodeKey {
             region: RegionId::new("us-east").unwrap(),
@@ -632,6 +716,7 @@ mod tests {
             peers: BTreeMap::new(),
             missed: BTreeSet::from([node.clone()]),
             outgoing: BTreeMap::new(),
+            own: Vec::new(),
             waiting: BTreeMap::new(),
         };
         assert!(connections.came_up(&node, 1), "something was dropped before");

@@ -34,6 +34,9 @@ const QUEUE_SPARE: usize = 2;
 pub(super) const KIND: &str = "store";
 /// Between two looks at what could be written behind while nothing is asked.
 const IDLE: Duration = Duration::from_millis(200);
+/// The same while there is something to write: under load commits come in between, and the engine spreads its work over
+/// them.
+const BREATH: Duration = Duration::from_millis(10);
 
 /// A request of a partition. A partition has at most one commit in flight, and
 /// [`store_reads`](crate::core::limits::CoreLimits::store_reads) reads: that bounds the queue.
@@ -187,7 +190,7 @@ impl Worker {
         loop {
             let mut group = Group::default();
             if self.reads.is_empty() {
-                let wait = if more { Duration::ZERO } else { IDLE };
+                let wait = if more { BREATH } else { IDLE };
                 match self.queue.recv_timeout(wait) {
                     Ok(request) => self.take(request, &mut group),
                     Err(RecvTimeoutError::Timeout) => {

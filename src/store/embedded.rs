@@ -27,10 +27,12 @@
 
 mod checkpoint;
 pub mod folder;
+mod pauses;
 pub mod record;
 mod replay;
 mod snapshot;
 pub mod tables;
+mod tempo;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -53,6 +55,7 @@ use checkpoint::{Budget, Step};
 use record::Meta;
 use replay::Replay;
 use tables::{Change, Table, Tables};
+use tempo::Tempo;
 use view::View;
 
 /// A batch is committed in parts of about this many bytes of operations: bounds the buffer of a record, and stays far
@@ -64,6 +67,10 @@ const OP_OVERHEAD: usize = 512;
 const TRIM_OVERHEAD: usize = 256 * 1024;
 /// Zeros written into the next segment at once, in bytes: a few milliseconds.
 const PREPARE_PIECE: u64 = 1024 * 1024;
+/// Part of the memory limit at which a checkpoint begins, in percent. It gives back what exceeds [`KEEP_PERCENT`], while
+/// about [`tempo::SPREAD_PERCENT`] of that comes in again.
+const BEGIN_PERCENT: usize = 62;
+const KEEP_PERCENT: usize = 50;
 /// How often one commit goes on with a user of whom a bounded step left entries to mark; the rest comes with later
 /// commits.
 const UNFINISHED_ROUNDS: usize = 4;
@@ -79,7 +86,7 @@ pub struct Options {
     /// What messages, users and dedup records may weigh in memory, in bytes; what is beyond lies in the tables. Under
     /// load it is exceeded by what one checkpoint takes.
     pub memory_bytes: usize,
-    /// What one slice of a checkpoint writes between two commits, in bytes, unless the last commit was larger than half
+    /// What one slice of a checkpoint writes between two commits, in bytes, unless the last commits were larger than half
     /// of it: bounds how long a commit waits for it. 64 KiB of small rows take about 2 ms.
     pub slice_bytes: usize,
     /// What a checkpoint writes between two flushes of the tables, in bytes: bounds what they keep in memory, and for how
@@ -151,6 +158,7 @@ pub struct EmbeddedEngine<D: Disk, T: Tables> {
     since: u64,
     /// Bytes of records that no slice of a checkpoint was matched to yet.
     unmatched: usize,
+    tempo: Tempo,
     /// What had been loaded when memory was last given back.
     loads_seen: u64,
     stats: Stats,
@@ -310,6 +318,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
             record: Vec::new(),
             since: 0,
             unmatched: 0,
+            tempo: Tempo::default(),
             loads_seen: 0,
             stats: Stats::default(),
             stopped: None,
@@ -409,6 +418,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
 
     fn begin_checkpoint(&mut self) {
         self.view.begin_checkpoint();
+        self.tempo.begin(self.since);
         self.since = 0;
     }
 
@@ -418,7 +428,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
             return true;
         }
         let options = &self.options;
-        let heavy = self.view.state.ledger.resident > options.memory_bytes;
+        let heavy = self.heavy(BEGIN_PERCENT);
         // Each checkpoint costs flushes, so memory alone asks for one only after some traffic.
         let some = options.checkpoint_bytes.min(options.memory_bytes as u64) / 8;
         let loaded = (self.view.loads - self.loads_seen) as usize * USER_WEIGHT;
@@ -437,7 +447,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
         let budget = Budget {
             slice,
             flush: self.options.flush_bytes,
-            memory: self.options.memory_bytes / 4 * 3,
+            memory: self.options.memory_bytes / 100 * KEEP_PERCENT,
             wait,
         };
         let identity = StoredIdentity::of(&self.view.state.identity);
@@ -456,6 +466,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
                 let deleted = deleted.map_err(|e| StoreError::Fatal(e.to_string()));
                 self.stop(deleted)?;
                 self.stats.checkpoints += 1;
+                self.tempo.end(self.view.spent);
             }
             Step::Done => self.loads_seen = self.view.loads,
             Step::More | Step::Waiting => {}
@@ -468,15 +479,25 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
         // An early warning only: appends refuse by themselves when the time comes.
         let _ = self.journal.prepare_ahead(PREPARE_PIECE);
         if self.trigger() {
-            let late = self.since > 4 * self.options.checkpoint_bytes;
-            let slice = if late {
-                usize::MAX
-            } else {
-                self.options.slice_bytes.max(2 * committed)
+            let options = &self.options;
+            let late = self.since > 4 * options.checkpoint_bytes;
+            let full = options.slice_bytes.max(2 * committed);
+            let hurry = self.since > options.checkpoint_bytes || self.heavy(100) || !self.view.writes();
+            let slice = match (late, hurry) {
+                (true, _) => Some(usize::MAX),
+                (_, true) => Some(full),
+                _ => self.tempo.slice(committed, options.slice_bytes / 4, full),
             };
-            self.step(slice, late)?;
+            if let Some(slice) = slice {
+                self.step(slice, late)?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether this part of the memory limit is exceeded.
+    fn heavy(&self, percent: usize) -> bool {
+        self.view.state.ledger.resident > self.options.memory_bytes / 100 * percent
     }
 }
 

@@ -28,8 +28,8 @@ use crate::store::keys::{self, LogValue};
 
 /// What a change costs of a slice's budget beside its bytes.
 const CHANGE_COST: usize = 64;
-/// Pieces of a thousand dedup records that are sorted in one step: a millisecond.
-const SORT_PIECES: usize = 8;
+/// Pieces of a thousand dedup records that are sorted in one step: less than a millisecond.
+const SORT_PIECES: usize = 2;
 /// New dedup records that are looked at in one step of giving memory back: less than a millisecond, and more than come
 /// between two steps.
 const LOOK_RECORDS: usize = 16 * 1024;
@@ -151,6 +151,7 @@ impl<T: Tables> View<T> {
         let ledger = &mut self.state.ledger;
         ledger.round += 1;
         self.dedup.counted = 0;
+        self.spent = 0;
         let mut dirty = Dirty::default();
         for id in ledger.shards.drain(..) {
             dirty.shards.entry(id).or_default();
@@ -169,6 +170,12 @@ impl<T: Tables> View<T> {
             covered: self.last,
             phase: Phase::Writing(dirty),
         });
+    }
+
+    /// Whether a checkpoint has something to write now.
+    pub(super) fn writes(&self) -> bool {
+        let checkpoint = self.checkpoint.as_ref();
+        checkpoint.is_some_and(|checkpoint| matches!(checkpoint.phase, Phase::Writing(_)))
     }
 
     /// Goes on with the checkpoint under way; `meta` is what to say when it is complete.
@@ -248,6 +255,7 @@ impl<T: Tables> View<T> {
         }
         let size = |change: &Change| change.key.len() + change.value.as_ref().map_or(0, Vec::len);
         let written = slice.batch.iter().map(size).sum();
+        self.spent += (written + slice.batch.len() * CHANGE_COST) as u64;
         self.tables.write(&mut slice.batch)?;
         Ok(written)
     }

@@ -22,6 +22,7 @@ use bytes::Bytes;
 use fjall::compaction::Leveled;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use super::pauses;
 use super::tables::{Change, Table, Tables, Visit};
 use super::{EmbeddedEngine, OpenReport, Options};
 use crate::core::state::StoreIdentity;
@@ -204,6 +205,7 @@ impl FjallTables {
                 .max_journaling_size(FJALL_JOURNAL_BYTES)
                 .manual_journal_persist(true)
                 .worker_threads(WORKERS)
+                .with_compaction_filter_factories(Arc::new(pauses::assign))
                 .open()
         };
         let db = match open() {

@@ -41,6 +41,8 @@ pub(super) struct View<T> {
     pub(super) checkpoint: Option<Checkpoint>,
     /// Bytes written to the tables since their last flush began.
     pub(super) unflushed: usize,
+    /// What the checkpoint under way, or the last one, took of the budgets of its slices, in bytes.
+    pub(super) spent: u64,
     /// Pages and rows taken from the tables.
     pub(super) loads: u64,
     paged: Vec<Paged>,
@@ -112,6 +114,7 @@ impl<T: Tables> View<T> {
             dedup: Recent::default(),
             checkpoint: None,
             unflushed: 0,
+            spent: 0,
             loads: 0,
             paged: Vec::new(),
         }
