@@ -545,6 +545,13 @@ impl UserRow {
         self.not_before = self.not_before.max(merged.not_before);
     }
 
+    /// Whether a message is known to be gone from the inbox, or never to come to it.
+    pub(super) fn gone(&self, at: Coord) -> bool {
+        let mut before = self.gaps.range((at.origin, 0)..=(at.origin, at.seq));
+        let gap = before.next_back().is_some_and(|(_, to)| at.seq <= *to);
+        gap || self.trimmed.covers(at)
+    }
+
     /// What was taken for gone comes after all.
     pub(super) fn fill_gap(&mut self, at: Coord) {
         let mut before = self.gaps.range((at.origin, 0)..=(at.origin, at.seq));
@@ -567,9 +574,7 @@ impl UserState {
             .inbox
             .get(&at.origin)
             .is_some_and(|series| series.last() >= at.seq);
-        let mut before = self.row.gaps.range((at.origin, 0)..=(at.origin, at.seq));
-        let gone = before.next_back().is_some_and(|(_, to)| at.seq <= *to);
-        stored && !gone && !self.row.trimmed.covers(at)
+        stored && !self.row.gone(at)
     }
 }
 

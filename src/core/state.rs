@@ -943,11 +943,11 @@ impl UserRow {
             return;
         }
         for sibling in siblings {
-            if !self.trimmed.covers(*sibling) {
+            if !self.gone(*sibling) {
                 self.siblings.entry(*sibling).or_default().insert(at);
             }
         }
-        if !self.trimmed.covers(at) {
+        if !self.gone(at) {
             let known = self.siblings.entry(at).or_default();
             known.extend(siblings.iter().copied());
         }

@@ -1,5 +1,6 @@
 //! The cases of recovery (R4) and of snapshots (R11), one promise each.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Harness;
@@ -381,7 +382,7 @@ fn known_again(harness: &mut dyn Harness) {
 }
 
 fn gap(harness: &mut dyn Harness) {
-    let (cut, pages) = pages(&mut provider(harness), 100, usize::MAX);
+    let (cut, pages) = pages(&mut provider(harness), 1, usize::MAX);
     // An old backup: of bob's messages one is there, and a device that nobody else knows.
     let mut store = Store::own(harness.create(identity(10, &[HERE, THERE])));
     let mut there = Remote::new(THERE, 20, None, T0);
@@ -397,23 +398,36 @@ fn gap(harness: &mut dyn Harness) {
     let old = there.append(T0, "bob", 1);
     assert_eq!(store.apply(&there, 1, 3), applied(3));
     store.register("bob", "tablet", Vector::new());
+    // Accepted here, and in the other region as well, where every device consumed it.
+    let copy = store.appended("bob", 77);
     recover(&mut store, true);
-    for page in &pages {
+    let (last, before) = pages.split_last().expect("at least one");
+    for page in before {
         assert_eq!(merge(&mut store, &cut, page), done());
     }
+    // The log of another region brings what is gone: nothing is kept under it, since nothing would ever remove that.
+    let gone = there.append(T0, "bob", 77);
+    assert_eq!(store.apply(&there, gone.seq, gone.seq), applied(gone.seq));
+    assert_eq!(
+        store.user("bob").siblings,
+        BTreeMap::from([(copy, BTreeSet::from([gone]))])
+    );
+    assert_eq!(merge(&mut store, &cut, last), done());
     let bob = store.user("bob");
     assert_eq!(bob.gaps.into_iter().collect::<Vec<_>>(), [((Origin(20), 4), 4)]);
     assert_eq!(bob.trimmed.of(Origin(20)), 0);
-    assert_eq!(store.coords("bob"), [old, at(20, 5)]);
+    assert_eq!(store.coords("bob"), [old, at(20, 5), copy]);
     // Carol had nothing older here.
     assert!(store.user("carol").gaps.is_empty());
-    // When all is consumed, nothing is left of it.
+    // When all is consumed, nothing is left of what came from there.
     recover(&mut store, false);
     for name in ["phone", "tablet"] {
         assert_eq!(store.cursor("bob", name, vector(&[(20, 9)])), done());
     }
-    assert_eq!(store.coords("bob"), []);
-    assert!(store.user("bob").gaps.is_empty());
+    // Our own stays until the other region confirms it.
+    assert_eq!(store.coords("bob"), [copy]);
+    let bob = store.user("bob");
+    assert_eq!((bob.unread, bob.gaps.len(), bob.siblings.len()), (0, 0, 1));
 }
 
 /// The backup is from before the tablet came: all devices that it knows have consumed the message, and the tablet has not.
