@@ -61,6 +61,9 @@ pub(crate) struct Message {
     may_go: bool,
 }
 
+/// What a commit says that it logged.
+pub(crate) type Reported<'a> = std::slice::Iter<'a, Logged>;
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Device {
     epoch: u32,
@@ -100,13 +103,7 @@ impl Model {
     }
 
     /// Checks what became of an operation; takes what it logged from `logged`.
-    pub(crate) fn step(
-        &mut self,
-        op: &StoreOp,
-        now: u64,
-        outcome: &Outcome,
-        logged: &mut dyn Iterator<Item = &Logged>,
-    ) {
+    pub(crate) fn step(&mut self, op: &StoreOp, now: u64, outcome: &Outcome, logged: &mut Reported<'_>) {
         let fenced = Outcome::Refused(Refusal::Fenced { current: self.epoch });
         let epoch = match op {
             StoreOp::Bump { .. } => self.epoch,
@@ -209,7 +206,7 @@ impl Model {
                 let known = self.devices.get(&(user.clone(), device.clone()));
                 if known.is_none_or(|known| !known.covers_all(&cursor)) {
                     let (user, device) = (user.clone(), device.clone());
-                    self.take_own(now, &Op::Cursor { user, device, cursor }, logged);
+                    self.take_claim(now, &Op::Cursor { user, device, cursor }, logged);
                 }
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
@@ -230,7 +227,7 @@ impl Model {
                     let epoch = known.map_or(1, |known| known.epoch.max(1) + u32::from(known.expired));
                     let (user, device) = (user.clone(), device.clone());
                     let change = DeviceChange::Register { epoch, cursor };
-                    self.take_own(now, &Op::Device { user, device, change }, logged);
+                    self.take_claim(now, &Op::Device { user, device, change }, logged);
                 }
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
@@ -292,7 +289,7 @@ impl Model {
         before: u64,
         ops: &[LoggedOp],
         outcome: &Outcome,
-        logged: &mut dyn Iterator<Item = &Logged>,
+        logged: &mut Reported<'_>,
     ) {
         let have = self.logs.get(&origin).map_or(0, |log| log.ops.len() as Seq);
         let expect = |through, stopped| {
@@ -347,12 +344,47 @@ impl Model {
     }
 
     /// The next logged operations are this one, after a start where the origin is new.
-    fn take_own(&mut self, now: u64, expected: &Op, logged: &mut dyn Iterator<Item = &Logged>) -> Coord {
+    fn take_own(&mut self, now: u64, expected: &Op, logged: &mut Reported<'_>) -> Coord {
         self.take_start(now, logged);
         self.take_here(expected, logged)
     }
 
-    fn take_start(&mut self, _now: u64, logged: &mut dyn Iterator<Item = &Logged>) {
+    /// The next logged operation is this one, unless all that it claims was removed before: that counts as consumed by the
+    /// devices which were known then, without a word in the log (R10).
+    fn take_claim(&mut self, now: u64, expected: &Op, logged: &mut Reported<'_>) {
+        let (Op::Cursor { user, device, cursor }
+        | Op::Device {
+            user,
+            device,
+            change: DeviceChange::Register { cursor, .. },
+        }) = expected
+        else {
+            panic!("claims nothing: {expected:?}");
+        };
+        let is_next = logged.as_slice().first().is_some_and(|next| {
+            let op = next.entry.op.decode();
+            next.own && (op.as_ref() == Ok(expected) || matches!(op, Ok(Op::Start { .. })))
+        });
+        if is_next {
+            self.take_own(now, expected, logged);
+            return;
+        }
+        let removed = |origin: Origin, seq: Seq| {
+            let consumed = self.prefixes.get(&(user.clone(), origin));
+            let stable = self.logs.get(&origin).map_or(0, |log| log.was_stable);
+            seq <= stable && consumed.is_some_and(|consumed| seq <= *consumed)
+        };
+        let key = (user.clone(), device.clone());
+        let known = self.devices.get(&key).filter(|known| !known.expired);
+        let passed = known.is_some_and(|known| {
+            let mut claims = cursor.iter();
+            claims.all(|(origin, seq)| known.covers(Coord { origin, seq }) || removed(origin, seq))
+        });
+        assert!(passed, "an own operation is not reported: {expected:?}");
+        self.devices.entry(key).or_default().merge(cursor);
+    }
+
+    fn take_start(&mut self, _now: u64, logged: &mut Reported<'_>) {
         let origin = self.identity.origin;
         if self.own == Some(origin) {
             return;
@@ -366,7 +398,7 @@ impl Model {
         self.own = Some(origin);
     }
 
-    fn take_here(&mut self, expected: &Op, logged: &mut dyn Iterator<Item = &Logged>) -> Coord {
+    fn take_here(&mut self, expected: &Op, logged: &mut Reported<'_>) -> Coord {
         let entry = logged.next().expect("an own operation is reported");
         let seq = self.applied().of(self.identity.origin) + 1;
         let at = Coord {
