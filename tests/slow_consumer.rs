@@ -27,6 +27,8 @@ const SLACK: i64 = 4 * 1024 * 1024;
 const RESTING: i64 = 256 * 1024;
 /// For so long: the store looks several times meanwhile for what it can give back.
 const RESTS: Duration = Duration::from_secs(1);
+/// The test gives up where it never does.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The memory that this process uses, clients and servers, by the byte: what the system shows depends on what its allocator keeps.
 struct Heap(AtomicI64);
@@ -60,8 +62,13 @@ impl Heap {
 
     /// Once it rests: behind a flood the store writes on for a while, and gives back what it wrote.
     async fn settled(&self) -> i64 {
-        let (mut seen, mut since) = (self.live(), Instant::now());
+        let started = Instant::now();
+        let (mut seen, mut since) = (self.live(), started);
         while since.elapsed() < RESTS {
+            assert!(
+                started.elapsed() < PATIENCE,
+                "memory does not come to rest: {seen} bytes"
+            );
             tokio::time::sleep(RESTS / 20).await;
             let now = self.live();
             if (now - seen).abs() > RESTING {
