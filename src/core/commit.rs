@@ -559,9 +559,9 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
         } => work.apply_remote(*origin, region, *first, *before, ops),
         StoreOp::Trim { .. } => work.trim(),
         StoreOp::Remove { user, .. } => {
-            let more = work.consume(user);
-            work.remove_below(user, None);
-            Outcome::Done { more }
+            let consumed = work.consume(user);
+            work.remove_below(user, &consumed.first, None);
+            Outcome::Done { more: consumed.more }
         }
         StoreOp::DropDedup { day, .. } => work.drop_dedup(*day),
         StoreOp::Recover { recovering, .. } => {
@@ -570,6 +570,15 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
         }
         StoreOp::Merge { cut, page, .. } => work.merge(cut, page),
     }
+}
+
+/// What [`Work::consume`] did.
+#[derive(Debug, Default)]
+pub(super) struct Consumed {
+    /// Whether work is left for another call.
+    pub(super) more: bool,
+    /// The first message of each origin that it went over.
+    pub(super) first: Vec<(Origin, Seq)>,
 }
 
 /// Decides operations of one shard.
@@ -664,9 +673,9 @@ impl Work<'_> {
                 cursor,
             });
         }
-        let more = self.consume(user);
-        self.remove(user);
-        Outcome::Done { more }
+        let consumed = self.consume(user);
+        self.remove(user, &consumed.first);
+        Outcome::Done { more: consumed.more }
     }
 
     fn register(&mut self, user: &UserId, device: &DeviceId, claim: &Vector) -> Outcome {
@@ -693,9 +702,9 @@ impl Work<'_> {
             device: device.clone(),
             change,
         });
-        let more = self.consume(user);
-        self.remove(user);
-        Outcome::Done { more }
+        let consumed = self.consume(user);
+        self.remove(user, &consumed.first);
+        Outcome::Done { more: consumed.more }
     }
 
     fn confirm(&mut self) -> Outcome {
@@ -821,10 +830,11 @@ impl Work<'_> {
             Op::Start { .. } | Op::Confirm { .. } => None,
         };
         if let Some(user) = user {
-            if self.consume(&user) && self.row().row.recovery != Recovery::Merging {
+            let consumed = self.consume(&user);
+            if consumed.more && self.row().row.recovery != Recovery::Merging {
                 self.state.unfinished.insert((self.shard, user.clone()));
             }
-            self.remove(&user);
+            self.remove(&user, &consumed.first);
         }
         Ok(())
     }
@@ -838,15 +848,15 @@ impl Work<'_> {
         })
     }
 
-    /// Moves the mark of what every device consumed, at most [`CONSUME_STEP`] entries; says whether work is left.
-    pub(super) fn consume(&mut self, user: &UserId) -> bool {
+    /// Moves the mark of what every device consumed, at most [`CONSUME_STEP`] entries.
+    pub(super) fn consume(&mut self, user: &UserId) -> Consumed {
         let mut steps = CONSUME_STEP;
-        let mut more = false;
+        let mut consumed = Consumed::default();
         let origins: Vec<Origin> = match self.row().users.get(user) {
             Some(known) if !known.row.devices.is_empty() || defect::on(Defect::TrimWithoutDevices) => {
                 known.inbox.keys().copied().collect()
             }
-            _ => return false,
+            _ => return consumed,
         };
         for origin in origins {
             let known = &self.row().users[user];
@@ -856,11 +866,14 @@ impl Work<'_> {
             let (from, mut messages, mut bytes) = (to, 0, 0);
             loop {
                 if steps == 0 {
-                    more = true;
+                    consumed.more = true;
                     break;
                 }
                 match series.next(to) {
                     Next::Item(seq, op) if known.row.all_consumed(Coord { origin, seq }) => {
+                        if to == from {
+                            consumed.first.push((origin, seq));
+                        }
                         to = seq;
                         steps -= 1;
                         if seq > counted {
@@ -870,7 +883,7 @@ impl Work<'_> {
                     }
                     // Its page ended: another call begins with a new one.
                     Next::NotLoaded => {
-                        more = true;
+                        consumed.more = true;
                         break;
                     }
                     Next::Item(..) | Next::End => break,
@@ -888,20 +901,24 @@ impl Work<'_> {
                 });
             }
         }
-        more
+        consumed
     }
 
     /// Removes what is consumed and stable (R10), once it was trimmed from the log: an entry of the log always finds
     /// its message in the inbox, so a body is stored once. What is trimmed was stable (R9). Where logs are trimmed for a
     /// snapshot that is not complete, nothing is removed but with the user's page of it ([`Recovery::Merging`]).
-    pub(super) fn remove(&mut self, user: &UserId) {
+    ///
+    /// `first` is the first message of an origin that the operation at hand consumed or trimmed: what was so before it is
+    /// removed already, as far as it may. Where that lies higher nothing is to be removed, and nothing is said to be: a device
+    /// that comes would be told of a hole where no message was. The mark of what is consumed is a message by itself.
+    pub(super) fn remove(&mut self, user: &UserId, first: &[(Origin, Seq)]) {
         if self.row().row.recovery != Recovery::Merging {
-            self.remove_below(user, None);
+            self.remove_below(user, first, None);
         }
     }
 
     /// As [`Work::remove`]; while a snapshot is merged also what lies below its cut, of logs of which nothing is kept here.
-    pub(super) fn remove_below(&mut self, user: &UserId, cut: Option<&Cut>) {
+    pub(super) fn remove_below(&mut self, user: &UserId, first: &[(Origin, Seq)], cut: Option<&Cut>) {
         let shard = self.row();
         let Some(known) = shard.users.get(user) else {
             return;
@@ -914,16 +931,20 @@ impl Work<'_> {
             .row
             .consumed
             .iter()
-            .map(|(origin, seq)| {
+            .map(|(origin, consumed)| {
                 let (floor, end) = shard
                     .row
                     .logs
                     .get(&origin)
                     .map_or((0, 0), |log| (log.floor, log.seq));
                 let below = cut.filter(|_| floor == end).map_or(0, |cut| cut.seq(origin));
-                (origin, seq.min(floor.max(below)))
+                (origin, consumed, consumed.min(floor.max(below)))
             })
-            .filter(|(origin, to)| *to > known.row.trimmed.of(*origin))
+            .filter(|(origin, consumed, to)| {
+                let some = to == consumed || first.iter().any(|(of, seq)| of == origin && seq <= to);
+                some && *to > known.row.trimmed.of(*origin)
+            })
+            .map(|(origin, _, to)| (origin, to))
             .collect();
         for (origin, to) in removable {
             self.record(Decision::Removed {

@@ -375,11 +375,12 @@ impl Work<'_> {
                 siblings: siblings.into_iter().collect(),
             });
         }
-        if self.consume(&page.user) {
+        let consumed = self.consume(&page.user);
+        if consumed.more {
             let unfinished = (self.shard, page.user.clone());
             self.state.unfinished.insert(unfinished);
         }
-        self.remove_below(&page.user, Some(cut));
+        self.remove_below(&page.user, &consumed.first, Some(cut));
     }
 
     fn judge_user(&self, page: &UserPage) -> MergedUser {

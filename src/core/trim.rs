@@ -1,6 +1,6 @@
 //! What leaves a store: logs that are stable (R9), and dedup records whose ids cannot come any more (R16).
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::commit::{DAY_MS, ID_WINDOW_MS, Outcome, TIME_MARGIN_MS, TRIM_STEP, Work};
 use super::defect::{self, Defect};
@@ -32,13 +32,14 @@ impl Work<'_> {
     /// Trims one log to `stable` or a step's worth; says whether work is left.
     pub(super) fn trim_log(&mut self, origin: Origin, floor: Seq, stable: Seq) -> bool {
         let mut last = None;
-        let mut users: BTreeSet<UserId> = BTreeSet::new();
+        // Whose messages they are, and the first of each.
+        let mut users: BTreeMap<UserId, Seq> = BTreeMap::new();
         for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
             last = Some((seq, hash));
             if let Some(user) = op.recipient()
-                && !users.contains(user)
+                && !users.contains_key(user)
             {
-                users.extend(UserId::new(user));
+                users.extend(UserId::new(user).map(|user| (user, seq)));
             }
         }
         let Some((to, hash)) = last else {
@@ -51,8 +52,8 @@ impl Work<'_> {
             to,
             hash,
         });
-        for user in users {
-            self.remove(&user);
+        for (user, first) in users {
+            self.remove(&user, &[(origin, first)]);
         }
         to < stable
     }

@@ -28,6 +28,7 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("an old owner is fenced", fencing),
     ("operations of a batch see each other", batches),
     ("consumed and stable entries go", removal),
+    ("nothing goes where no message was", nothing_to_remove),
     ("each device must consume", devices),
     ("without a device nothing goes", no_device),
     ("a device that returns gets what is kept", returning_device),
@@ -287,6 +288,47 @@ fn removal(harness: &mut dyn Harness) {
     let row = store.user("bob");
     assert_eq!((row.unread, row.unread_bytes), (0, 0));
     assert_eq!(row.trimmed.of(Origin(10)), two.seq);
+}
+
+/// A device that comes while the only message is not stable is told of no hole before it.
+fn nothing_to_remove(harness: &mut dyn Harness) {
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    let other = store.appended("carol", 1);
+    store.register("bob", "phone", Vector::new());
+    store.register("carol", "phone", Vector::new());
+    let one = store.appended("bob", 1);
+    let two = store.appended("bob", 2);
+    let later = store.appended("carol", 2);
+    store.confirm();
+    let mut stable_to = |store: &mut Store, seq: Seq| {
+        let confirm = there.confirm(T0, vector(&[(10, seq)]));
+        let first = if confirm.seq == 2 { 1 } else { confirm.seq };
+        assert_eq!(store.apply(&there, first, confirm.seq), applied(confirm.seq));
+        assert_eq!(store.trim(), done());
+        assert_eq!(store.shard().logs[&Origin(10)].floor, seq);
+    };
+    stable_to(&mut store, other.seq);
+    store.cursor("bob", "phone", vector(&[(10, one.seq)]));
+    let bob = store.user("bob");
+    assert_eq!((bob.consumed.of(Origin(10)), bob.trimmed), (one.seq, Vector::new()));
+    // Trimmed up to what lies before it: still nothing of bob's.
+    stable_to(&mut store, one.seq - 1);
+    assert_eq!(store.user("bob").trimmed, Vector::new());
+    // The first goes when it is stable, though another one was consumed behind it that is not.
+    store.cursor("bob", "phone", vector(&[(10, two.seq)]));
+    stable_to(&mut store, one.seq);
+    assert_eq!(store.user("bob").trimmed, vector(&[(10, one.seq)]));
+    assert_eq!(store.coords("bob"), [two]);
+    // So does one that was stable before it was consumed, behind one that is not.
+    store.cursor("carol", "phone", vector(&[(10, later.seq)]));
+    assert_eq!(store.user("carol").trimmed, vector(&[(10, one.seq)]));
+    assert_eq!(store.coords("carol"), [later]);
+    // The rest, when all is stable.
+    stable_to(&mut store, later.seq);
+    assert_eq!(store.user("bob").trimmed, vector(&[(10, two.seq)]));
+    assert_eq!(store.user("carol").trimmed, vector(&[(10, later.seq)]));
+    assert_eq!((store.coords("bob"), store.coords("carol")), (vec![], vec![]));
 }
 
 fn devices(harness: &mut dyn Harness) {
