@@ -263,6 +263,18 @@ impl NodeConfig {
                 "expected a power of two from 1 to 65536".to_owned(),
             );
         }
+        let known = regions.ids().count();
+        if let Some(factor) = self.cluster.replication_factor
+            && factor as usize != known
+        {
+            wrong(
+                "cluster.replication_factor",
+                format!(
+                    "expected {known}, the number of regions: in this version every region keeps every shard; set it so, or leave \
+                     it out"
+                ),
+            );
+        }
         self.limits.check(wrong);
         self.store.check(wrong);
         self.intervals.check(wrong);

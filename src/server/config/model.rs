@@ -71,6 +71,9 @@ pub struct ClusterConfig {
     pub id: Option<ClusterId>,
     /// Shards of users and rooms, fixed for the life of the cluster: a power of two, 1 to 65,536.
     pub shard_count: u32,
+    /// How many regions keep each shard. Where it is not set, all of them; nothing else is possible yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication_factor: Option<u32>,
     /// The seed of the hash that places users on shards: a random number, chosen once, the same on every node. A node does
     /// not start without it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -323,6 +326,7 @@ impl Default for ClusterConfig {
             name: "iris".to_owned(),
             id: None,
             shard_count: DEFAULT_SHARDS,
+            replication_factor: None,
             hash_seed: None,
         }
     }

@@ -252,6 +252,7 @@ pub(super) fn range(key: &str) -> Option<String> {
     };
     let range = match key {
         "node.partitions" => Some(between(1, u32::from(MAX_PARTITIONS))),
+        "cluster.replication_factor" => Some("1 to the number of regions".to_owned()),
         "cluster.shard_count" => Some("1 to 65536 and a power of two".to_owned()),
         _ => of_a_section(),
     };

@@ -218,6 +218,15 @@ fn a_wrong_file_names_line_key_value_and_what_was_expected() {
         "[cluster]\nshard_count = 1000\n[limits]",
         "iris.toml:21: cluster.shard_count = 1000: expected a power of two",
     );
+    for factor in [0, 2, 4] {
+        refused(
+            "[limits]",
+            &format!("[cluster]\nreplication_factor = {factor}\n[limits]"),
+            &format!(
+                "iris.toml:21: cluster.replication_factor = {factor}: expected 3, the number of regions"
+            ),
+        );
+    }
     refused(
         "[limits]",
         "[log]\nlevel = \"loud\"\n[limits]",
