@@ -59,7 +59,7 @@ pub struct CoreLimits {
     /// A link without an answer for so long is down, milliseconds; users there show as unreachable.
     pub link_timeout_ms: u64,
     /// With `durability = "geo"`: another region has so long to take a message, milliseconds. Below
-    /// `deposit_timeout_ms`, after which an edge gives up on the answer.
+    /// `deposit_timeout_ms` and `link_timeout_ms`, after which an edge takes the owner for lost.
     pub geo_timeout_ms: u64,
     /// Sessions that are missing from their edge's set end after so long, milliseconds.
     pub session_grace_ms: u64,

@@ -294,10 +294,10 @@ impl NodeConfig {
                 "expected more than intervals.link_ping, or every link is always lost".to_owned(),
             );
         }
-        if self.timeouts.geo >= self.timeouts.deposit {
+        if self.timeouts.geo >= self.timeouts.deposit.min(self.timeouts.link) {
             wrong(
                 "timeouts.geo",
-                "expected less than timeouts.deposit, after which the edge gives up on the answer".to_owned(),
+                "expected less than timeouts.deposit and timeouts.link, after which an edge takes the owner for lost".to_owned(),
             );
         }
         if let Err(error) = self.client_limits().check() {

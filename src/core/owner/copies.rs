@@ -4,7 +4,7 @@
 //! ([`ToProvider::Copied`](crate::core::msg::ToProvider::Copied)); in the first store it is delivered meanwhile. What the
 //! configuration says decides when that takes too long, or no other region can be reached.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Owner;
 use super::deposits::DepositTag;
@@ -40,9 +40,18 @@ pub enum WithoutCopy {
 #[derive(Default)]
 pub(super) struct Waits {
     /// What waits for each operation.
-    by_coord: BTreeMap<(ShardId, Origin, Seq), Vec<(DepositTag, bool)>>,
-    /// When each is answered in any case, in order.
-    due: VecDeque<(Mono, ShardId, Coord)>,
+    by_coord: BTreeMap<Place, Vec<Waiting>>,
+    /// When each is answered in any case.
+    due: BTreeSet<(Mono, Place)>,
+}
+
+/// Where an operation stands.
+type Place = (ShardId, Origin, Seq);
+
+struct Waiting {
+    tag: DepositTag,
+    duplicate: bool,
+    until: Mono,
 }
 
 impl Owner {
@@ -59,8 +68,12 @@ impl Owner {
         }
         let key = (tag.shard, at.origin, at.seq);
         let until = now.mono + ms(self.config.limits.geo_timeout_ms);
-        self.waits.due.push_back((until, tag.shard, at));
-        self.waits.by_coord.entry(key).or_default().push((tag, duplicate));
+        self.waits.due.insert((until, key));
+        self.waits.by_coord.entry(key).or_default().push(Waiting {
+            tag,
+            duplicate,
+            until,
+        });
     }
 
     /// Another region has an origin's log of a shard to here; it may be less than before, where one lost its store.
@@ -68,26 +81,42 @@ impl Owner {
         if let Some(shard) = self.shards.get_mut(&shard) {
             shard.copied.insert(origin, seq);
         }
-        let mut later = self.waits.by_coord.split_off(&(shard, origin, 0));
-        let mut rest = later.split_off(&(shard, origin, seq.saturating_add(1)));
-        self.waits.by_coord.append(&mut rest);
-        for ((_, origin, seq), tags) in later {
-            for (tag, duplicate) in tags {
-                self.answer_accepted(&tag, Coord { origin, seq }, duplicate, Durability::Geo);
+        // Nothing else is touched: a report costs what it answers.
+        let copied = (shard, origin, 0)..=(shard, origin, seq);
+        while let Some((&place, _)) = self.waits.by_coord.range(copied.clone()).next() {
+            let at = Coord { origin, seq: place.2 };
+            for waiting in self.waits.by_coord.remove(&place).unwrap_or_default() {
+                self.waits.due.remove(&(waiting.until, place));
+                self.answer_accepted(&waiting.tag, at, waiting.duplicate, Durability::Geo);
             }
         }
     }
 
     /// When a deposit that waits for another region is answered in any case.
     pub(super) fn copies_due(&self) -> Option<Mono> {
-        self.waits.due.front().map(|(at, ..)| *at)
+        self.waits.due.first().map(|(at, _)| *at)
     }
 
     /// Answers what waited long enough.
     pub(super) fn give_up_copies(&mut self, now: Now) {
-        while let Some((_, shard, at)) = self.waits.due.pop_front_if(|(until, ..)| *until <= now.mono) {
-            let waiting = self.waits.by_coord.remove(&(shard, at.origin, at.seq));
-            for (tag, duplicate) in waiting.unwrap_or_default() {
+        while let Some((_, place)) = self
+            .waits
+            .due
+            .first()
+            .copied()
+            .filter(|(until, _)| *until <= now.mono)
+        {
+            self.waits.due.pop_first();
+            let Some(waiting) = self.waits.by_coord.get_mut(&place) else {
+                continue;
+            };
+            let given_up: Vec<Waiting> = waiting.extract_if(.., |each| each.until <= now.mono).collect();
+            if waiting.is_empty() {
+                self.waits.by_coord.remove(&place);
+            }
+            let (_, origin, seq) = place;
+            let at = Coord { origin, seq };
+            for Waiting { tag, duplicate, .. } in given_up {
                 if self.config.durability == DurabilityPolicy::Geo(WithoutCopy::AcceptAsRegion) {
                     self.answer_accepted(&tag, at, duplicate, Durability::Region);
                     continue;

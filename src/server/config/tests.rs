@@ -218,6 +218,17 @@ fn a_wrong_file_names_line_key_value_and_what_was_expected() {
         "[cluster]\nshard_count = 1000\n[limits]",
         "iris.toml:21: cluster.shard_count = 1000: expected a power of two",
     );
+    for (set, value) in [
+        ("", "5s"),
+        ("deposit = \"1s\"\n", "1s"),
+        ("link = \"1500ms\"\n", "2s"),
+    ] {
+        refused(
+            "[limits]",
+            &format!("[timeouts]\n{set}geo = \"{value}\"\n[limits]"),
+            "expected less than timeouts.deposit and timeouts.link",
+        );
+    }
     for factor in [0, 2, 4] {
         refused(
             "[limits]",
