@@ -272,10 +272,12 @@ impl Link {
 
     fn down(&self, error: Option<String>) -> Option<Live> {
         let mut state = lock(&self.state);
-        if error.is_some() {
+        let live = state.live.take();
+        // Where there was no connection, none broke.
+        if live.is_some() && error.is_some() {
             state.last_error = error;
         }
-        state.live.take()
+        live
     }
 }
 

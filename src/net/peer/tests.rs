@@ -161,6 +161,12 @@ async fn both_dial_at_once_and_every_class_stays_in_order() {
     let (to_b, hello) = a.up(Direction::Out).await;
     assert_eq!(hello, *b.pool.hello());
     let (to_a, _) = b.up(Direction::Out).await;
+    // No connection was lost, and nothing else went wrong in the task of one.
+    let error = a.pool.snapshot().links[0].last_error.clone();
+    assert!(
+        error.as_ref().is_none_or(|error| !error.contains("panicked")),
+        "{error:?}"
+    );
     for at in 0..3000u32 {
         a.pool
             .send(&b.key(), to_b, (at % 3) as u16, vec![numbered(at, 100)])
