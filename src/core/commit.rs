@@ -8,6 +8,8 @@
 //! (R16). Sequences, hybrid times and running hashes are given here (R2, R7). A new origin's log begins with `Start`
 //! (R1). Entries are removed only when stable and consumed by every device (R10), logs only when stable (R9).
 
+mod needs;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -17,10 +19,12 @@ use serde::{Deserialize, Serialize};
 use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
-use super::snapshot::{self, Cut, SnapshotPage};
-use super::state::{Decision, DedupKey, Logged, Next, Recovery, ShardState, State, UserState};
-use super::trim::trimmable;
+use super::retire::{self, Retirement};
+use super::snapshot::{Cut, SnapshotPage};
+use super::state::{Decision, DedupKey, Logged, Next, Recovery, ShardState, State};
 use super::vector::Vector;
+
+pub use needs::{Need, needs, needs_more};
 
 /// An id whose time is older than this is refused: its dedup record may be gone (R16).
 pub const ID_WINDOW_MS: u64 = 7 * DAY_MS;
@@ -143,6 +147,27 @@ pub enum StoreOp {
         /// Whether it lacks something; `false` opens it.
         recovering: bool,
     },
+    /// Note which old origins nobody needs here, and retire those that may be (R23). Where the shard recovers only what others
+    /// said.
+    Retire {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Looked for in all users' rows, and not found.
+        unneeded: Vec<Origin>,
+    },
+    /// Let go of what waits of origins that are retired elsewhere (R23), in bounded steps.
+    Forgo {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The user.
+        user: UserId,
+        /// The origins.
+        origins: BTreeSet<Origin>,
+    },
     /// Merge a page of a snapshot; the last one lets `applied` jump (R11). Only while the shard recovers.
     Merge {
         /// The shard.
@@ -170,11 +195,14 @@ impl StoreOp {
             | StoreOp::Remove { shard, .. }
             | StoreOp::DropDedup { shard, .. }
             | StoreOp::Recover { shard, .. }
+            | StoreOp::Retire { shard, .. }
+            | StoreOp::Forgo { shard, .. }
             | StoreOp::Merge { shard, .. } => *shard,
         }
     }
 
-    fn epoch(&self) -> Option<Epoch> {
+    /// The epoch of the owner who asks; `None` where it takes the shard over.
+    pub fn epoch(&self) -> Option<Epoch> {
         match self {
             StoreOp::Bump { .. } => None,
             StoreOp::Append { epoch, .. }
@@ -186,6 +214,8 @@ impl StoreOp {
             | StoreOp::Remove { epoch, .. }
             | StoreOp::DropDedup { epoch, .. }
             | StoreOp::Recover { epoch, .. }
+            | StoreOp::Retire { epoch, .. }
+            | StoreOp::Forgo { epoch, .. }
             | StoreOp::Merge { epoch, .. } => Some(*epoch),
         }
     }
@@ -226,6 +256,8 @@ pub enum Outcome {
         /// Why the rest was not applied.
         stopped: Option<Stop>,
     },
+    /// What was retired, and what is to be looked for.
+    Retired(Retirement),
     /// Refused without a trace.
     Refused(Refusal),
 }
@@ -319,193 +351,6 @@ pub enum Stop {
     },
 }
 
-/// A row that an operation needs beside the heads of its shard, which are always loaded.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Need {
-    /// The row of a user.
-    User(ShardId, UserId),
-    /// A dedup record.
-    Dedup(ShardId, DedupKey),
-    /// Up to [`TRIM_STEP`] log entries above a sequence, as a page where they are not in memory.
-    Log(ShardId, Origin, Seq),
-    /// Up to [`CONSUME_STEP`] inbox entries above a sequence, likewise.
-    Inbox(ShardId, UserId, Origin, Seq),
-}
-
-/// The rows that operations need, first round. The shard rows must be loaded.
-pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
-    let mut out = Vec::new();
-    for op in ops {
-        let shard = op.shard();
-        match op {
-            StoreOp::Append { envelope, .. } => {
-                out.push(Need::User(shard, envelope.to.clone()));
-                out.push(Need::Dedup(shard, DedupKey::of(envelope)));
-            }
-            StoreOp::Cursor { user, .. } | StoreOp::Register { user, .. } | StoreOp::Remove { user, .. } => {
-                out.push(Need::User(shard, user.clone()));
-            }
-            StoreOp::ApplyRemote { ops, .. } => {
-                for op in ops {
-                    match op.decode() {
-                        Ok(Op::Append(envelope, _)) => {
-                            out.push(Need::User(shard, envelope.to.clone()));
-                            out.push(Need::Dedup(shard, DedupKey::of(&envelope)));
-                        }
-                        Ok(Op::Cursor { user, .. } | Op::Device { user, .. }) => {
-                            out.push(Need::User(shard, user));
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            StoreOp::Trim { .. } => {
-                if let Some(state) = state.shards.get(&shard) {
-                    let logs = state.row.logs.iter();
-                    out.extend(logs.map(|(origin, log)| Need::Log(shard, *origin, log.floor)));
-                }
-            }
-            StoreOp::DropDedup { .. } => {
-                if let Some(known) = state.shards.get(&shard) {
-                    let stable = known.row.stable_vector(&state.identity.holders);
-                    let logs = known.row.logs.keys();
-                    out.extend(logs.map(|origin| Need::Log(shard, *origin, stable.of(*origin))));
-                }
-            }
-            StoreOp::Merge { cut, page, .. } => {
-                if let Some(known) = state.shards.get(&shard) {
-                    let logs = snapshot::covered(&known.row, cut);
-                    out.extend(logs.map(|(origin, floor, _)| Need::Log(shard, origin, floor)));
-                }
-                for (key, _) in &page.dedup {
-                    out.push(Need::Dedup(shard, key.clone()));
-                }
-                for user in &page.users {
-                    out.push(Need::User(shard, user.user.clone()));
-                    let ops = user.entries.iter();
-                    let ops = ops.filter_map(|entry| LoggedOp::from_bytes(entry.op.clone()).ok());
-                    let keys = ops.filter_map(|op| Some(DedupKey::of(&op.envelope().ok()?)));
-                    out.extend(keys.map(|key| Need::Dedup(shard, key)));
-                }
-            }
-            StoreOp::Bump { .. } | StoreOp::Confirm { .. } | StoreOp::Recover { .. } => {}
-        }
-    }
-    out
-}
-
-/// The rows that operations need, second round: what the rows of the first named.
-pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
-    let mut out = Vec::new();
-    // A device that expires earlier in the batch may return later in it.
-    let mut changed = BTreeSet::new();
-    for (index, op) in ops.iter().enumerate() {
-        let Some(shard) = state.shards.get(&op.shard()) else {
-            continue;
-        };
-        let id = op.shard();
-        match op {
-            StoreOp::Cursor { user, device, .. } | StoreOp::Register { user, device, .. } => {
-                let device = (!changed.contains(&(id, user.clone()))).then_some(device);
-                inbox_needs(id, shard, user, From::Device(device), &mut out);
-            }
-            StoreOp::Remove { user, .. } => inbox_needs(id, shard, user, From::Consumed, &mut out),
-            StoreOp::ApplyRemote {
-                origin, first, ops, ..
-            } => {
-                for (op, seq) in ops.iter().zip(*first..) {
-                    match op.decode() {
-                        Ok(Op::Cursor { user, device, .. }) => {
-                            let device = (!changed.contains(&(id, user.clone()))).then_some(&device);
-                            inbox_needs(id, shard, &user, From::Device(device), &mut out);
-                        }
-                        Ok(Op::Device { user, .. }) => {
-                            inbox_needs(id, shard, &user, From::Device(None), &mut out);
-                            changed.insert((id, user));
-                        }
-                        Ok(Op::Append(envelope, _)) => {
-                            let at = Coord { origin: *origin, seq };
-                            if may_consume(shard, &envelope, at) {
-                                inbox_needs(id, shard, &envelope.to, From::Consumed, &mut out);
-                            }
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            StoreOp::Trim { .. } => {
-                // An earlier operation of the batch can make more stable than is now.
-                let moves = ops[..index].iter().any(|earlier| {
-                    earlier.shard() == id
-                        && matches!(earlier, StoreOp::Confirm { .. } | StoreOp::ApplyRemote { .. })
-                });
-                for (origin, log) in &shard.row.logs {
-                    let stable = shard.row.stable(*origin, &state.identity.holders);
-                    let to = if moves { Seq::MAX } else { stable };
-                    let mut users = BTreeSet::new();
-                    for (_, _, op) in trimmable(shard, *origin, log.floor, to) {
-                        users.extend(op.recipient());
-                    }
-                    let users = users.into_iter().filter_map(|user| UserId::new(user).ok());
-                    out.extend(users.map(|user| Need::User(id, user)));
-                }
-            }
-            StoreOp::Merge { cut, page, .. } => {
-                for (origin, floor, to) in snapshot::covered(&shard.row, cut) {
-                    for (_, _, op) in trimmable(shard, origin, floor, to) {
-                        if let Ok(envelope) = op.envelope() {
-                            out.push(Need::User(id, envelope.to));
-                        }
-                    }
-                }
-                // Whoever has a message here that is known there under another coordinate.
-                let known = page.dedup.iter().filter(|(key, _)| shard.dedup.contains_key(key));
-                out.extend(known.map(|(key, _)| Need::User(id, key.recipient.clone())));
-                for user in &page.users {
-                    inbox_needs(id, shard, &user.user, From::Device(None), &mut out);
-                }
-            }
-            _ => {}
-        }
-    }
-    out
-}
-
-/// Where an operation begins to look for entries that became consumed.
-enum From<'a> {
-    /// Where it ended before.
-    Consumed,
-    /// With a device that did not count until now, at the first entry that is kept (R17); `None` may be such a device.
-    Device(Option<&'a DeviceId>),
-}
-
-/// The entries that may become consumed.
-fn inbox_needs(id: ShardId, shard: &ShardState, user: &UserId, from: From<'_>, out: &mut Vec<Need>) {
-    let Some(UserState { row, inbox, .. }) = shard.users.get(user).map(Box::as_ref) else {
-        return;
-    };
-    let counts = |device: &DeviceId| row.devices.get(device).is_some_and(|known| !known.expired);
-    let from = match from {
-        From::Consumed => &row.consumed,
-        From::Device(Some(device)) if counts(device) => &row.consumed,
-        From::Device(_) => &row.trimmed,
-    };
-    let needs = inbox
-        .keys()
-        .map(|origin| Need::Inbox(id, user.clone(), *origin, from.of(*origin)));
-    out.extend(needs);
-}
-
-/// Whether a message from another log could be consumed as it arrives, or make an earlier one so (R15).
-fn may_consume(shard: &ShardState, envelope: &Envelope, at: Coord) -> bool {
-    let Some(user) = shard.users.get(&envelope.to) else {
-        return false;
-    };
-    let mut devices = user.row.devices.values();
-    devices.any(|device| device.cursor.covers(at))
-        || (!user.row.devices.is_empty() && shard.dedup.contains_key(&DedupKey::of(envelope)))
-}
-
 /// Decides one operation, applies its decisions to the state and adds them to `decisions`.
 ///
 /// `now_ms` is our wall clock, which the hybrid clock follows.
@@ -525,6 +370,16 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
     }
     if op.is_own() && work.row().row.recovery.recovers() {
         return Outcome::Refused(Refusal::Recovering);
+    }
+    if let StoreOp::Append { envelope, .. } = op {
+        work.strip_user(&envelope.to);
+    }
+    if let StoreOp::Cursor { user, .. }
+    | StoreOp::Register { user, .. }
+    | StoreOp::Forgo { user, .. }
+    | StoreOp::Remove { user, .. } = op
+    {
+        work.strip_user(user);
     }
     match op {
         StoreOp::Bump { shard } => {
@@ -564,10 +419,16 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             Outcome::Done { more: consumed.more }
         }
         StoreOp::DropDedup { day, .. } => work.drop_dedup(*day),
+        // What others have retired is let go of before it is open.
+        StoreOp::Recover {
+            recovering: false, ..
+        } if !work.row().row.old.told.is_empty() => Outcome::Done { more: true },
         StoreOp::Recover { recovering, .. } => {
             work.recover(*recovering);
             Outcome::Done { more: false }
         }
+        StoreOp::Retire { unneeded, .. } => work.retire(unneeded),
+        StoreOp::Forgo { user, origins, .. } => work.forgo(user, origins),
         StoreOp::Merge { cut, page, .. } => work.merge(cut, page),
     }
 }
@@ -661,7 +522,7 @@ impl Work<'_> {
 
     fn cursor(&mut self, user: &UserId, device: &DeviceId, cursor: &Vector) -> Outcome {
         let shard = self.row();
-        let cursor = cursor.min(&shard.row.applied());
+        let cursor = shard.row.clamp(cursor);
         let known = shard
             .users
             .get(user)
@@ -680,13 +541,19 @@ impl Work<'_> {
 
     fn register(&mut self, user: &UserId, device: &DeviceId, claim: &Vector) -> Outcome {
         let shard = self.row();
-        let cursor = claim.min(&shard.row.applied());
-        let devices = shard.users.get(user).map(|user| &user.row.devices);
+        let mut cursor = shard.row.clamp(claim);
+        let row = shard.users.get(user).map(|user| &user.row);
+        let devices = row.map(|row| &row.devices);
         let known = devices.and_then(|devices| devices.get(device));
-        let cursor = match known {
-            None if defect::on(Defect::DeviceStartsAtApplied) => shard.row.applied(),
-            _ => cursor,
-        };
+        match known {
+            None if defect::on(Defect::DeviceStartsAtApplied) => cursor = shard.row.applied(),
+            // One that brings a cursor was known elsewhere when it went.
+            None if claim.is_empty() && row.is_some_and(|row| row.past) => {
+                cursor.raise(retire::RETIRED, retire::CAME_LATER);
+            }
+            Some(known) if known.cursor.of(retire::RETIRED) == 0 => cursor.remove(retire::RETIRED),
+            _ => {}
+        }
         if known.is_some_and(|row| !row.expired && row.cursor.includes(&cursor)) {
             return Outcome::Done { more: false };
         }
@@ -704,6 +571,7 @@ impl Work<'_> {
         });
         let consumed = self.consume(user);
         self.remove(user, &consumed.first);
+        self.look_for_needs(user);
         Outcome::Done { more: consumed.more }
     }
 
@@ -713,7 +581,8 @@ impl Work<'_> {
             let op = Op::Confirm {
                 holder: self.state.identity.region.clone(),
                 applied: self.row().row.applied(),
-                needed: Vec::new(),
+                needed: self.row().row.needed(),
+                retired: Some(self.row().row.named_retired()),
             };
             self.log(&op);
         }
@@ -728,6 +597,12 @@ impl Work<'_> {
         before: u64,
         ops: &[LoggedOp],
     ) -> Outcome {
+        if let Some(end) = self.row().row.retired(origin) {
+            return Outcome::Applied {
+                through: end,
+                stopped: None,
+            };
+        }
         let (have, hash) = self
             .row()
             .row
@@ -778,15 +653,22 @@ impl Work<'_> {
                 if seq != 1 || owner != region {
                     return Err(Stop::OutOfPlace(seq));
                 }
-                if let Some(previous) = previous {
-                    let applied = self.row().row.logs.get(&previous.origin).map_or(0, |log| log.seq);
-                    if applied < previous.seq {
-                        return Err(Stop::StartsAfter(*previous));
-                    }
+                if let Some(previous) = previous
+                    && self.row().row.reached(previous.origin) < previous.seq
+                {
+                    return Err(Stop::StartsAfter(*previous));
                 }
             }
             _ if seq == 1 => return Err(Stop::OutOfPlace(seq)),
             _ => {}
+        }
+        let user = match &decoded {
+            Op::Append(envelope, _) => Some(&envelope.to),
+            Op::Cursor { user, .. } | Op::Device { user, .. } => Some(user),
+            Op::Start { .. } | Op::Confirm { .. } => None,
+        };
+        if let Some(user) = user {
+            self.strip_user(user);
         }
         let at = Coord { origin, seq };
         let (siblings, merged) = match &decoded {
@@ -818,6 +700,7 @@ impl Work<'_> {
             merged,
         };
         self.record_logged(logged, &decoded);
+        let device = matches!(decoded, Op::Device { .. });
         let user = match decoded {
             // A cursor can run ahead of the entries it covers, so an entry may be consumed as it arrives; and with a
             // sibling, what a cursor covers here may be an earlier one.
@@ -835,6 +718,9 @@ impl Work<'_> {
                 self.state.unfinished.insert((self.shard, user.clone()));
             }
             self.remove(&user, &consumed.first);
+            if sibling || device {
+                self.look_for_needs(&user);
+            }
         }
         Ok(())
     }
@@ -844,7 +730,9 @@ impl Work<'_> {
         let known = self.row().dedup.get(&DedupKey::of(envelope));
         known.map_or_else(Vec::new, |row| {
             let coords = row.coords(op::digest(envelope.kind, body));
-            coords.filter(|coord| *coord != at).collect()
+            let coords = coords.filter(|coord| *coord != at);
+            let retired = &self.row().row.old.retired;
+            coords.map(|at| retire::or_retired(at, retired)).collect()
         })
     }
 

@@ -51,6 +51,8 @@ pub enum Defect {
     SnapshotWithoutConfirmations,
     /// What a snapshot brings does not know of its copies (R11, R15).
     SnapshotWithoutSiblings,
+    /// An origin is retired although a holder still has more of it, or needs it (R23).
+    RetiredEarly,
     /// Dedup records are dropped as soon as they are stable, window or not (R16).
     DedupDroppedEarly,
     /// A provider ships what its subscriber gave no credit for.

@@ -23,6 +23,7 @@
 //! | `snapshot` | snapshots of shards, both sides |
 //! | `trail` | what was committed of late: lag in messages, bytes and time |
 //! | `exchange` | presence to subscribers: changes in batches, full exchange in pages |
+//! | `retired` | old origins that are gone here |
 //! | `report` | alarms, states, counters |
 //!
 //! # Order and loss
@@ -44,6 +45,7 @@ mod pull;
 mod recover;
 mod relay;
 mod report;
+mod retired;
 mod serve;
 mod ship;
 mod snapshot;
@@ -293,6 +295,10 @@ struct Left {
 struct Owned {
     since: Mono,
     logs: BTreeMap<Origin, Log>,
+    /// What is retired, with the last sequences (R23).
+    retired: BTreeMap<Origin, Seq>,
+    /// Of these, what providers are told to be known here.
+    say: BTreeMap<Origin, Seq>,
     /// The provider in each other region.
     remotes: BTreeMap<RegionId, PeerId>,
     /// Runs that wait for the one in flight.
@@ -391,6 +397,8 @@ impl Links {
         let owned = Owned {
             since: now.mono,
             logs: applied.into_iter().map(log).collect(),
+            retired: BTreeMap::new(),
+            say: BTreeMap::new(),
             remotes: BTreeMap::new(),
             queue: VecDeque::new(),
             applying: None,

@@ -12,6 +12,7 @@
 //! | [`link`] | replication between regions: subscriptions, catch-up, relay |
 //! | [`state`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
 //! | [`snapshot`], `trim` | commits that merge a snapshot; commits that let go of what is stable |
+//! | [`retire`] | old origins: when nobody needs one any more, and how it leaves all vectors |
 //! | [`storage`] | what machines ask of a store, and its answers |
 //! | [`op`] | the logged operations and their encoding |
 //! | [`wire`], [`msg`] | the client protocol, and what partitions tell each other |
@@ -37,6 +38,7 @@ pub mod op;
 pub mod owner;
 pub mod placement;
 pub mod presence;
+pub mod retire;
 pub mod series;
 pub mod snapshot;
 pub mod state;

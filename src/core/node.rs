@@ -446,6 +446,7 @@ impl Partition {
                 let logs = row.logs.iter();
                 let logs = logs.map(|(origin, log)| (*origin, log.region.clone(), log.seq));
                 self.links.handle_owned(shard, Some(logs.collect()), now);
+                self.links.handle_retired(shard, &row.old.retired, now);
                 if row.recovery.recovers() {
                     self.links.handle_recovering(shard, true, now);
                     let detail = "it begins with less than the other regions may have".to_owned();
@@ -458,6 +459,7 @@ impl Partition {
                     self.tell_recovery(shard, false, "it has what the other regions have".to_owned());
                 }
             }
+            OwnerOutput::Retired(shard, retired) => self.links.handle_retired(shard, &retired, now),
             OwnerOutput::PresenceChanged {
                 shard,
                 user,

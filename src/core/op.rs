@@ -163,8 +163,20 @@ pub enum Op {
         applied: Vector,
         /// Old origins that it still needs (R23).
         needed: Vec<Origin>,
+        /// Retired origins that some holder lists, with their last sequences; `None` in what builds wrote that did not know
+        /// of it: what these need nobody knows.
+        retired: Option<Vec<Coord>>,
     },
 }
+
+/// The control part of a confirmation; its last field came later.
+#[derive(Deserialize)]
+struct Confirmed(
+    RegionId,
+    Vector,
+    Vec<Origin>,
+    #[serde(default)] Option<Vec<Coord>>,
+);
 
 /// An encoded operation with a checked header; cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,7 +196,14 @@ impl LoggedOp {
                 holder,
                 applied,
                 needed,
-            } => (kind::CONFIRM, pack(&(holder, applied, needed)), &no_body),
+                retired,
+            } => {
+                let control = match retired {
+                    None => pack(&(holder, applied, needed)),
+                    Some(retired) => pack(&(holder, applied, needed, retired)),
+                };
+                (kind::CONFIRM, control, &no_body)
+            }
         };
         let mut out = BytesMut::with_capacity(OP_HEADER + control.len() + body.len());
         out.put_u8(OP_VERSION);
@@ -281,11 +300,12 @@ impl LoggedOp {
                 Op::Device { user, device, change }
             }
             kind::CONFIRM => {
-                let (holder, applied, needed) = self.unpack()?;
+                let Confirmed(holder, applied, needed, retired) = self.unpack()?;
                 Op::Confirm {
                     holder,
                     applied,
                     needed,
+                    retired,
                 }
             }
             other => return Err(OpError::UnknownKind(other)),
@@ -424,9 +444,19 @@ mod tests {
                 },
             },
             Op::Confirm {
+                holder: region.clone(),
+                applied: cursor.clone(),
+                needed: vec![Origin(1)],
+                retired: None,
+            },
+            Op::Confirm {
                 holder: region,
                 applied: cursor,
                 needed: vec![Origin(1)],
+                retired: Some(vec![Coord {
+                    origin: Origin(3),
+                    seq: 8,
+                }]),
             },
         ];
         let hlc = Hlc { ms: 12, logical: 3 };

@@ -10,6 +10,7 @@
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
 //! | `inspect` | what an operator is shown |
+//! | [`retire`] | what old origins are needed for (R23) |
 //! | [`recovery`] | shards that lack what other regions have (R4) |
 //!
 //! A shard is taken over in three steps: a `Bump` of its epoch is committed, its head is read, and it is active. Deposits
@@ -24,6 +25,7 @@ mod holes;
 mod inspect;
 mod parts;
 mod recovery;
+mod retire;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -33,7 +35,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::commit::{Outcome, Refusal, StoreOp};
 use super::defect::{self, Defect};
 use super::ids::{
-    Addr, DeviceId, Epoch, Generation, NodeKey, RegionId, SessionId, ShardId, Sharding, UserId,
+    Addr, DeviceId, Epoch, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
 };
 use super::limits::{CoreLimits, ms};
 use super::members::{Member, Members};
@@ -93,6 +95,8 @@ pub enum OwnerOutput {
     Owned(ShardId, Option<Box<ShardRow>>),
     /// The shard begins to recover, or is open (R4).
     Recovering(ShardId, bool),
+    /// Origins are retired, with their last sequences (R23).
+    Retired(ShardId, BTreeMap<Origin, Seq>),
     /// A presence record changed here.
     PresenceChanged {
         /// The shard.
@@ -125,6 +129,8 @@ pub enum Tag {
     Forget(ShardId, u32),
     /// Beginning to recover, or opening.
     Recover(ShardId, bool),
+    /// Retiring old origins.
+    Retire(ShardId),
 }
 
 /// One attachment of a session. A session that is attached again is another one: what was asked for the one before must
@@ -147,6 +153,19 @@ pub enum Question {
     Verify(ShardId, Epoch),
     /// The head of a shard that began to recover or has recovered.
     Recovered(ShardId),
+    /// Users that need an origin (R23).
+    Needed {
+        /// The shard.
+        shard: ShardId,
+        /// Which look.
+        number: u64,
+        /// The origin.
+        origin: Origin,
+        /// Only as far as messages of it wait.
+        stored: bool,
+        /// From this user on.
+        from: Option<UserId>,
+    },
     /// The row of a user, for a session.
     User(AttachId, UserId),
     /// Messages for a session.
@@ -171,6 +190,18 @@ impl Question {
             Question::Head(shard, _) | Question::Verify(shard, _) | Question::Recovered(shard) => {
                 Read::Shard(*shard)
             }
+            Question::Needed {
+                shard,
+                origin,
+                stored,
+                from,
+                ..
+            } => Read::Needed {
+                shard: *shard,
+                origins: BTreeSet::from([*origin]),
+                stored: *stored,
+                from: from.clone(),
+            },
             Question::User(at, user) => Read::User(at.shard, user.clone()),
             Question::Inbox {
                 at,
@@ -217,6 +248,8 @@ pub struct Owner {
     lane_of: BTreeMap<Addr, LaneId>,
     next_lane: u64,
     next_attach: u64,
+    /// Looks for what old origins are needed for, so far.
+    looks: u64,
     /// Lanes that broke on our side: their edges are told once they can be reached.
     broken: BTreeMap<Addr, u64>,
     senders: deposits::Senders,
@@ -280,6 +313,7 @@ struct Shard {
     /// Something was logged since the last upkeep.
     dirty: bool,
     forget: forget::Forget,
+    look: retire::Look,
     /// Sessions whose cursor moved since it was last written.
     moved: BTreeSet<SessionId>,
     presence: Presence,
@@ -299,6 +333,7 @@ impl Shard {
             watchers: BTreeMap::new(),
             dirty: false,
             forget: forget::Forget::default(),
+            look: retire::Look::default(),
             moved: BTreeSet::new(),
             presence: Presence::new(region.clone()),
             check_missing: None,
@@ -331,6 +366,7 @@ impl Owner {
             lane_of: BTreeMap::new(),
             next_lane: 1,
             next_attach: 1,
+            looks: 0,
             broken: BTreeMap::new(),
             senders: deposits::Senders::default(),
             touched: BTreeSet::new(),
@@ -591,6 +627,7 @@ impl Owner {
             }
             (Tag::Forget(shard, before), outcome) => self.forgot(shard, before, outcome, now),
             (Tag::Recover(shard, on), outcome) => self.recovery_written(shard, on, outcome, now),
+            (Tag::Retire(shard), outcome) => self.retired(shard, outcome, now),
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
         }
     }
@@ -608,6 +645,10 @@ impl Owner {
             (Question::Verify(..), _) => {}
             (Question::Recovered(shard), Ok(ReadReply::Shard(row))) => self.recovery_read(shard, &row),
             (Question::Recovered(shard), _) => self.recovery_failed(shard),
+            (Question::Needed { shard, number, .. }, Ok(ReadReply::Needed(page))) => {
+                self.looked(shard, number, Some(page));
+            }
+            (Question::Needed { shard, number, .. }, _) => self.looked(shard, number, None),
             (Question::Head(..), _) => self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms)),
             (Question::User(at, user), Ok(ReadReply::User(row))) => {
                 self.user_read(at, &user, &row, now);
@@ -644,7 +685,11 @@ impl Owner {
                     }
                 }
                 kind::CONFIRM => {
-                    if let Ok(Op::Confirm { holder, applied, .. }) = entry.entry.op.decode() {
+                    if let Ok(Op::Confirm {
+                        holder, mut applied, ..
+                    }) = entry.entry.op.decode()
+                    {
+                        crate::core::retire::strip(&mut applied, &shard.look.retired);
                         shard.stable.insert(holder, applied);
                     }
                 }
@@ -823,6 +868,7 @@ impl Owner {
 
     fn upkeep(&mut self, part: u32, now: Now) {
         self.forget(part, now);
+        let mut again = Vec::new();
         let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
         for (id, shard) in due {
             if let Some(output) = shard.recovery.overdue(*id, shard.epoch) {
@@ -835,9 +881,17 @@ impl Owner {
                     .push_back(OwnerOutput::Read(Question::Verify(*id, epoch)));
             }
             // What recovers says nothing of its own (R4).
-            if shard.recovery.on || !std::mem::take(&mut shard.dirty) {
+            if shard.recovery.on && !shard.look.told {
                 continue;
             }
+            if !std::mem::take(&mut shard.dirty) {
+                if shard.look.waits() {
+                    again.push(*id);
+                }
+                continue;
+            }
+            let retire = shard.retire_op(*id, epoch, self.config.holders.len());
+            let open = shard.is_open();
             let shard = *id;
             // Trimmed is what earlier confirmations made stable: nothing is logged and trimmed in one commit, and no entry is
             // looked at before it can go.
@@ -845,10 +899,16 @@ impl Owner {
                 StoreOp::Trim { shard, epoch },
                 Tag::Upkeep(shard),
             ));
-            self.out.push_back(OwnerOutput::Commit(
-                StoreOp::Confirm { shard, epoch },
-                Tag::Upkeep(shard),
-            ));
+            self.out.extend(retire);
+            if open {
+                self.out.push_back(OwnerOutput::Commit(
+                    StoreOp::Confirm { shard, epoch },
+                    Tag::Upkeep(shard),
+                ));
+            }
+        }
+        for id in again {
+            self.look_once_more(id);
         }
         if part == 0 {
             self.senders.forget_idle(now.mono);

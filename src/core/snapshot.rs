@@ -29,8 +29,9 @@ use super::commit::{Outcome, Refusal, Work};
 use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Origin, RegionId, Seq, UserId};
 use super::op::{self, LoggedOp, Op};
+use super::retire::or_retired;
 use super::state::{
-    ConfirmRow, Decision, DedupKey, DeviceRow, LogRow, Recovery, ShardRow, UserRow, UserState, is_zero,
+    ConfirmRow, Decision, DedupKey, DeviceRow, LogRow, Recovery, ShardRow, UserRow, UserState,
 };
 use super::time::Hlc;
 use super::vector::Vector;
@@ -52,8 +53,11 @@ pub struct Cut {
     /// What the holders confirmed, as the provider knows.
     pub confirmed: BTreeMap<RegionId, ConfirmRow>,
     /// Dedup records of ids from before this UTC day are not in it (R16).
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub forgotten: u32,
+    /// Tombstones of retired origins, with their last sequences (R23).
+    #[serde(default)]
+    pub retired: BTreeMap<Origin, Seq>,
 }
 
 /// One origin's log at a cut.
@@ -114,11 +118,16 @@ impl Cut {
             };
             logs.insert(origin, log);
         }
-        let confirmed = row.confirmed.clone();
+        let mut confirmed = row.confirmed.clone();
+        for said in confirmed.values_mut() {
+            // What the provider has retired beyond the holder.
+            said.stale.clear();
+        }
         Ok(Cut {
             logs,
             confirmed,
             forgotten: row.forgotten,
+            retired: row.old.retired.clone(),
         })
     }
 
@@ -130,6 +139,11 @@ impl Cut {
     /// Whether a coordinate lies below it.
     pub fn covers(&self, at: Coord) -> bool {
         at.seq <= self.seq(at.origin)
+    }
+
+    /// Whether a snapshot tells of a coordinate as another one's copy: of retired origins nothing else is left.
+    pub fn tells(&self, at: Coord) -> bool {
+        self.covers(at) || self.retired.contains_key(&at.origin)
     }
 
     fn clamp(&self, vector: &Vector) -> Vector {
@@ -145,7 +159,8 @@ impl Cut {
             .confirmed
             .values()
             .map(|row| row.applied.len() as u64 * POSITION_BYTES);
-        self.logs.len() as u64 * ITEM_BYTES + confirmed.sum::<u64>()
+        let positions = self.retired.len() as u64 * POSITION_BYTES;
+        self.logs.len() as u64 * ITEM_BYTES + confirmed.sum::<u64>() + positions
     }
 }
 
@@ -193,6 +208,9 @@ pub struct UserPage {
     pub not_before: u64,
     /// Messages below the cut, of each origin in sequence order.
     pub entries: Vec<SnapshotEntry>,
+    /// See [`UserRow::past`].
+    #[serde(default)]
+    pub past: bool,
 }
 
 /// A message in a snapshot.
@@ -215,10 +233,10 @@ impl UserPage {
         let gaps = gaps.map(|((origin, from), to)| ((*origin, *from), (*to).min(cut.seq(*origin))));
         let siblings = row.siblings.iter().filter(|(at, _)| cut.covers(**at));
         let siblings = siblings.map(|(at, others)| {
-            let others = others.iter().copied().filter(|other| cut.covers(*other));
+            let others = others.iter().copied().filter(|other| cut.tells(*other));
             (*at, others.collect::<BTreeSet<Coord>>())
         });
-        Self {
+        let mut page = Self {
             user,
             devices: row.devices.clone(),
             trimmed: cut.clamp(&row.trimmed),
@@ -226,7 +244,10 @@ impl UserPage {
             siblings: siblings.filter(|(_, others)| !others.is_empty()).collect(),
             not_before: row.not_before,
             entries: Vec::new(),
-        }
+            past: row.has_past(&cut.retired),
+        };
+        page.strip(&cut.retired);
+        page
     }
 
     /// What it counts against the credit of a link, in bytes.
@@ -259,6 +280,9 @@ pub struct MergedUser {
     pub siblings: BTreeMap<Coord, BTreeSet<Coord>>,
     /// The later one counts.
     pub not_before: u64,
+    /// Messages of origins that are retired were removed (R23).
+    #[serde(default)]
+    pub past: bool,
 }
 
 impl Work<'_> {
@@ -269,6 +293,18 @@ impl Work<'_> {
         if self.trim_covered(cut) {
             return Outcome::Done { more: true };
         }
+        let ours = &self.row().row.old.retired;
+        if !ours.is_empty() {
+            // What the provider has not retired yet.
+            let (mut cut, mut page) = (cut.clone(), page.clone());
+            cut.strip(ours);
+            page.users.iter_mut().for_each(|user| user.strip(ours));
+            return self.merge_stripped(&cut, &page);
+        }
+        self.merge_stripped(cut, page)
+    }
+
+    fn merge_stripped(&mut self, cut: &Cut, page: &SnapshotPage) -> Outcome {
         for (key, bodies) in &page.dedup {
             let known = self.row().dedup.get(key);
             let new = bodies.iter().filter(|(digest, at)| {
@@ -303,8 +339,9 @@ impl Work<'_> {
             return learned;
         };
         for (digest, at) in new {
+            let at = or_retired(*at, &shard.row.old.retired);
             for ours in known.coords(*digest).filter(|ours| user.keeps(*ours)) {
-                learned.entry(ours).or_default().insert(*at);
+                learned.entry(ours).or_default().insert(at);
             }
         }
         learned
@@ -341,6 +378,7 @@ impl Work<'_> {
     }
 
     fn merge_user(&mut self, cut: &Cut, page: &UserPage) {
+        self.strip_user(&page.user);
         let merged = self.judge_user(page);
         self.record(Decision::UserMerged {
             shard: self.shard,
@@ -364,6 +402,9 @@ impl Work<'_> {
                 known.into_iter().flat_map(|row| row.coords(digest)).collect();
             siblings.extend(page.siblings.get(&at).into_iter().flatten());
             siblings.remove(&at);
+            let retired = &self.row().row.old.retired;
+            let mut siblings: BTreeSet<Coord> =
+                siblings.into_iter().map(|at| or_retired(at, retired)).collect();
             if defect::on(Defect::SnapshotWithoutSiblings) {
                 siblings.clear();
             }
@@ -381,6 +422,7 @@ impl Work<'_> {
             self.state.unfinished.insert(unfinished);
         }
         self.remove_below(&page.user, &consumed.first, Some(cut));
+        self.look_for_needs(&page.user);
     }
 
     fn judge_user(&self, page: &UserPage) -> MergedUser {
@@ -425,6 +467,7 @@ impl Work<'_> {
             gaps,
             siblings,
             not_before: page.not_before,
+            past: page.past,
         }
     }
 
@@ -455,6 +498,7 @@ impl Work<'_> {
                 confirmed,
                 // A clock far ahead there must not make us refuse what is in the window here.
                 forgotten: cut.forgotten.min(self.first_in_window()),
+                retired: cut.retired.clone(),
             }),
             hlc,
         });
@@ -473,7 +517,7 @@ impl Work<'_> {
     }
 
     fn applied(&self, origin: Origin) -> Seq {
-        self.row().row.logs.get(&origin).map_or(0, |log| log.seq)
+        self.row().row.reached(origin)
     }
 }
 
@@ -503,6 +547,16 @@ impl ShardRow {
             if ours.is_none_or(|ours| ours.at < theirs.at) {
                 self.confirmed.insert(holder.clone(), theirs.clone());
             }
+        }
+        for (origin, seq) in &cut.retired {
+            if self.logs.contains_key(origin) {
+                self.old.told.insert(*origin, *seq);
+            } else {
+                self.old.retired.insert(*origin, *seq);
+            }
+        }
+        for said in self.confirmed.values_mut() {
+            said.strip(&self.old.retired);
         }
         if self.recovery == Recovery::Merging {
             self.recovery = Recovery::Recovering;
@@ -544,6 +598,7 @@ impl UserRow {
             }
         }
         self.not_before = self.not_before.max(merged.not_before);
+        self.past |= merged.past;
     }
 
     /// Whether a message is known to be gone from the inbox, or never to come to it.

@@ -4,6 +4,8 @@
 //! [`Decision`]s and applies them here; what the engine makes durable is the decisions (or the rows they touched).
 //! Replay applies decisions and never decides again.
 
+mod decision;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,10 +14,12 @@ use serde::{Deserialize, Serialize};
 use super::commit::{DAY_MS, ID_WINDOW_MS};
 use super::defect::{self, Defect};
 use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
-use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op};
-use super::snapshot::{Cut, MergedUser};
+use super::op::{self, DeviceChange, Envelope, LoggedOp, Op};
+use super::retire::OldOrigins;
 use super::time::Hlc;
 use super::vector::Vector;
+
+pub use decision::{Decision, Logged};
 
 pub use super::series::{Next, Page, Pieces, Series, Weigh};
 
@@ -109,6 +113,12 @@ pub struct ConfirmRow {
     pub needed: Vec<Origin>,
     /// Which operation said so; a later one of the same holder replaces it.
     pub at: (Hlc, Origin, Seq),
+    /// What it named retired; `None` where its build knew nothing of that, nor of what it needs.
+    #[serde(default)]
+    pub retired: Option<Vec<Coord>>,
+    /// What it listed and is retired here.
+    #[serde(default)]
+    pub stale: Vec<Origin>,
 }
 
 /// The head of a shard: a few hundred bytes, always at hand for its owner.
@@ -133,13 +143,11 @@ pub struct ShardRow {
     /// The origin under which it last began to recover, 0 where it never did: sessions of before have ended (R4).
     pub recovered_in: Origin,
     /// Dedup records of ids from before this UTC day were dropped, days counted from 1970 (R16).
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub forgotten: u32,
-}
-
-/// For fields that came after their format: rows that never had them stay as they were.
-pub(super) fn is_zero(day: &u32) -> bool {
-    *day == 0
+    /// Old origins (R23).
+    #[serde(default)]
+    pub old: OldOrigins,
 }
 
 impl ShardRow {
@@ -157,14 +165,6 @@ impl ShardRow {
             .unwrap_or(0)
     }
 
-    /// [`ShardRow::stable`] for every origin known here.
-    pub fn stable_vector(&self, holders: &BTreeSet<RegionId>) -> Vector {
-        self.logs
-            .keys()
-            .map(|origin| (*origin, self.stable(*origin, holders)))
-            .collect()
-    }
-
     /// Whether R8 allows another confirmation of ours; `holders` is how many regions keep the shard.
     ///
     /// Each confirmation counts once at each of the other `holders - 1`. One that only answers confirmations uses up at least
@@ -174,7 +174,7 @@ impl ShardRow {
             true => 1,
             false => holders.max(CONFIRMS_BEFORE_CONFIRM),
         };
-        self.news > 0 || self.confirms as usize >= enough
+        self.news > 0 || self.old.changed || self.confirms as usize >= enough
     }
 
     /// No id of an earlier time than this less the window is accepted: its record may have been dropped here. Unix
@@ -223,6 +223,9 @@ pub struct UserRow {
     pub not_before: u64,
     /// Entries that are gone behind some that wait: by origin and first sequence, to the last (R11, R18).
     pub gaps: BTreeMap<(Origin, Seq), Seq>,
+    /// Messages of origins that are retired were removed (R23).
+    #[serde(default)]
+    pub past: bool,
 }
 
 impl UserRow {
@@ -375,6 +378,8 @@ pub struct UserState {
     pub inbox: BTreeMap<Origin, Series<LoggedOp>>,
     /// The round of the ledger in which a change was last noted.
     pub noted: u64,
+    /// So many origins were retired when what the row names of them was last dropped.
+    pub stripped: usize,
 }
 
 /// A shard as far as it is loaded.
@@ -459,167 +464,6 @@ impl Parts {
         shard: true,
         user: true,
     };
-}
-
-/// One durable step. Applying it needs no judgement.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Decision {
-    /// A new owner.
-    Epoch {
-        /// The shard.
-        shard: ShardId,
-        /// Its new epoch.
-        epoch: Epoch,
-    },
-    /// An operation was logged: an own one, or one applied from another origin's log.
-    Logged(Logged),
-    /// Every device consumed a user's entries of an origin to here.
-    Consumed {
-        /// The shard.
-        shard: ShardId,
-        /// The user.
-        user: UserId,
-        /// The origin.
-        origin: Origin,
-        /// To this sequence.
-        to: Seq,
-        /// Messages that leave the count of unread ones.
-        messages: u64,
-        /// Their bytes.
-        bytes: u64,
-    },
-    /// A user's entries of an origin to here are removed (R10).
-    Removed {
-        /// The shard.
-        shard: ShardId,
-        /// The user.
-        user: UserId,
-        /// The origin.
-        origin: Origin,
-        /// To this sequence.
-        to: Seq,
-    },
-    /// An origin's log to here is trimmed (R9).
-    Trimmed {
-        /// The shard.
-        shard: ShardId,
-        /// The origin.
-        origin: Origin,
-        /// To this sequence.
-        to: Seq,
-        /// The running hash there.
-        hash: u64,
-    },
-    /// Dedup records of the UTC days to this one are dropped (R16).
-    DedupDropped {
-        /// The shard.
-        shard: ShardId,
-        /// The last day, counted from 1970.
-        day: u32,
-    },
-    /// The shard begins to recover, or is open (R4).
-    Recovery {
-        /// The shard.
-        shard: ShardId,
-        /// The origin under which it begins to recover; `None` where it is open.
-        began: Option<Origin>,
-    },
-    /// A snapshot knew of an id (R11).
-    DedupMerged {
-        /// The shard.
-        shard: ShardId,
-        /// The message.
-        key: DedupKey,
-        /// Digests and coordinates that are new.
-        bodies: Vec<(u128, Coord)>,
-    },
-    /// A snapshot knew of a user.
-    UserMerged {
-        /// The shard.
-        shard: ShardId,
-        /// The user.
-        user: UserId,
-        /// What.
-        merged: Box<MergedUser>,
-    },
-    /// A snapshot brought a message.
-    Merged {
-        /// The shard.
-        shard: ShardId,
-        /// The recipient.
-        user: UserId,
-        /// Its coordinates.
-        at: Coord,
-        /// The operation.
-        op: LoggedOp,
-        /// Other coordinates of the same message (R15).
-        siblings: Vec<Coord>,
-    },
-    /// A snapshot is complete: everything to its cut is applied.
-    Jumped {
-        /// The shard.
-        shard: ShardId,
-        /// The logs that go further than ours did, and what the holders confirmed.
-        cut: Box<Cut>,
-        /// Our hybrid time after it.
-        hlc: Hlc,
-    },
-    /// Logs are trimmed for a snapshot: see [`Recovery::Merging`].
-    Merging {
-        /// The shard.
-        shard: ShardId,
-    },
-}
-
-/// An operation that was logged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Logged {
-    /// The shard.
-    pub shard: ShardId,
-    /// The origin whose log it stands in.
-    pub origin: Origin,
-    /// The region of that origin.
-    pub region: RegionId,
-    /// Logged by this store, not applied from another log: the origin is our current one.
-    pub own: bool,
-    /// Sequence, running hash, operation.
-    pub entry: LogEntry,
-    /// Our hybrid time after it.
-    pub hlc: Hlc,
-    /// For a message: other coordinates of the same one (R15).
-    pub siblings: Vec<Coord>,
-    /// For a message: a snapshot brought it before, so that it waits here already, or is gone already (R11).
-    pub merged: bool,
-}
-
-impl Logged {
-    /// Its coordinates.
-    pub fn coord(&self) -> Coord {
-        Coord {
-            origin: self.origin,
-            seq: self.entry.seq,
-        }
-    }
-}
-
-impl Decision {
-    /// The shard it belongs to.
-    pub fn shard(&self) -> ShardId {
-        match self {
-            Decision::Logged(logged) => logged.shard,
-            Decision::Epoch { shard, .. }
-            | Decision::Consumed { shard, .. }
-            | Decision::Removed { shard, .. }
-            | Decision::Trimmed { shard, .. }
-            | Decision::DedupDropped { shard, .. }
-            | Decision::Recovery { shard, .. }
-            | Decision::DedupMerged { shard, .. }
-            | Decision::UserMerged { shard, .. }
-            | Decision::Merged { shard, .. }
-            | Decision::Jumped { shard, .. }
-            | Decision::Merging { shard } => *shard,
-        }
-    }
 }
 
 impl State {
@@ -773,6 +617,19 @@ impl State {
                     shard.row.apply_jump(cut, *hlc);
                 }
             }
+            Decision::Needed { origin, needed, .. } => {
+                if parts.shard {
+                    shard.row.apply_needed(*origin, *needed);
+                }
+            }
+            Decision::Retired { origin, seq, .. } => {
+                if parts.shard {
+                    shard.row.apply_retired(*origin, *seq);
+                }
+                if let Some(mut log) = shard.logs.remove(origin) {
+                    ledger.drop(log.drop_to(Seq::MAX));
+                }
+            }
         }
     }
 }
@@ -833,6 +690,7 @@ impl ShardRow {
             holder,
             applied,
             needed,
+            retired,
         }) = op
         {
             let at = (entry.op.hlc(), *origin, entry.seq);
@@ -840,12 +698,21 @@ impl ShardRow {
             if holder == me && *own {
                 self.news = 0;
                 self.confirms = 0;
+                self.old.changed = false;
             }
             let known = self.confirmed.get(holder);
             if known.is_none_or(|known| known.at < at) {
-                let (applied, needed) = (applied.clone(), needed.clone());
-                self.confirmed
-                    .insert(holder.clone(), ConfirmRow { applied, needed, at });
+                let mut said = ConfirmRow {
+                    applied: applied.clone(),
+                    needed: needed.clone(),
+                    at,
+                    retired: retired.clone(),
+                    stale: Vec::new(),
+                };
+                said.strip(&self.old.retired);
+                // It is told once more.
+                self.old.changed |= !said.stale.is_empty() && holder != me;
+                self.confirmed.insert(holder.clone(), said);
             }
         }
     }
@@ -917,15 +784,17 @@ impl ShardState {
                 self.dedup(*id, DedupKey::of(envelope), ledger).insert(digest, at);
             }
             Some(Op::Cursor { user, device, cursor }) => {
+                let cursor = self.row.known(cursor);
                 let user = self.user(*id, user, ledger);
                 if row {
-                    user.row.device(device).cursor.merge(cursor);
+                    user.row.device(device).cursor.merge(&cursor);
                 }
             }
             Some(Op::Device { user, device, change }) => {
+                let change = self.row.known_change(change);
                 let user = self.user(*id, user, ledger);
                 if row {
-                    user.row.apply_change(device, change);
+                    user.row.apply_change(device, &change);
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! What the machines ask of a store, and its answers: storage is an effect, these are its inputs and outputs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::commit::Outcome;
@@ -69,6 +70,26 @@ pub enum Read {
         /// At most so many bytes, but at least one item.
         max_bytes: usize,
     },
+    /// Which users need some of these origins (R23), among a bounded number of users: the first of them, or with `stored` all.
+    Needed {
+        /// The shard.
+        shard: ShardId,
+        /// The origins.
+        origins: BTreeSet<Origin>,
+        /// Only as far as messages of them wait.
+        stored: bool,
+        /// From this user on, by length and then by bytes; `None` from the first.
+        from: Option<UserId>,
+    },
+}
+
+/// The users that need origins, see [`Read::Needed`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NeededPage {
+    /// Who does, and which.
+    pub users: Vec<(UserId, BTreeSet<Origin>)>,
+    /// Where to go on, from this user; `None` where all were looked at.
+    pub next: Option<UserId>,
 }
 
 /// The answer to a [`Read`].
@@ -84,6 +105,8 @@ pub enum ReadReply {
     Log(LogPage),
     /// A page of a snapshot, and the cut that it belongs to.
     Snapshot(Arc<Cut>, Box<SnapshotPage>),
+    /// Who needs origins.
+    Needed(NeededPage),
 }
 
 /// A page of an inbox.

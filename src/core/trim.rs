@@ -20,7 +20,7 @@ impl Work<'_> {
             .map(|(origin, log)| (*origin, log.floor))
             .collect();
         for (origin, floor) in origins {
-            let mut stable = self.row().row.stable(origin, &self.state.identity.holders);
+            let mut stable = self.row().row.trim_to(origin, &self.state.identity.holders);
             if defect::on(Defect::TrimByTime) {
                 stable = stable.max(self.aged(origin, floor));
             }
@@ -73,8 +73,11 @@ impl Work<'_> {
     pub(super) fn drop_dedup(&mut self, day: u32) -> Outcome {
         let (holders, row) = (&self.state.identity.holders, &self.row().row);
         let aged = droppable_before(self.now_ms).min(day.saturating_add(1));
-        let logs = row.logs.keys();
-        let needed = logs.filter_map(|origin| self.needed_from(*origin, row.stable(*origin, holders)));
+        let logs = row.logs.iter();
+        let needed = logs.filter_map(|(origin, log)| {
+            let stable = row.trim_to(*origin, holders).max(log.floor);
+            self.needed_from(*origin, stable)
+        });
         let before = match needed.min() {
             Some(needed) if !defect::on(Defect::DedupDroppedEarly) => needed.min(aged),
             _ => aged,

@@ -37,6 +37,11 @@ impl Vector {
         true
     }
 
+    /// Drops an origin.
+    pub fn remove(&mut self, origin: Origin) {
+        self.0.dots.remove(&origin);
+    }
+
     /// Merges by maximum; says whether that changed anything.
     pub fn merge(&mut self, other: &Vector) -> bool {
         let mut changed = false;

@@ -27,6 +27,7 @@ use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::msg::{Message, ToEdge, ToProvider, ToSubscriber, Verdict};
 use crate::core::op::{DeviceChange, LoggedOp, Op, kind};
+use crate::core::retire::RETIRED;
 use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{Committed, LogPage, Read, ReadReply};
@@ -73,6 +74,14 @@ pub(super) struct Entry {
     hash: u64,
     pub(super) op: LoggedOp,
     pub(super) number: Option<u64>,
+}
+
+impl Entry {
+    /// The operation, if it is a confirmation.
+    pub(super) fn confirm(&self) -> Option<Op> {
+        let confirms = self.op.kind() == kind::CONFIRM;
+        self.op.decode().ok().filter(|_| confirms)
+    }
 }
 
 /// What a device's application saw.
@@ -122,6 +131,8 @@ pub(super) struct Checker {
     pub(super) forgotten: BTreeMap<(ShardId, Origin), Seq>,
     /// What was accepted without knowledge of what was forgotten.
     pub(super) blind: Blind,
+    /// What some region retired (R23).
+    pub(super) retired: BTreeSet<(ShardId, Origin)>,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
     /// To where each device is known to have consumed all, or been told.
@@ -156,6 +167,7 @@ impl Checker {
             lost_to: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             blind: Blind::new(),
+            retired: BTreeSet::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
             cursors: devices.iter().map(|_| Vector::new()).collect(),
@@ -387,9 +399,12 @@ impl World {
             return;
         };
         let found = match engine.read(&read) {
-            Ok(ReadReply::Log(LogPage::Run { entries, .. })) => entries
-                .first()
-                .is_some_and(|entry| number_of(&entry.op) == Some(number)),
+            Ok(ReadReply::Log(LogPage::Run { entries, .. })) => match entries.first() {
+                Some(entry) => number_of(&entry.op) == Some(number),
+                None => self
+                    .shard_row(region, shard)
+                    .is_some_and(|row| row.retired(at.origin).is_some()),
+            },
             // Trimmed: every region has it, which the check of floors proves.
             Ok(ReadReply::Log(LogPage::Trimmed { floor })) => floor >= at.seq,
             _ => false,
@@ -531,6 +546,9 @@ impl World {
         let name = self.devices[device].name();
         let welcomed = self.check.seen[device].welcomed;
         let user = self.devices[device].user.clone();
+        if hole.origin == RETIRED {
+            return self.check_past(device, hole);
+        }
         let entries = self.check.inboxes.get(&(user, hole.origin));
         let wronged = entries
             .into_iter()
@@ -589,6 +607,9 @@ impl World {
             }
         }
         for (op, outcome) in ops.iter().zip(&committed.outcomes) {
+            if let Outcome::Retired(retirement) = outcome {
+                self.check_retired(region, op.shard(), &retirement.retired);
+            }
             self.check_epoch(region, op, outcome);
             self.note_refusal(op, outcome);
         }
@@ -616,7 +637,7 @@ impl World {
                 wrong
             }
             (_, Outcome::Refused(Refusal::Fenced { .. })) | (StoreOp::Bump { .. }, _) => false,
-            (op, _) => epoch_of(op) != Some(*current),
+            (op, _) => op.epoch() != Some(*current),
         };
         if wrong {
             let detail = format!(
@@ -719,6 +740,13 @@ impl World {
                 .or_default();
             *floor = (*floor).max(log.seq);
         }
+        for (origin, seq) in &cut.retired {
+            let (origin, seq) = (*origin, *seq);
+            let at = Coord { origin, seq };
+            if !self.check.is_durable(region, shard, at) {
+                self.check.now_durable(region, shard, at);
+            }
+        }
         self.check_confirmed(region, shard, cut);
     }
 
@@ -758,22 +786,6 @@ fn is_ping(message: &Message) -> bool {
             ..
         }
     )
-}
-
-fn epoch_of(op: &StoreOp) -> Option<Epoch> {
-    match op {
-        StoreOp::Bump { .. } => None,
-        StoreOp::Append { epoch, .. }
-        | StoreOp::Cursor { epoch, .. }
-        | StoreOp::Register { epoch, .. }
-        | StoreOp::Confirm { epoch, .. }
-        | StoreOp::ApplyRemote { epoch, .. }
-        | StoreOp::Trim { epoch, .. }
-        | StoreOp::Remove { epoch, .. }
-        | StoreOp::DropDedup { epoch, .. }
-        | StoreOp::Recover { epoch, .. }
-        | StoreOp::Merge { epoch, .. } => Some(*epoch),
-    }
 }
 
 /// The user, device or recipient that an operation is about, for the story.

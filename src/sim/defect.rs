@@ -34,7 +34,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 42] = [
+    pub const ALL: [(Defect, &'static str); 43] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -86,6 +86,7 @@ impl Defect {
         (Defect::Core(Core::PresenceUncredited), "presence-uncredited"),
         (Defect::Core(Core::NeverFull), "never-full"),
         (Defect::Core(Core::CursorJumps), "cursor-jumps"),
+        (Defect::Core(Core::RetiredEarly), "retired-early"),
     ];
 
     /// The one of the machines, if it is one.

@@ -69,6 +69,10 @@ defects! {
     ];
     a_clamped_claim_is_found: ClaimClamped within 800 by ["a claim is obeyed (R17)"];
     a_cursor_that_jumps_is_found: CursorJumps within 50 by ["a cursor covers what was consumed (R14)"];
+    an_origin_that_is_retired_early_is_found: RetiredEarly within 100 by [
+        "retired when nobody needs it (R23)",
+        "retired when all have all of it (R23)",
+    ];
     // Where they follow each other closely, no moment comes at which all have all of them.
     confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence", "equal logs"];
     a_later_deposit_that_passes_is_found: LaterPasses within 800 by ["refusals have a cause", "order (R21)"];

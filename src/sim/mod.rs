@@ -43,6 +43,7 @@ mod nodes;
 mod order;
 mod queues;
 mod report;
+mod retired;
 pub mod rng;
 pub mod scenario;
 mod settle;

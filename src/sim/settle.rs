@@ -343,12 +343,7 @@ impl World {
                 if seen.welcomed.is_none() || seen.consumed.contains(&number) {
                     continue;
                 }
-                let told = seen.holes.iter().any(|hole| {
-                    let range = hole.from..=hole.to;
-                    let mut coords = sent.coords.iter();
-                    coords.any(|at| at.origin == hole.origin && range.contains(&at.seq))
-                });
-                if !told {
+                if !self.told_gone(*index, number) {
                     let detail = format!("#{number} at {:?} did not reach {}", sent.coords, device.name());
                     let mut words = self.check.words(number);
                     words.push(device.name());
@@ -389,6 +384,9 @@ impl World {
             }
         }
         for (shard, users) in self.check.users.clone() {
+            if let Some(detail) = self.unretired(&there, shard).filter(|_| rests) {
+                return Some(("old origins are retired (R23)", detail, Vec::new()));
+            }
             let first = self.shard_row(*there.first()?, shard)?;
             for region in there.iter().copied() {
                 let row = self.shard_row(region, shard)?;

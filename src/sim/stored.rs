@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    fn check_gone(
+    pub(super) fn check_gone(
         &mut self,
         region: usize,
         shard: ShardId,
@@ -203,7 +203,7 @@ impl World {
                 .map(|((_, origin), seq)| (*origin, *seq))
                 .collect();
             for (origin, seq) in known {
-                let found = row.logs.get(&origin).map_or(0, |log| log.seq);
+                let found = row.reached(origin);
                 if found < seq {
                     let at = Coord { origin, seq };
                     let detail = format!("{name} lost {at} of shard {shard}: its log ends at {found}");

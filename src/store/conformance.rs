@@ -1,6 +1,6 @@
 //! What every engine must do, whatever it keeps its rows in.
 //!
-//! [`cases`], and those of [`recovery`], are told one by one; [`run`] runs all of them against an engine. `random` drives engines with the same
+//! [`cases`], and those of [`recovery`] and [`retire`], are told one by one; [`run`] runs all of them against an engine. `random` drives engines with the same
 //! random operations and compares every outcome and read, and `model` is a naive reference written from the rules.
 //! `snapshots` does so with two stores, of which one loses something and takes it back from the other.
 
@@ -10,6 +10,7 @@ pub(crate) mod kit;
 pub(crate) mod model;
 pub(crate) mod random;
 mod recovery;
+mod retire;
 pub(crate) mod snapshots;
 
 use super::engine::Engine;
@@ -26,7 +27,7 @@ pub(crate) trait Harness {
 
 /// Runs every case.
 pub(crate) fn run(harness: &mut dyn Harness) {
-    for (name, case) in cases::ALL.iter().chain(recovery::ALL) {
+    for (name, case) in cases::ALL.iter().chain(recovery::ALL).chain(retire::ALL) {
         println!("{name}");
         case(harness);
     }

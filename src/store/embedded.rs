@@ -258,8 +258,10 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
             );
             return Err(OpenError::Corrupt { location, reason });
         }
-        let used =
-            |shard: &ShardState| shard.row.logs.contains_key(&origin) && !defect::on(Defect::OriginReused);
+        let used = |shard: &ShardState| {
+            let known = shard.row.logs.contains_key(&origin) || shard.row.retired(origin).is_some();
+            known && !defect::on(Defect::OriginReused)
+        };
         if origin.0 == 0 || view.state.shards.values().any(used) {
             let origin = origin.0;
             return Err(OpenError::OriginUsed { location, origin });
@@ -637,11 +639,12 @@ fn size_of_op(op: &StoreOp) -> usize {
         + match op {
             StoreOp::Append { body, envelope, .. } => body.len() + envelope.trace.len(),
             StoreOp::ApplyRemote { ops, .. } => ops.iter().map(|op| op.len() + OP_OVERHEAD).sum(),
-            StoreOp::Trim { .. } | StoreOp::Confirm { .. } => TRIM_OVERHEAD,
+            StoreOp::Trim { .. } | StoreOp::Confirm { .. } | StoreOp::Forgo { .. } => TRIM_OVERHEAD,
             StoreOp::Cursor { cursor, .. } => 64 * cursor.len(),
             StoreOp::Register { claim, .. } => 64 * claim.len(),
             StoreOp::Merge { cut, page, .. } => TRIM_OVERHEAD + 4 * (page.weight() + cut.weight()) as usize,
             StoreOp::Bump { .. }
+            | StoreOp::Retire { .. }
             | StoreOp::Remove { .. }
             | StoreOp::DropDedup { .. }
             | StoreOp::Recover { .. } => 0,

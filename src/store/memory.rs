@@ -24,7 +24,7 @@ use super::snapshot;
 use crate::core::commit::{Outcome, StoreOp, decide, needs, needs_more};
 use crate::core::ids::{Origin, Seq, ShardId, UserId};
 use crate::core::op::Op;
-use crate::core::state::{Decision, DedupKey, Logged, ShardRow, State, StoreIdentity};
+use crate::core::state::{Decision, DedupKey, Logged, ShardRow, State, StoreIdentity, UserRow};
 use disk::{Rows, Write};
 
 pub use disk::{Failure, MemoryDisk};
@@ -236,7 +236,21 @@ impl Engine for MemoryEngine {
         let rows = &shared.rows;
         Ok(match read {
             Read::Shard(shard) => ReadReply::Shard(Box::new(load::row(rows, &keys::shard(*shard))?)),
-            Read::User(shard, user) => ReadReply::User(Box::new(load::row(rows, &keys::user(*shard, user))?)),
+            Read::User(shard, user) => {
+                let mut row: UserRow = load::row(rows, &keys::user(*shard, user))?;
+                let head: ShardRow = load::row(rows, &keys::shard(*shard))?;
+                row.strip(&head.old.retired);
+                ReadReply::User(Box::new(row))
+            }
+            Read::Needed {
+                shard,
+                origins,
+                stored,
+                from,
+            } => {
+                let source = load::Source { rows, shard: *shard };
+                ReadReply::Needed(snapshot::needed(&source, origins, *stored, from.as_ref())?)
+            }
             Read::Inbox {
                 shard,
                 user,
@@ -245,9 +259,11 @@ impl Engine for MemoryEngine {
                 max_bytes,
             } => {
                 let row = load::row(rows, &keys::user(*shard, user))?;
+                let head: ShardRow = load::row(rows, &keys::shard(*shard))?;
+                let retired = &head.old.retired;
                 let origins = load::inbox_origins(rows, *shard, user)?;
                 let room = Room::new(*max_items, *max_bytes);
-                let page = inbox_page(&row, origins, after, room, |origin, after| {
+                let page = inbox_page(&row, retired, origins, after, room, |origin, after| {
                     load::inbox(rows, *shard, user, origin, after).next().transpose()
                 });
                 ReadReply::Inbox(page?)
@@ -312,7 +328,11 @@ impl Touched {
         match decision {
             Decision::Epoch { .. } => {}
             Decision::Logged(logged) => self.add_logged(logged, state),
-            Decision::Recovery { .. } | Decision::Jumped { .. } | Decision::Merging { .. } => {}
+            Decision::Recovery { .. }
+            | Decision::Jumped { .. }
+            | Decision::Needed { .. }
+            | Decision::Retired { .. }
+            | Decision::Merging { .. } => {}
             Decision::DedupMerged { key, .. } => {
                 self.dedup.insert((shard, key.clone()));
             }

@@ -1,11 +1,12 @@
 //! Answers to reads, from any engine: the merge of an inbox over its origins, and the limits of a page.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use super::engine::{InboxEntry, InboxPage, LogPage, MAX_PAGE_ITEMS, StoreError};
 use crate::core::ids::{Coord, Origin, Seq};
 use crate::core::op::{LogEntry, LoggedOp};
+use crate::core::retire::or_retired;
 use crate::core::state::{LogRow, Page, UserRow};
 use crate::core::vector::Vector;
 
@@ -66,12 +67,13 @@ impl Room {
 /// Merges an inbox in delivery order: each origin in sequence order, between origins the one whose next message has
 /// the lowest hybrid time, then the lowest coordinates.
 ///
-/// `next` gives the first message of an origin above a sequence.
+/// `next` gives the first message of an origin above a sequence. What is retired is left out (R23).
 ///
 /// # Errors
 /// Those of `next`.
 pub fn inbox_page(
     row: &UserRow,
+    retired: &BTreeMap<Origin, Seq>,
     origins: impl IntoIterator<Item = Origin>,
     after: &Vector,
     mut room: Room,
@@ -79,7 +81,7 @@ pub fn inbox_page(
 ) -> Result<InboxPage, StoreError> {
     let mut heads = BinaryHeap::new();
     let mut ops = BTreeMap::new();
-    for origin in origins {
+    for origin in origins.into_iter().filter(|origin| !retired.contains_key(origin)) {
         let from = after.of(origin).max(row.trimmed.of(origin));
         if let Some((seq, op)) = next(origin, from)? {
             heads.push(Reverse((op.hlc(), origin, seq)));
@@ -96,9 +98,7 @@ pub fn inbox_page(
         let siblings = row.siblings.get(&at);
         page.entries.push(InboxEntry {
             at,
-            siblings: siblings
-                .map(|others| others.iter().copied().collect())
-                .unwrap_or_default(),
+            siblings: siblings.map(|others| copies(others, retired)).unwrap_or_default(),
             op,
         });
         if let Some((seq, op)) = next(origin, seq)? {
@@ -108,6 +108,11 @@ pub fn inbox_page(
     }
     page.end = true;
     Ok(page)
+}
+
+fn copies(others: &BTreeSet<Coord>, retired: &BTreeMap<Origin, Seq>) -> Vec<Coord> {
+    let others: BTreeSet<Coord> = others.iter().map(|at| or_retired(*at, retired)).collect();
+    others.into_iter().collect()
 }
 
 /// Which part of a series a commit needs: what lies above `after`, and at least a step's worth above `above`.

@@ -1,12 +1,15 @@
 //! Pages of a snapshot of a shard (R11), from any engine: what is read in which order, filtered to the cut.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::engine::{InboxPage, StoreError};
 use super::paging::Room;
 use crate::core::ids::{Origin, Seq, UserId};
+use crate::core::retire::NEEDED_STEP;
 use crate::core::snapshot::{Cut, SNAPSHOT_PAGE_ITEMS, SnapshotAt, SnapshotEntry, SnapshotPage, UserPage};
-use crate::core::state::{DedupKey, DedupRow, ShardRow, UserRow};
+use crate::core::state::{DedupKey, DedupRow, Series, ShardRow, UserRow, UserState};
+use crate::core::storage::NeededPage;
 use crate::core::vector::Vector;
 
 /// What an engine gives of a shard.
@@ -46,6 +49,12 @@ pub trait Source {
     /// [`StoreError`].
     fn user(&self, user: &UserId) -> Result<UserRow, StoreError>;
 
+    /// The last message of a user that is in the store, for each origin of which there may be one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn inbox_ends(&self, user: &UserId) -> Result<BTreeMap<Origin, Seq>, StoreError>;
+
     /// The user's messages above a position and below a cut.
     ///
     /// # Errors
@@ -55,6 +64,48 @@ pub trait Source {
 
 /// Dedup records with their keys.
 pub type DedupRows = Vec<(DedupKey, DedupRow)>;
+
+/// Looks for users that need origins (R23): for the first of a page, or for all of whom something is stored.
+///
+/// # Errors
+/// Those of the source.
+pub fn needed(
+    source: &impl Source,
+    origins: &BTreeSet<Origin>,
+    stored: bool,
+    from: Option<&UserId>,
+) -> Result<NeededPage, StoreError> {
+    let mut page = NeededPage::default();
+    let behind = source.users(from, NEEDED_STEP)?;
+    let whole = behind.len() < NEEDED_STEP;
+    page.next = behind.last().cloned().filter(|_| !whole);
+    for user in from.cloned().into_iter().chain(behind) {
+        let mut known = UserState {
+            row: source.user(&user)?,
+            ..UserState::default()
+        };
+        for (origin, end) in source.inbox_ends(&user)? {
+            let series = Series {
+                behind: end,
+                ..Series::default()
+            };
+            known.inbox.insert(origin, series);
+        }
+        let needs = origins
+            .iter()
+            .copied()
+            .filter(|origin| known.needs(*origin, stored));
+        let needs: BTreeSet<Origin> = needs.collect();
+        if !needs.is_empty() {
+            page.users.push((user, needs));
+            // One is enough where nothing is to be done about it.
+            if !stored {
+                break;
+            }
+        }
+    }
+    Ok(page)
+}
 
 /// The order of users in a snapshot.
 pub fn order(user: &UserId) -> (usize, &str) {
@@ -88,7 +139,7 @@ pub fn page(
     if let Some(after) = start {
         let (rows, next) = source.dedup(after, items)?;
         for (key, row) in rows {
-            let bodies = row.bodies().filter(|(_, at)| cut.covers(*at));
+            let bodies = row.bodies().filter(|(_, at)| cut.tells(*at));
             let bodies: Vec<_> = bodies.collect();
             if !bodies.is_empty() {
                 page.dedup.push((key, bodies));

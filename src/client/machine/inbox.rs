@@ -15,6 +15,9 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use crate::core::ids::{Coord, MAX_USER_LEN, MessageId, Origin, Seq, UserId};
 use crate::core::vector::Vector;
 
+/// Retired origins that stay in the cursor: each is a pair of numbers in every `Hello`.
+const KEPT_RETIRED: usize = 64;
+
 /// What a message is recognised by: a hash with the device's secret seed, so that no sender can aim at a collision.
 pub(super) type Fingerprint = u128;
 
@@ -188,6 +191,21 @@ impl Inbox {
         self.unacked = 0;
         // What was consumed since `Hello` is not known to the server yet: it may still send the copy.
         self.remembered.forget_stable(stable, &self.acked);
+        self.forget_retired(stable);
+    }
+
+    /// An origin that is stable to its very end is retired: no region has anything of it. A store that was put back to an
+    /// earlier state has, until the others tell it, so as many stay in the cursor as cost little.
+    fn forget_retired(&mut self, stable: &Vector) {
+        let named = self.cursor.iter().map(|(origin, _)| origin);
+        let retired =
+            named.filter(|origin| stable.of(*origin) == Seq::MAX && !self.pending.contains_key(origin));
+        let retired: Vec<Origin> = retired.collect();
+        let surplus = retired.len().saturating_sub(KEPT_RETIRED);
+        for origin in retired.into_iter().take(surplus) {
+            self.cursor.remove(origin);
+            self.acked.remove(origin);
+        }
     }
 
     /// What `Hello` says; a later acknowledgement is above it.
@@ -415,6 +433,25 @@ mod tests {
         assert_eq!(inbox.remembered().count(), 1);
         // The first was stable: a region that still sends its copy would not be telling the truth.
         assert!(deliver(&mut inbox, 2, 2, 1));
+    }
+
+    #[test]
+    fn of_retired_origins_only_so_many_stay_in_the_cursor() {
+        let mut inbox = inbox();
+        let retired = KEPT_RETIRED as u64 + 3;
+        for origin in 1..=retired + 1 {
+            deliver(&mut inbox, origin, 6, origin as u8);
+            assert!(inbox.consumed(at(origin, 6)));
+        }
+        assert_eq!(inbox.claim().len(), retired as usize + 1);
+        let all_of = |origin| (Origin(origin), Seq::MAX);
+        let stable = |last: u64| -> Vector { (1..=last).map(all_of).collect() };
+        inbox.connected(&stable(KEPT_RETIRED as u64));
+        assert_eq!(inbox.claim().len(), retired as usize + 1, "just as many as stay");
+        inbox.connected(&stable(retired));
+        let left = inbox.claim();
+        assert_eq!((left.len(), left.of(Origin(3))), (KEPT_RETIRED + 1, 0));
+        assert_eq!(left.of(Origin(retired + 1)), 6, "the last one is not retired");
     }
 
     #[test]

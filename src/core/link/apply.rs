@@ -88,6 +88,10 @@ impl Links {
         let Some(owned) = self.owned.get(&shard) else {
             return;
         };
+        if owned.retired.contains_key(&origin) {
+            self.tell_retired(peer, shard, origin);
+            return;
+        }
         let have = owned.logs.get(&origin).map_or(0, |log| log.applied);
         if have >= floor {
             // It came from elsewhere in the meantime.
@@ -164,10 +168,11 @@ impl Links {
         if owned.held.is_empty() {
             return;
         }
-        let logs = &owned.logs;
+        let (logs, retired) = (&owned.logs, &owned.retired);
         let ready = |held: &Held| {
-            let applied = logs.get(&held.after.origin).map_or(0, |log| log.applied);
-            applied >= held.after.seq || held.until <= now
+            let after = held.after.origin;
+            let applied = logs.get(&after).map_or(0, |log| log.applied);
+            applied >= held.after.seq || retired.contains_key(&after) || held.until <= now
         };
         let origins: Vec<Origin> = owned
             .held
@@ -261,6 +266,10 @@ impl Links {
         let Some(owned) = self.owned.get_mut(&shard) else {
             return false;
         };
+        if owned.retired.contains_key(&origin) {
+            self.stats.runs_known += 1;
+            return false;
+        }
         // A snapshot comes first: what does not come with it is asked for again after it.
         if owned.taking.is_some() {
             return false;

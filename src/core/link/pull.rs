@@ -555,8 +555,7 @@ impl Links {
                 let Some(owned) = self.owned.get(shard) else {
                     continue;
                 };
-                let logs = owned.logs.iter();
-                let applied: Vector = logs.map(|(origin, log)| (*origin, log.applied)).collect();
+                let applied = owned.applied();
                 positions += applied.len() + 1;
                 chunk.push((*shard, applied));
             }

@@ -132,7 +132,7 @@ impl Links {
         let Some(owned) = self.owned.get(&shard) else {
             return;
         };
-        let ours = |origin| owned.logs.get(&origin).map_or(0, |log| log.head);
+        let ours = |origin| owned.reached(origin);
         let known_as_other = |origin: Origin| {
             let log = owned.logs.get(&origin);
             log.is_some_and(|log| log.region != self.config.region)
@@ -231,7 +231,7 @@ impl Links {
         if owned.remotes.get(region) != Some(&has.peer) || !peer.pull.open_as(has.lane) {
             return Compared::Behind;
         }
-        let ours = |origin| owned.logs.get(&origin).map_or(0, |log| log.head);
+        let ours = |origin| owned.reached(origin);
         if has.applied.iter().any(|(origin, theirs)| theirs > ours(origin)) {
             return Compared::Behind;
         }

@@ -258,7 +258,15 @@ impl Links {
         };
         let Some(taking) = owned.taking.take() else { return };
         let peers: Vec<PeerId> = owned.remotes.values().copied().collect();
+        for (origin, seq) in taking.cut.iter().flat_map(|cut| &cut.retired) {
+            if !owned.logs.contains_key(origin) {
+                owned.retired.insert(*origin, *seq);
+            }
+        }
         for (origin, cut) in taking.cut.iter().flat_map(|cut| &cut.logs) {
+            if owned.retired.contains_key(origin) {
+                continue;
+            }
             let log = owned.logs.entry(*origin).or_insert_with(|| Log {
                 region: cut.region.clone(),
                 head: 0,

@@ -113,6 +113,7 @@ mod tests {
             holder: RegionId::new("r").unwrap(),
             applied: Vector::new(),
             needed: Vec::new(),
+            retired: None,
         };
         LogEntry {
             seq,

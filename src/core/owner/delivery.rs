@@ -15,10 +15,11 @@ use crate::core::defect::{self, Defect};
 use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, SessionId, ShardId, UserId};
 use crate::core::msg::{Attach, Delivery, ToEdge};
 use crate::core::op::LoggedOp;
+use crate::core::retire;
 use crate::core::state::{Logged, UserRow};
 use crate::core::storage::{InboxPage, StoreError};
 use crate::core::time::Now;
-use crate::core::vector::Vector;
+use crate::core::vector::{MAX_ORIGINS, Vector};
 use crate::core::wire::Code;
 
 /// A page of the inbox holds at most so many messages, whatever the window.
@@ -54,6 +55,8 @@ pub(super) struct Attachment {
     pub(super) attach: Attach,
     /// What the device consumed, as far as known here: stored, claimed and acknowledged.
     pub(super) cursor: Vector,
+    /// Origins of its claim that are retired.
+    retired: Vec<Origin>,
     /// Given through here, or not to be given.
     pub(super) position: Vector,
     /// Given through here before this attachment: acknowledgements for it may still come.
@@ -118,6 +121,24 @@ impl Attachment {
         false
     }
 
+    /// Nothing of these origins comes any more; says whether that made room in the window.
+    pub(super) fn forget_retired(&mut self, retired: &BTreeMap<Origin, Seq>) -> bool {
+        self.forget_holes(retired);
+        for vector in [
+            &mut self.cursor,
+            &mut self.position,
+            &mut self.given_before,
+            &mut self.written,
+        ] {
+            retire::strip(vector, retired);
+        }
+        let gone = retired.keys().filter_map(|origin| self.flights.remove(origin));
+        let gone: Vec<Flight> = gone.flatten().filter(|flight| !flight.passed).collect();
+        self.window_messages -= gone.len();
+        self.window_bytes -= gone.iter().map(|flight| flight.bytes).sum::<usize>();
+        !gone.is_empty()
+    }
+
     pub(super) fn flight(&mut self, at: Coord, bytes: usize, passed: bool) {
         self.position.raise(at.origin, at.seq);
         self.flights.entry(at.origin).or_default().push_back(Flight {
@@ -161,13 +182,24 @@ impl Attachment {
 }
 
 impl Owner {
-    pub(super) fn attach(&mut self, lane: LaneId, attach: Attach, now: Now) {
+    pub(super) fn attach(&mut self, lane: LaneId, mut attach: Attach, now: Now) {
         let id = attach.shard;
         let Some(epoch) = self.open_epoch(id) else {
             return self.tell_edge(lane, ToEdge::NotOwner(vec![id]));
         };
         if self.outlived(lane, &attach) {
             return;
+        }
+        // What it names of retired origins is as good as consumed everywhere (R23).
+        let mut retired = Vec::new();
+        if let Some(shard) = self.shards.get(&id) {
+            let named = attach.claim.iter().map(|(origin, _)| origin);
+            retired = named
+                .filter(|origin| shard.look.retired.contains_key(origin))
+                .collect();
+            for vector in [&mut attach.claim, &mut attach.acked, &mut attach.given] {
+                retire::strip(vector, &shard.look.retired);
+            }
         }
         let (session, user) = (attach.session, attach.user.clone());
         let receives = attach.receives;
@@ -181,12 +213,16 @@ impl Owner {
         {
             cursor = cursor.min(&shard.applied);
         }
+        let mut claim = cursor.clone();
+        if !retired.is_empty() {
+            claim.raise(retire::RETIRED, retire::KNOWS);
+        }
         let op = StoreOp::Register {
             shard: id,
             epoch,
             user: user.clone(),
             device: attach.device.clone(),
-            claim: cursor.clone(),
+            claim,
         };
         let mut position = cursor.clone();
         position.merge(&attach.given);
@@ -203,6 +239,7 @@ impl Owner {
             attach,
             written: Vector::new(),
             cursor,
+            retired,
             position,
             flights: BTreeMap::new(),
             gone: Gone::new(),
@@ -233,7 +270,13 @@ impl Owner {
         let Some(shard) = self.shards.get(&id) else {
             return false;
         };
-        let stable = shard.stable(&self.config.holders);
+        let mut stable = shard.stable(&self.config.holders);
+        // All of what is retired is stable, and no more of it comes: the client need not name it any more.
+        let retired = shard.sessions.get(&session).map(|attachment| &attachment.retired);
+        let room = MAX_ORIGINS.saturating_sub(stable.len());
+        for origin in retired.into_iter().flatten().take(room) {
+            stable.raise(*origin, Seq::MAX);
+        }
         let store = shard.recovery.life;
         let lane = shard.sessions.get(&session).map(|attachment| attachment.lane);
         let (Some(lane), Some(connect_epoch)) = (lane, self.admit(id, session, now)) else {
@@ -284,7 +327,7 @@ impl Owner {
         let Some(attachment) = shard.sessions.get_mut(&session) else {
             return;
         };
-        attachment.gone = holes::gone(row, &shard.applied);
+        attachment.gone = holes::gone(row, &attachment.attach.device, &shard.applied);
         if let Some(device) = row.devices.get(&attachment.attach.device) {
             attachment.cursor.merge(&device.cursor);
             attachment.position.merge(&device.cursor);
@@ -453,8 +496,8 @@ impl Owner {
                     continue;
                 }
                 // What is beyond `applied` is clamped by the commit and comes again when that advanced (R17).
-                let logged = attachment.cursor.min(&shard.applied);
-                if !shard.applied.includes(&attachment.cursor) {
+                let logged = retire::clamp(&attachment.cursor, &shard.applied);
+                if !logged.includes(&attachment.cursor) {
                     shard.moved.insert(session);
                 }
                 if attachment.written.includes(&logged) {
@@ -520,7 +563,7 @@ impl Owner {
         if let Some(epoch) = shard.epoch
             && !attachment
                 .written
-                .includes(&attachment.cursor.min(&shard.applied))
+                .includes(&retire::clamp(&attachment.cursor, &shard.applied))
         {
             self.out.push_back(cursor_op(id, epoch, &attachment));
         }

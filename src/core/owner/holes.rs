@@ -5,15 +5,17 @@
 //! ([`UserRow::gaps`]). Both are told as [`HoleReason::BeforeRegistration`]. A hole goes out before the
 //! first message of its origin that lies beyond it, or when nothing waits any more. It takes a place in the window like a
 //! message, and an acknowledgement of its last sequence moves the cursor over it; so a device that passed it is not told
-//! again, and one that crashed before it acknowledged is.
+//! again, and one that crashed before it acknowledged is. What is gone with retired origins (R23) is told once, as one hole under
+//! [`RETIRED`], when nothing waits any more.
 
 use std::collections::BTreeMap;
 
 use super::delivery::{Attachment, Mode};
 use super::{LaneId, Owner, OwnerOutput, take_deliveries};
 use crate::core::defect::{self, Defect};
-use crate::core::ids::{Coord, Origin, Seq, SessionId, ShardId};
+use crate::core::ids::{Coord, DeviceId, Origin, Seq, SessionId, ShardId};
 use crate::core::msg::ToEdge;
+use crate::core::retire::{CAME_LATER, KNOWS, RETIRED};
 use crate::core::state::UserRow;
 use crate::core::vector::Vector;
 use crate::core::wire::{Hole, HoleReason};
@@ -21,10 +23,15 @@ use crate::core::wire::{Hole, HoleReason};
 /// Ranges that are gone: by origin and first sequence, to the last.
 pub(super) type Gone = BTreeMap<(Origin, Seq), Seq>;
 
-/// What is gone of a user's messages, neighbours as one. Of a gap only as much as is `applied` here: what lies beyond may
+/// What is gone with retired origins: no sequence of theirs is known any more.
+const IN_RETIRED: ((Origin, Seq), Seq) = ((RETIRED, KNOWS), KNOWS);
+
+/// What is gone of a user's messages for a device, neighbours as one. Of a gap only as much as is `applied` here: what lies beyond may
 /// still come by its log.
-pub(super) fn gone(row: &UserRow, applied: &Vector) -> Gone {
+pub(super) fn gone(row: &UserRow, device: &DeviceId, applied: &Vector) -> Gone {
     let mut gone: Gone = row.trimmed.iter().map(|(origin, to)| ((origin, 1), to)).collect();
+    let came = row.devices.get(device).map(|device| device.cursor.of(RETIRED));
+    gone.extend((came == Some(CAME_LATER)).then_some(IN_RETIRED));
     if defect::on(Defect::GapUntold) {
         return gone;
     }
@@ -45,6 +52,17 @@ pub(super) fn gone(row: &UserRow, applied: &Vector) -> Gone {
 }
 
 impl Attachment {
+    /// What is gone of origins that are retired now is told as such (R23).
+    pub(super) fn forget_holes(&mut self, retired: &BTreeMap<Origin, Seq>) {
+        let mut untold = false;
+        self.gone.retain(|(origin, _), to| {
+            let goes = retired.contains_key(origin);
+            untold |= goes && *to > self.position.of(*origin).max(self.cursor.of(*origin));
+            !goes
+        });
+        self.gone.extend(untold.then_some(IN_RETIRED));
+    }
+
     /// The next hole of an origin before a message, or of any where there is none; what the device passed is left out.
     fn next_hole(&mut self, before: Option<Coord>) -> Option<Hole> {
         loop {

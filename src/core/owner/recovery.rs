@@ -57,6 +57,7 @@ impl Shard {
         let confirmed = confirmed.map(|(holder, row)| (holder.clone(), row.applied.clone()));
         self.stable = confirmed.collect();
         self.forget = super::forget::Forget::of(row);
+        self.look.retired = row.old.retired.clone();
     }
 }
 
@@ -131,6 +132,14 @@ impl Owner {
         now: Now,
     ) {
         match outcome {
+            // What others have retired is let go of first.
+            Ok(Outcome::Done { more: true }) => {
+                if let Some(shard) = self.shards.get_mut(&id) {
+                    shard.recovery.due = Some(on);
+                    shard.look.told = true;
+                    shard.dirty = true;
+                }
+            }
             Ok(Outcome::Done { .. }) => {
                 if let Some(shard) = self.shards.get_mut(&id) {
                     shard.recovery.written = on;
@@ -154,6 +163,7 @@ impl Owner {
         shard.learn(row);
         if shard.recovery.on && row.recovery == state::Recovery::Open {
             shard.recovery.on = false;
+            shard.look.told = false;
             shard.dirty = true;
             self.active += 1;
             self.out.push_back(OwnerOutput::Recovering(id, false));

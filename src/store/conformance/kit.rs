@@ -10,6 +10,7 @@ use crate::core::ids::{
     Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
 };
 use crate::core::op::{Envelope, LogEntry, LoggedOp, Op};
+use crate::core::retire::Retirement;
 use crate::core::state::{ShardRow, StoreIdentity, StoreLimits, UserRow};
 use crate::core::time::Hlc;
 use crate::core::vector::Vector;
@@ -183,6 +184,33 @@ impl Store {
         self.one(StoreOp::DropDedup { shard: S, epoch, day })
     }
 
+    /// Says that these old origins are not needed, and retires what may be.
+    pub(crate) fn retire(&mut self, unneeded: &[u64]) -> Retirement {
+        let op = StoreOp::Retire {
+            shard: S,
+            epoch: self.epoch,
+            unneeded: unneeded.iter().copied().map(Origin).collect(),
+        };
+        match self.one(op) {
+            Outcome::Retired(retirement) => retirement,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The users that need an origin.
+    pub(crate) fn needed(&mut self, origin: u64, stored: bool) -> Vec<UserId> {
+        let read = Read::Needed {
+            shard: S,
+            origins: [Origin(origin)].into(),
+            stored,
+            from: None,
+        };
+        match self.engine.read(&read).unwrap() {
+            ReadReply::Needed(page) => page.users.into_iter().map(|(user, _)| user).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(crate) fn apply(&mut self, log: &Remote, first: Seq, last: Seq) -> Outcome {
         let op = log.run(self.epoch, first, last);
         self.one(op)
@@ -341,6 +369,7 @@ impl Remote {
                 holder,
                 applied,
                 needed,
+                retired: Some(Vec::new()),
             },
         )
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::commit::{ID_FUTURE_MS, ID_WINDOW_MS, Outcome, Refusal, Stop, StoreOp, TIME_MARGIN_MS};
 use crate::core::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, UserId};
 use crate::core::op::{DeviceChange, LoggedOp, Op, digest, kind};
+use crate::core::retire::{CAME_LATER, IN_RETIRED, RETIRED};
 use crate::core::snapshot::Cut;
 use crate::core::state::{DedupKey, Logged, StoreIdentity};
 use crate::core::time::Hlc;
@@ -26,7 +27,7 @@ pub(crate) struct Model {
     pub(crate) messages: Vec<Message>,
     pub(crate) devices: BTreeMap<(UserId, DeviceId), Device>,
     /// What each holder confirmed, with the operation that said so.
-    confirmed: BTreeMap<RegionId, (Hlc, Origin, Seq, Vector)>,
+    confirmed: BTreeMap<RegionId, Said>,
     /// Highest hybrid time logged or seen.
     hlc: Hlc,
     /// The origin of the last own operation.
@@ -38,6 +39,41 @@ pub(crate) struct Model {
     prefixes: BTreeMap<(UserId, Origin), Seq>,
     /// Operations since our last confirmation: other than confirmations, and confirmations of others.
     since: (u64, u64),
+    /// What we list or need changed since then, or somebody listed what is retired.
+    changed: bool,
+    pub(crate) old: Old,
+}
+
+/// Old origins (R23).
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Old {
+    /// Tombstones.
+    pub(crate) retired: BTreeMap<Origin, Seq>,
+    /// Found not to be needed here, at some time.
+    claimed: BTreeSet<Origin>,
+    /// Retired elsewhere, as was ever said and believed: their logs may go.
+    pub(crate) told: BTreeSet<Origin>,
+    /// Of those, the ones that the store still takes for that, and the logs that are trimmed to their ends: read from it
+    /// before it is asked to retire.
+    pub(crate) rests: BTreeSet<Origin>,
+    /// To where logs are trimmed, read before days are dropped: what is retired elsewhere may be beyond what is stable.
+    pub(crate) floors: Vector,
+}
+
+impl Old {
+    /// What a device that came, or a late copy, needs again.
+    pub(crate) fn forget_claims(&mut self, but: &BTreeSet<Origin>) {
+        self.claimed.retain(|origin| but.contains(origin));
+    }
+}
+
+/// What a holder last said.
+#[derive(Debug, Clone)]
+struct Said {
+    at: (Hlc, Origin, Seq),
+    applied: Vector,
+    needed: Vec<Origin>,
+    retired: Option<Vec<Coord>>,
 }
 
 #[derive(Debug, Clone)]
@@ -86,19 +122,34 @@ impl Model {
             forgotten: 0,
             prefixes: BTreeMap::new(),
             since: (0, 0),
+            changed: false,
+            old: Old::default(),
         }
     }
 
     pub(crate) fn applied(&self) -> Vector {
-        let logs = self.logs.iter();
+        let logs = self.logs.iter().filter(|(origin, _)| self.lists(**origin));
         logs.map(|(origin, log)| (*origin, log.ops.len() as Seq))
             .collect()
+    }
+
+    fn lists(&self, origin: Origin) -> bool {
+        !self.old.retired.contains_key(&origin)
+    }
+
+    fn reached(&self, origin: Origin) -> Seq {
+        let retired = self.old.retired.get(&origin).copied();
+        retired.unwrap_or_else(|| self.applied().of(origin))
     }
 
     /// The lowest of what the holders confirmed (R8).
     pub(crate) fn stable(&self, origin: Origin) -> Seq {
         let holders = self.identity.holders.iter();
-        let each = holders.map(|holder| self.confirmed.get(holder).map_or(0, |said| said.3.of(origin)));
+        let each = holders.map(|holder| {
+            self.confirmed
+                .get(holder)
+                .map_or(0, |said| said.applied.of(origin))
+        });
         each.min().unwrap_or(0)
     }
 
@@ -107,16 +158,7 @@ impl Model {
         let fenced = Outcome::Refused(Refusal::Fenced { current: self.epoch });
         let epoch = match op {
             StoreOp::Bump { .. } => self.epoch,
-            StoreOp::Append { epoch, .. }
-            | StoreOp::Cursor { epoch, .. }
-            | StoreOp::Register { epoch, .. }
-            | StoreOp::Confirm { epoch, .. }
-            | StoreOp::ApplyRemote { epoch, .. }
-            | StoreOp::Trim { epoch, .. }
-            | StoreOp::Remove { epoch, .. }
-            | StoreOp::DropDedup { epoch, .. }
-            | StoreOp::Recover { epoch, .. }
-            | StoreOp::Merge { epoch, .. } => *epoch,
+            op => op.epoch().expect("all others have one"),
         };
         if epoch != self.epoch {
             assert_eq!(*outcome, fenced);
@@ -133,6 +175,7 @@ impl Model {
             assert_eq!(*outcome, Outcome::Refused(Refusal::Recovering));
             return;
         }
+        self.old.told.extend(self.told().keys());
         match op {
             StoreOp::Recover { recovering, .. } => {
                 if self.recovers && !recovering {
@@ -140,6 +183,11 @@ impl Model {
                     self.since.0 += 1;
                 }
                 self.recovers = *recovering;
+                assert_eq!(*outcome, Outcome::Done { more: false });
+            }
+            StoreOp::Retire { unneeded, .. } => self.retire(unneeded, outcome),
+            StoreOp::Forgo { user, origins, .. } => {
+                self.forgo(user, origins);
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
             StoreOp::Merge { .. } => {
@@ -213,8 +261,12 @@ impl Model {
             StoreOp::Register {
                 user, device, claim, ..
             } => {
-                let cursor = clamp(claim, &self.applied());
+                let mut cursor = clamp(claim, &self.applied());
                 let known = self.devices.get(&(user.clone(), device.clone()));
+                let mut of_user = self.messages.iter().filter(|m| m.to == *user);
+                if known.is_none() && claim.is_empty() && of_user.any(|m| !self.lists(m.at.origin)) {
+                    cursor.raise(RETIRED, CAME_LATER);
+                }
                 if !known.is_some_and(|known| !known.expired && known.covers_all(&cursor)) {
                     let live = self.devices.iter();
                     let live = live.filter(|((of, _), known)| of == user && !known.expired);
@@ -232,15 +284,26 @@ impl Model {
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
             StoreOp::Confirm { .. } => {
-                if self.since.0 > 0 || self.since.1 >= 8.max(self.identity.holders.len() as u64) {
+                let due = self.since.0 > 0 || self.changed;
+                if due || self.since.1 >= 8.max(self.identity.holders.len() as u64) {
                     // The start of a new origin is applied when the confirmation is made.
                     self.take_start(now, logged);
-                    let expected = Op::Confirm {
-                        holder: self.identity.region.clone(),
-                        applied: self.applied(),
-                        needed: Vec::new(),
+                    let applied = self.applied();
+                    let named = self.named_retired();
+                    let entry = logged.next().expect("a confirmation is reported");
+                    let Ok(Op::Confirm {
+                        holder,
+                        applied: told,
+                        needed,
+                        retired,
+                    }) = entry.entry.op.decode()
+                    else {
+                        panic!("not a confirmation");
                     };
-                    self.take_own(now, &expected, logged);
+                    assert_eq!((holder, told), (self.identity.region.clone(), applied));
+                    assert_eq!(retired, Some(named));
+                    self.check_needed(&needed);
+                    self.record(entry);
                 }
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
@@ -259,9 +322,13 @@ impl Model {
                 let left_window = |day: u32| (u64::from(day) + 1) * DAY_MS + ID_WINDOW_MS;
                 let old = |day: &u32| now > left_window(*day) + TIME_MARGIN_MS;
                 let stable = |day: &u32| {
-                    let mut logs = self.logs.iter();
+                    let mut logs = self.logs.iter().filter(|(origin, _)| self.lists(**origin));
                     logs.all(|(origin, log)| {
-                        let stable = self.stable(*origin) as usize;
+                        let floor = self.old.floors.of(*origin);
+                        let stable = match self.told().contains_key(origin) {
+                            true => log.ops.len(),
+                            false => self.stable(*origin).max(floor) as usize,
+                        };
                         let mut rest = log.ops.get(stable..).unwrap_or_default().iter();
                         rest.all(|op| op.kind() != kind::APPEND || op.hlc().ms > left_window(*day))
                     })
@@ -291,6 +358,10 @@ impl Model {
         outcome: &Outcome,
         logged: &mut Reported<'_>,
     ) {
+        if let Some(through) = self.old.retired.get(&origin).copied() {
+            let stopped = None;
+            return assert_eq!(*outcome, Outcome::Applied { through, stopped });
+        }
         let have = self.logs.get(&origin).map_or(0, |log| log.ops.len() as Seq);
         let expect = |through, stopped| {
             assert_eq!(*outcome, Outcome::Applied { through, stopped });
@@ -321,7 +392,7 @@ impl Model {
                     region: owner,
                     previous,
                 }) => {
-                    let missing = previous.filter(|at| self.applied().of(at.origin) < at.seq);
+                    let missing = previous.filter(|at| self.reached(at.origin) < at.seq);
                     if seq != 1 || owner != *region {
                         Some(Stop::OutOfPlace(seq))
                     } else {
@@ -456,13 +527,28 @@ impl Model {
                     DeviceChange::Veto { epoch } => device.expired &= device.epoch != epoch,
                 }
             }
-            Op::Confirm { holder, applied, .. } => {
-                let said = (op.hlc(), at.origin, at.seq, applied);
-                if holder == self.identity.region {
+            Op::Confirm {
+                holder,
+                applied,
+                needed,
+                retired,
+            } => {
+                let at = (op.hlc(), at.origin, at.seq);
+                let own = holder == self.identity.region;
+                if own {
                     self.since = (0, 0);
+                    self.changed = false;
                 }
                 let known = self.confirmed.get(&holder);
-                if known.is_none_or(|known| (known.0, known.1, known.2) < (said.0, said.1, said.2)) {
+                if known.is_none_or(|known| known.at < at) {
+                    let stale = applied.iter().any(|(origin, _)| !self.lists(origin));
+                    self.changed |= !own && stale;
+                    let said = Said {
+                        at,
+                        applied,
+                        needed,
+                        retired,
+                    };
                     self.confirmed.insert(holder, said);
                 }
             }
@@ -472,6 +558,7 @@ impl Model {
 
     /// Notes what is stable and consumed at this moment.
     fn remember(&mut self) {
+        self.old.told.extend(self.told().keys());
         let stable: BTreeMap<Origin, Seq> = self.logs.keys().map(|o| (*o, self.stable(*o))).collect();
         for (origin, log) in &mut self.logs {
             log.was_stable = log.was_stable.max(stable[origin]);
@@ -479,7 +566,7 @@ impl Model {
         for index in 0..self.messages.len() {
             let at = self.messages[index].at;
             let consumed = self.consumed(index);
-            let stable = at.seq <= self.logs[&at.origin].was_stable;
+            let stable = at.seq <= self.logs[&at.origin].was_stable || self.old.told.contains(&at.origin);
             self.messages[index].may_go |= consumed && stable;
         }
         let mut ended = BTreeSet::new();
@@ -523,13 +610,130 @@ impl Model {
 
     /// The ids that must still be answered for, of messages below a cut.
     pub(crate) fn remembered(&self, cut: &Cut) -> BTreeSet<DedupKey> {
-        let below = self.messages.iter().filter(|m| m.remembered && cut.covers(m.at));
+        let below = self.messages.iter().filter(|m| m.remembered && cut.tells(m.at));
         let keys = below.map(|m| DedupKey {
             id: m.id,
             recipient: m.to.clone(),
             sender: m.from.clone(),
         });
         keys.collect()
+    }
+
+    /// Retired origins that some holder's last confirmation lists.
+    fn named_retired(&self) -> Vec<Coord> {
+        let listed = |origin: &Origin| {
+            let mut said = self.confirmed.values();
+            said.any(|said| said.applied.of(*origin) > 0)
+        };
+        let named = self.old.retired.iter().filter(|(origin, _)| listed(origin));
+        named
+            .map(|(origin, seq)| Coord {
+                origin: *origin,
+                seq: *seq,
+            })
+            .collect()
+    }
+
+    /// Of regions with several origins, at least those must be named that nobody ever looked for in vain.
+    fn check_needed(&self, needed: &[Origin]) {
+        let region = |origin: &Origin| self.region_of(*origin);
+        let listed: Vec<Origin> = self.applied().iter().map(|(origin, _)| origin).collect();
+        for origin in &listed {
+            let others = listed.iter().filter(|other| region(other) == region(origin));
+            let several = others.count() > 1;
+            let named = needed.contains(origin);
+            assert!(!named || several, "{origin:?} is its region's only one");
+            assert!(
+                named || !several || self.old.claimed.contains(origin),
+                "{origin:?} is not needed, and nobody looked"
+            );
+        }
+    }
+
+    fn region_of(&self, origin: Origin) -> RegionId {
+        match self.logs[&origin].ops[0].decode() {
+            Ok(Op::Start { region, .. }) => region,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whether the region of an origin confirmed, in a later one, that it has it; gives that one.
+    fn later(&self, origin: Origin) -> Option<Origin> {
+        let said = self.confirmed.get(&self.region_of(origin))?;
+        let later = said.at.1;
+        let both = said.applied.of(origin) > 0 && said.applied.of(later) > 0;
+        (both && later != origin && self.lists(later)).then_some(later)
+    }
+
+    /// What is retired elsewhere, by the word of those who had no more than we have.
+    fn told(&self) -> BTreeMap<Origin, Seq> {
+        let has = |said: &&Said| {
+            let mut applied = said.applied.iter();
+            // What is retired here is known to its end, whatever somebody lists of it.
+            applied.all(|(origin, seq)| !self.lists(origin) || self.reached(origin) >= seq)
+        };
+        let said = self.confirmed.values().filter(has);
+        let named = said.filter_map(|said| said.retired.as_ref()).flatten();
+        let named = named.map(|at| (at.origin, at.seq));
+        let mut told: BTreeMap<Origin, Seq> = named.collect();
+        told.retain(|origin, _| self.lists(*origin) && self.own != Some(*origin));
+        told
+    }
+
+    fn retire(&mut self, unneeded: &[Origin], outcome: &Outcome) {
+        let Outcome::Retired(found) = outcome else {
+            panic!("{outcome:?}");
+        };
+        let told = self.told();
+        for origin in unneeded.iter().filter(|origin| self.old.rests.contains(origin)) {
+            if self.old.claimed.insert(*origin) {
+                self.changed = true;
+            }
+        }
+        let mut expected = BTreeMap::new();
+        let listed: Vec<(Origin, Seq)> = self.applied().iter().collect();
+        for (origin, end) in listed {
+            if !self.old.rests.contains(&origin) || !self.old.claimed.contains(&origin) {
+                continue;
+            }
+            let agrees = |later: Origin, holder: &RegionId| {
+                self.confirmed.get(holder).is_some_and(|said| {
+                    said.applied.of(later) > 0
+                        && said.applied.of(origin) == end
+                        && said.retired.is_some()
+                        && !said.needed.contains(&origin)
+                })
+            };
+            let mut holders = self.identity.holders.iter();
+            let judged = self
+                .later(origin)
+                .is_some_and(|later| holders.all(|holder| agrees(later, holder)));
+            if let Some(end) = told.get(&origin) {
+                expected.insert(origin, *end);
+            } else if judged && !self.recovers {
+                expected.insert(origin, end);
+            }
+        }
+        let unknown = told.iter().filter(|(origin, _)| !self.logs.contains_key(origin));
+        expected.extend(unknown);
+        assert_eq!(found.retired, expected);
+        self.changed |= !expected.is_empty();
+        self.old.retired.extend(expected);
+    }
+
+    fn forgo(&mut self, user: &UserId, origins: &BTreeSet<Origin>) {
+        let told = self.told();
+        for message in self.messages.iter_mut().filter(|m| m.to == *user) {
+            let origin = message.at.origin;
+            if origins.contains(&origin) && told.contains_key(&origin) {
+                let devices = self.devices.iter_mut();
+                for (_, device) in devices.filter(|((of, _), device)| of == user && !device.expired) {
+                    device.merge(&Vector::from_iter([(origin, message.at.seq)]));
+                    message.may_go = true;
+                }
+            }
+        }
+        self.remember();
     }
 
     /// Checks an inbox: nothing is missing that may not be, everything has the right bytes and stands in order.
@@ -546,6 +750,11 @@ impl Model {
             assert_eq!((&message.to, &message.op), (user, &entry.op));
             let mut copies = self.copies(message);
             copies.remove(&message.at);
+            let retired = |at: &Coord| !self.lists(at.origin);
+            if copies.iter().any(retired) {
+                copies.retain(|at| !retired(at));
+                copies.insert(IN_RETIRED);
+            }
             let siblings: BTreeSet<Coord> = entry.siblings.iter().copied().collect();
             assert!(siblings.is_subset(&copies), "siblings that are none");
         }

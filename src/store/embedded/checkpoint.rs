@@ -316,15 +316,14 @@ impl<T: Tables> View<T> {
                 |seq, op| (keys::inbox(id, user, *origin, seq), keys::encode_inbox(op)),
             );
         }
+        let retired = &self.state.shards[&id].row.old.retired;
         for (origin, extent) in &mut extents {
             let key = |seq| keys::inbox(id, user, *origin, seq);
-            slice.delete(
-                &self.tables,
-                Table::Inbox,
-                extent,
-                known.row.trimmed.of(*origin),
-                key,
-            )?;
+            let gone = match retired.contains_key(origin) {
+                true => extent.hi,
+                false => known.row.trimmed.of(*origin),
+            };
+            slice.delete(&self.tables, Table::Inbox, extent, gone, key)?;
         }
         extents.retain(|_, extent| extent.lo < extent.hi);
         let stored = StoredUser {
@@ -379,7 +378,10 @@ impl<T: Tables> View<T> {
             });
         }
         for (origin, extent) in &mut marks.logs {
-            let floor = shard.row.logs.get(origin).map_or(0, |log| log.floor);
+            let floor = match shard.row.logs.get(origin) {
+                None if shard.row.retired(*origin).is_some() => extent.hi,
+                log => log.map_or(0, |log| log.floor),
+            };
             let key = |seq| keys::log(id, *origin, seq);
             slice.delete(&self.tables, Table::Log, extent, floor, key)?;
         }

@@ -98,6 +98,8 @@ impl<'a, T: Tables> Replay<'a, T> {
             | Decision::DedupDropped { .. }
             | Decision::Recovery { .. }
             | Decision::Jumped { .. }
+            | Decision::Needed { .. }
+            | Decision::Retired { .. }
             | Decision::Merging { .. } => false,
         };
         Ok(Parts { shard, user })

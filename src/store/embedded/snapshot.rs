@@ -114,6 +114,17 @@ impl<T: Tables> snapshot::Source for Source<'_, T> {
         Ok(stored.map(|StoredUser { row, .. }| row).unwrap_or_default())
     }
 
+    fn inbox_ends(&self, user: &UserId) -> Result<BTreeMap<Origin, Seq>, StoreError> {
+        let shard = self.view.state.shards.get(&self.shard);
+        if let Some(known) = shard.and_then(|shard| shard.users.get(user)) {
+            let inbox = known.inbox.iter();
+            return Ok(inbox.map(|(origin, series)| (*origin, series.last())).collect());
+        }
+        let stored = self.view.stored_user(self.shard, user)?;
+        let extents = stored.into_iter().flat_map(|user| user.inbox);
+        Ok(extents.map(|(origin, extent)| (origin, extent.hi)).collect())
+    }
+
     fn inbox(&self, user: &UserId, after: &Vector, cut: &Cut, room: Room) -> Result<InboxPage, StoreError> {
         self.view.read_inbox(self.shard, user, after, Some(cut), room)
     }

@@ -241,14 +241,29 @@ impl<T: Tables> View<T> {
             }
             Read::User(id, user) => {
                 let known = shard(id).and_then(|shard| shard.users.get(user));
-                let row = match known {
+                let mut row = match known {
                     Some(known) => known.row.clone(),
                     None => self
                         .stored_user(*id, user)?
                         .map(|user| user.row)
                         .unwrap_or_default(),
                 };
+                if let Some(shard) = shard(id) {
+                    row.strip(&shard.row.old.retired);
+                }
                 ReadReply::User(Box::new(row))
+            }
+            Read::Needed {
+                shard,
+                origins,
+                stored,
+                from,
+            } => {
+                let source = Source {
+                    view: self,
+                    shard: *shard,
+                };
+                ReadReply::Needed(snapshot::needed(&source, origins, *stored, from.as_ref())?)
             }
             Read::Inbox {
                 shard: id,
@@ -378,24 +393,34 @@ impl<T: Tables> View<T> {
         };
         let chunk = CHUNK.min(room.items() + 1);
         let mut ahead: BTreeMap<Origin, VecDeque<(Seq, LoggedOp)>> = BTreeMap::new();
-        inbox_page(row, series.keys().copied(), after, room, |origin, after| {
-            let (behind, series) = &series[&origin];
-            let ahead = ahead.entry(origin).or_default();
-            if ahead.is_empty() && after < *behind {
-                self.visit_inbox(id, user, origin, after, *behind, |seq, op| {
-                    ahead.push_back((seq, op));
-                    ahead.len() < chunk
-                })?;
-            }
-            let below = |seq: Seq| cut.is_none_or(|cut| seq <= cut.seq(origin));
-            if let Some(item) = ahead.pop_front() {
-                return Ok(Some(item).filter(|(seq, _)| below(*seq)));
-            }
-            match series.map(|series| series.next(after.max(*behind))) {
-                Some(Next::Item(seq, op)) if below(seq) => Ok(Some((seq, op.clone()))),
-                _ => Ok(None),
-            }
-        })
+        let retired = self.state.shards.get(&id).map(|shard| &shard.row.old.retired);
+        let none = BTreeMap::new();
+        let retired = retired.unwrap_or(&none);
+        inbox_page(
+            row,
+            retired,
+            series.keys().copied(),
+            after,
+            room,
+            |origin, after| {
+                let (behind, series) = &series[&origin];
+                let ahead = ahead.entry(origin).or_default();
+                if ahead.is_empty() && after < *behind {
+                    self.visit_inbox(id, user, origin, after, *behind, |seq, op| {
+                        ahead.push_back((seq, op));
+                        ahead.len() < chunk
+                    })?;
+                }
+                let below = |seq: Seq| cut.is_none_or(|cut| seq <= cut.seq(origin));
+                if let Some(item) = ahead.pop_front() {
+                    return Ok(Some(item).filter(|(seq, _)| below(*seq)));
+                }
+                match series.map(|series| series.next(after.max(*behind))) {
+                    Some(Next::Item(seq, op)) if below(seq) => Ok(Some((seq, op.clone()))),
+                    _ => Ok(None),
+                }
+            },
+        )
     }
 
     pub(super) fn read_log(

@@ -201,16 +201,31 @@ impl snapshot::Source for Source<'_> {
         row(self.rows, &keys::user(self.shard, user))
     }
 
+    fn inbox_ends(&self, user: &UserId) -> Result<BTreeMap<Origin, Seq>, StoreError> {
+        let origins = inbox_origins(self.rows, self.shard, user)?.into_iter();
+        let end = |origin| Ok((origin, inbox_end(self.rows, self.shard, user, origin)?));
+        origins.map(end).collect()
+    }
+
     fn inbox(&self, user: &UserId, after: &Vector, cut: &Cut, room: Room) -> Result<InboxPage, StoreError> {
         let row = self.user(user)?;
         let origins = inbox_origins(self.rows, self.shard, user)?;
-        inbox_page(&row, origins, after, room, |origin, after| {
+        inbox_page(&row, &cut.retired, origins, after, room, |origin, after| {
             let next = inbox(self.rows, self.shard, user, origin, after)
                 .next()
                 .transpose()?;
             Ok(next.filter(|(seq, _)| *seq <= cut.seq(origin)))
         })
     }
+}
+
+/// The last message of a user and an origin; 0 where there is none.
+fn inbox_end(rows: &Rows, shard: ShardId, user: &UserId, origin: Origin) -> Result<Seq, StoreError> {
+    let from = keys::inbox(shard, user, origin, 0);
+    let to = keys::inbox(shard, user, origin, Seq::MAX);
+    let last = rows.range(from..=to).next_back();
+    let last = last.map(|(key, _)| keys::seq_of(key));
+    Ok(last.transpose().map_err(|e| damaged(&e))?.unwrap_or(0))
 }
 
 fn load_user(state: &mut State, rows: &Rows, id: ShardId, user: UserId) -> Result<(), StoreError> {
@@ -228,13 +243,7 @@ fn load_user(state: &mut State, rows: &Rows, id: ShardId, user: UserId) -> Resul
     };
     for origin in inbox_origins(rows, id, &user)? {
         // A snapshot that is being merged brings messages beyond what is applied.
-        let from = keys::inbox(id, &user, origin, 0);
-        let to = keys::inbox(id, &user, origin, Seq::MAX);
-        let last = rows
-            .range(from..=to)
-            .next_back()
-            .map(|(key, _)| keys::seq_of(key));
-        let seq = last.transpose().map_err(|e| damaged(&e))?.unwrap_or(0);
+        let seq = inbox_end(rows, id, &user, origin)?;
         known.inbox.insert(origin, behind(seq));
     }
     shard.users.insert(user, Box::new(known));

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::msg::SessionAck;
+use crate::core::retire::{CAME_LATER, KNOWS, RETIRED, Retirement};
 use crate::core::state::{DeviceRow, LogRow};
 
 const OTHER: Origin = Origin(8);
@@ -33,6 +34,8 @@ struct Rig {
     kept: Vec<(Origin, u64)>,
     siblings: BTreeMap<Coord, Vec<Coord>>,
     told: Vec<(SessionId, Told)>,
+    /// As the last session that stands was told.
+    stable: Vector,
     lane: u64,
 }
 
@@ -75,6 +78,7 @@ impl Rig {
             kept: kept.to_vec(),
             siblings: BTreeMap::new(),
             told: Vec::new(),
+            stable: Vector::new(),
             lane: 0,
         };
         rig.owner.handle_placement(BTreeSet::from([SHARD]), NOW);
@@ -109,6 +113,7 @@ impl Rig {
                             .map(|delivery| (delivery.session, Message(delivery.at.origin, delivery.at.seq)));
                         self.told.extend(told);
                     }
+                    ToEdge::Attached { stable, .. } => self.stable = stable,
                     ToEdge::Hole { session, hole } => {
                         self.told.push((session, Hole(hole.origin, hole.from, hole.to)));
                     }
@@ -311,6 +316,54 @@ fn what_was_not_acknowledged_is_told_again_to_a_new_session_and_what_was_is_not(
         ..phone()
     };
     assert_eq!(rig.attach(claimed), all[1..]);
+}
+
+#[test]
+fn what_is_gone_with_retired_origins_is_told_once_to_a_device_that_came_later() {
+    let mut rig = Rig::new(100, &[(ORIGIN, 2)], &[]);
+    let row = |cursor| DeviceRow {
+        epoch: 1,
+        expired: false,
+        cursor,
+    };
+    let phone_came = |seq| row([(RETIRED, seq)].into_iter().collect());
+    let device = phone().device;
+    rig.row.devices.insert(device.clone(), row(Vector::new()));
+    assert_eq!(rig.attach(phone()), [Message(ORIGIN, 2)]);
+    rig.row.devices.insert(device.clone(), phone_came(CAME_LATER));
+    let all = [Message(ORIGIN, 2), Hole(RETIRED, KNOWS, KNOWS)];
+    assert_eq!(rig.attach(phone()), all);
+    rig.ack(SessionId(9), all[1].end());
+    assert_eq!(rig.cursor(SessionId(9)).of(RETIRED), KNOWS);
+    rig.row.devices.insert(device, phone_came(KNOWS));
+    assert_eq!(rig.attach(phone()), [Message(ORIGIN, 2)]);
+}
+
+#[test]
+fn holes_of_an_origin_that_is_retired_are_told_of_retired_ones() {
+    let mut rig = Rig::new(1, &[(ORIGIN, 2)], &[(OTHER, 3, 5)]);
+    assert_eq!(rig.attach(phone()), [Message(ORIGIN, 2)]);
+    let retirement = Retirement {
+        retired: [(OTHER, APPLIED)].into(),
+        ..Retirement::default()
+    };
+    rig.owner
+        .handle_outcome(Tag::Retire(SHARD), Ok(Outcome::Retired(retirement)), NOW);
+    let rest = rig.ack(SessionId(9), Message(ORIGIN, 2).end());
+    assert_eq!(rest, [Hole(RETIRED, KNOWS, KNOWS)]);
+}
+
+#[test]
+fn a_client_is_told_what_of_its_cursor_is_retired() {
+    let mut rig = Rig::new(100, &[], &[]);
+    rig.head.old.retired.insert(Origin(4), 9);
+    rig.owner.handle_placement(BTreeSet::new(), NOW);
+    rig.owner.handle_placement(BTreeSet::from([SHARD]), NOW);
+    rig.run();
+    let claim: Vector = [(Origin(4), 7), (ORIGIN, 3)].into_iter().collect();
+    rig.attach(Attach { claim, ..phone() });
+    assert_eq!(rig.stable, [(Origin(4), u64::MAX)].into_iter().collect());
+    assert_eq!(rig.cursor(SessionId(9)), [(ORIGIN, 3)].into_iter().collect());
 }
 
 #[test]

@@ -170,6 +170,7 @@ impl<'a> Node<'a> {
             logs: logs.collect(),
             confirmed: BTreeMap::new(),
             forgotten: 0,
+            retired: BTreeMap::new(),
         });
         let mut pages = SnapshotPage::default();
         let mut at = Some(SnapshotAt::Start);

@@ -1,0 +1,210 @@
+//! Which rows a batch of operations needs, in two rounds: what they name, and what the rows of the first named.
+
+use std::collections::BTreeSet;
+
+use super::StoreOp;
+use crate::core::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
+use crate::core::op::{Envelope, LoggedOp, Op};
+use crate::core::snapshot;
+use crate::core::state::{DedupKey, ShardState, State, UserState};
+use crate::core::trim::trimmable;
+
+/// A row that an operation needs beside the heads of its shard, which are always loaded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// The row of a user.
+    User(ShardId, UserId),
+    /// A dedup record.
+    Dedup(ShardId, DedupKey),
+    /// Up to [`TRIM_STEP`](super::TRIM_STEP) log entries above a sequence, as a page where they are not in memory.
+    Log(ShardId, Origin, Seq),
+    /// Up to [`CONSUME_STEP`](super::CONSUME_STEP) inbox entries above a sequence, likewise.
+    Inbox(ShardId, UserId, Origin, Seq),
+}
+
+/// The rows that operations need, first round. The shard rows must be loaded.
+pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
+    let mut out = Vec::new();
+    for op in ops {
+        let shard = op.shard();
+        match op {
+            StoreOp::Append { envelope, .. } => {
+                out.push(Need::User(shard, envelope.to.clone()));
+                out.push(Need::Dedup(shard, DedupKey::of(envelope)));
+            }
+            StoreOp::Cursor { user, .. }
+            | StoreOp::Register { user, .. }
+            | StoreOp::Forgo { user, .. }
+            | StoreOp::Remove { user, .. } => {
+                out.push(Need::User(shard, user.clone()));
+            }
+            StoreOp::ApplyRemote { ops, .. } => {
+                for op in ops {
+                    match op.decode() {
+                        Ok(Op::Append(envelope, _)) => {
+                            out.push(Need::User(shard, envelope.to.clone()));
+                            out.push(Need::Dedup(shard, DedupKey::of(&envelope)));
+                        }
+                        Ok(Op::Cursor { user, .. } | Op::Device { user, .. }) => {
+                            out.push(Need::User(shard, user));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            StoreOp::Trim { .. } => {
+                if let Some(state) = state.shards.get(&shard) {
+                    let logs = state.row.logs.iter();
+                    out.extend(logs.map(|(origin, log)| Need::Log(shard, *origin, log.floor)));
+                }
+            }
+            StoreOp::DropDedup { .. } => {
+                if let Some(known) = state.shards.get(&shard) {
+                    // Below its floor a log is not there, though confirmations say less where it was retired elsewhere.
+                    let logs = known.row.logs.iter().map(|(origin, log)| {
+                        let stable = known.row.trim_to(*origin, &state.identity.holders);
+                        Need::Log(shard, *origin, stable.max(log.floor))
+                    });
+                    out.extend(logs);
+                }
+            }
+            StoreOp::Merge { cut, page, .. } => {
+                if let Some(known) = state.shards.get(&shard) {
+                    let logs = snapshot::covered(&known.row, cut);
+                    out.extend(logs.map(|(origin, floor, _)| Need::Log(shard, origin, floor)));
+                }
+                for (key, _) in &page.dedup {
+                    out.push(Need::Dedup(shard, key.clone()));
+                }
+                for user in &page.users {
+                    out.push(Need::User(shard, user.user.clone()));
+                    let ops = user.entries.iter();
+                    let ops = ops.filter_map(|entry| LoggedOp::from_bytes(entry.op.clone()).ok());
+                    let keys = ops.filter_map(|op| Some(DedupKey::of(&op.envelope().ok()?)));
+                    out.extend(keys.map(|key| Need::Dedup(shard, key)));
+                }
+            }
+            StoreOp::Bump { .. }
+            | StoreOp::Confirm { .. }
+            | StoreOp::Retire { .. }
+            | StoreOp::Recover { .. } => {}
+        }
+    }
+    out
+}
+
+/// The rows that operations need, second round: what the rows of the first named.
+pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
+    let mut out = Vec::new();
+    // A device that expires earlier in the batch may return later in it.
+    let mut changed = BTreeSet::new();
+    for (index, op) in ops.iter().enumerate() {
+        let Some(shard) = state.shards.get(&op.shard()) else {
+            continue;
+        };
+        let id = op.shard();
+        match op {
+            StoreOp::Cursor { user, device, .. } | StoreOp::Register { user, device, .. } => {
+                let device = (!changed.contains(&(id, user.clone()))).then_some(device);
+                inbox_needs(id, shard, user, From::Device(device), &mut out);
+            }
+            StoreOp::Remove { user, .. } | StoreOp::Forgo { user, .. } => {
+                inbox_needs(id, shard, user, From::Consumed, &mut out);
+            }
+            StoreOp::ApplyRemote {
+                origin, first, ops, ..
+            } => {
+                for (op, seq) in ops.iter().zip(*first..) {
+                    match op.decode() {
+                        Ok(Op::Cursor { user, device, .. }) => {
+                            let device = (!changed.contains(&(id, user.clone()))).then_some(&device);
+                            inbox_needs(id, shard, &user, From::Device(device), &mut out);
+                        }
+                        Ok(Op::Device { user, .. }) => {
+                            inbox_needs(id, shard, &user, From::Device(None), &mut out);
+                            changed.insert((id, user));
+                        }
+                        Ok(Op::Append(envelope, _)) => {
+                            let at = Coord { origin: *origin, seq };
+                            if may_consume(shard, &envelope, at) {
+                                inbox_needs(id, shard, &envelope.to, From::Consumed, &mut out);
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            StoreOp::Trim { .. } => {
+                // An earlier operation of the batch can make more stable than is now; and where origins are retired
+                // elsewhere, each can that logs something (R23).
+                let mut earlier = ops[..index].iter().filter(|earlier| earlier.shard() == id);
+                let moves = earlier.any(|earlier| {
+                    let confirms = matches!(earlier, StoreOp::Confirm { .. } | StoreOp::ApplyRemote { .. });
+                    confirms || shard.row.may_be_told()
+                });
+                for (origin, log) in &shard.row.logs {
+                    let stable = shard.row.trim_to(*origin, &state.identity.holders);
+                    let to = if moves { Seq::MAX } else { stable };
+                    let mut users = BTreeSet::new();
+                    for (_, _, op) in trimmable(shard, *origin, log.floor, to) {
+                        users.extend(op.recipient());
+                    }
+                    let users = users.into_iter().filter_map(|user| UserId::new(user).ok());
+                    out.extend(users.map(|user| Need::User(id, user)));
+                }
+            }
+            StoreOp::Merge { cut, page, .. } => {
+                for (origin, floor, to) in snapshot::covered(&shard.row, cut) {
+                    for (_, _, op) in trimmable(shard, origin, floor, to) {
+                        if let Ok(envelope) = op.envelope() {
+                            out.push(Need::User(id, envelope.to));
+                        }
+                    }
+                }
+                // Whoever has a message here that is known there under another coordinate.
+                let known = page.dedup.iter().filter(|(key, _)| shard.dedup.contains_key(key));
+                out.extend(known.map(|(key, _)| Need::User(id, key.recipient.clone())));
+                for user in &page.users {
+                    inbox_needs(id, shard, &user.user, From::Device(None), &mut out);
+                }
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Where an operation begins to look for entries that became consumed.
+enum From<'a> {
+    /// Where it ended before.
+    Consumed,
+    /// With a device that did not count until now, at the first entry that is kept (R17); `None` may be such a device.
+    Device(Option<&'a DeviceId>),
+}
+
+/// The entries that may become consumed.
+fn inbox_needs(id: ShardId, shard: &ShardState, user: &UserId, from: From<'_>, out: &mut Vec<Need>) {
+    let Some(UserState { row, inbox, .. }) = shard.users.get(user).map(Box::as_ref) else {
+        return;
+    };
+    let counts = |device: &DeviceId| row.devices.get(device).is_some_and(|known| !known.expired);
+    let from = match from {
+        From::Consumed => &row.consumed,
+        From::Device(Some(device)) if counts(device) => &row.consumed,
+        From::Device(_) => &row.trimmed,
+    };
+    let needs = inbox
+        .keys()
+        .map(|origin| Need::Inbox(id, user.clone(), *origin, from.of(*origin)));
+    out.extend(needs);
+}
+
+/// Whether a message from another log could be consumed as it arrives, or make an earlier one so (R15).
+fn may_consume(shard: &ShardState, envelope: &Envelope, at: Coord) -> bool {
+    let Some(user) = shard.users.get(&envelope.to) else {
+        return false;
+    };
+    let mut devices = user.row.devices.values();
+    devices.any(|device| device.cursor.covers(at))
+        || (!user.row.devices.is_empty() && shard.dedup.contains_key(&DedupKey::of(envelope)))
+}
