@@ -66,6 +66,8 @@ pub(super) struct Durable {
     pub(super) floors: BTreeMap<(ShardId, Origin), Seq>,
     pub(super) trimmed: BTreeMap<(UserId, Origin), Seq>,
     pub(super) epochs: BTreeMap<ShardId, Epoch>,
+    /// Retired as a snapshot said, and listed here with less (R23).
+    pub(super) told: BTreeMap<(ShardId, Origin), Seq>,
 }
 
 /// An operation as it was first made durable.
@@ -258,7 +260,7 @@ impl Checker {
         ever.is_some_and(|seq| *seq >= at.seq)
     }
 
-    fn now_durable(&mut self, region: usize, shard: ShardId, at: Coord) -> Seq {
+    pub(super) fn now_durable(&mut self, region: usize, shard: ShardId, at: Coord) -> Seq {
         let ever = self.ever[region].entry((shard, at.origin)).or_default();
         *ever = (*ever).max(at.seq);
         self.stores[region]
@@ -740,13 +742,7 @@ impl World {
                 .or_default();
             *floor = (*floor).max(log.seq);
         }
-        for (origin, seq) in &cut.retired {
-            let (origin, seq) = (*origin, *seq);
-            let at = Coord { origin, seq };
-            if !self.check.is_durable(region, shard, at) {
-                self.check.now_durable(region, shard, at);
-            }
-        }
+        self.note_told(region, shard, &cut.retired);
         self.check_confirmed(region, shard, cut);
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::world::World;
 use crate::core::ids::{Coord, Origin, RegionId, Seq, ShardId};
 use crate::core::op::Op;
-use crate::core::retire::RETIRED;
+use crate::core::retire::{OldOrigins, RETIRED};
 use crate::core::storage::{Read, ReadReply};
 use crate::core::time::Hlc;
 use crate::core::wire::Hole;
@@ -44,6 +44,55 @@ impl World {
                     self.check_gone(region, shard, &user, *origin, (removed, *seq), false);
                 }
             }
+            self.note_retired(region, shard, *origin, *seq);
+        }
+    }
+
+    /// A snapshot told of retired origins. Who does not list one has retired it by that. Who lists less of it, as an old backup
+    /// does, has no more than that until it retires it, which it does before it is open again: what it keeps of it goes first.
+    /// What is durable meanwhile is the word.
+    pub(super) fn note_told(&mut self, region: usize, shard: ShardId, retired: &BTreeMap<Origin, Seq>) {
+        for (origin, seq) in retired {
+            let key = (shard, *origin);
+            let store = &mut self.check.stores[region];
+            match store.applied.get(&key) {
+                Some(have) if have < seq => {
+                    store.told.insert(key, *seq);
+                }
+                Some(_) => {}
+                None => self.note_retired(region, shard, *origin, *seq),
+            }
+        }
+    }
+
+    /// A retired origin counts as applied to its end: of what was not, nothing will come.
+    fn note_retired(&mut self, region: usize, shard: ShardId, origin: Origin, seq: Seq) {
+        self.check.stores[region].told.remove(&(shard, origin));
+        let at = Coord { origin, seq };
+        if !self.check.is_durable(region, shard, at) {
+            self.check.now_durable(region, shard, at);
+        }
+    }
+
+    /// A store was opened: it knows what is retired, and what it was told of that. A crash may have kept a retirement that
+    /// nobody heard of.
+    pub(super) fn check_retired_opened(&mut self, region: usize, shard: ShardId, old: &OldOrigins) {
+        let unheard = old.retired.iter().filter(|(origin, seq)| {
+            let (origin, seq) = (**origin, **seq);
+            let here = self.check.is_durable(region, shard, Coord { origin, seq });
+            !here || !self.check.retired.contains(&(shard, origin))
+        });
+        let unheard = unheard.map(|(origin, seq)| (*origin, *seq)).collect();
+        self.check_retired(region, shard, &unheard);
+        let of_shard = (shard, Origin(0))..=(shard, Origin(u64::MAX));
+        let mut told = self.check.stores[region].told.range(of_shard);
+        let forgot = told.find(|((_, origin), seq)| old.told.get(origin) != Some(*seq));
+        if let Some(((_, origin), seq)) = forgot {
+            let name = self.region_name(region);
+            let detail = format!(
+                "{name} was told that {origin:?} of shard {shard} is retired at {seq}, and forgot it"
+            );
+            self.fail("durability", detail, Vec::new());
         }
     }
 

@@ -213,6 +213,7 @@ impl World {
             for (origin, log) in &row.logs {
                 self.learn(region, engine, shard, *origin, log.seq, &log.region);
             }
+            self.check_retired_opened(region, shard, &row.old);
         }
     }
 
