@@ -39,7 +39,7 @@ use super::defect::{self, Defect};
 use super::ids::{Coord, Origin, RegionId, Seq, UserId};
 use super::op::DeviceChange;
 use super::snapshot::{Cut, MergedUser, UserPage};
-use super::state::{ConfirmRow, Decision, DeviceRow, LogRow, ShardRow, UserRow, UserState};
+use super::state::{ConfirmRow, Decision, DeviceRow, LogRow, ShardRow, StoreIdentity, UserRow, UserState};
 use super::vector::Vector;
 
 /// Stands for all retired origins, where one has to be named.
@@ -131,8 +131,9 @@ impl ShardRow {
         named.collect()
     }
 
-    /// Retired elsewhere, as we are told by somebody who had applied no more than we have.
-    pub fn told_retired(&self) -> BTreeMap<Origin, Seq> {
+    /// Retired elsewhere, as we are told by somebody who had applied no more than we have; `current` is the origin under which
+    /// the store was opened.
+    pub fn told_retired(&self, current: Origin) -> BTreeMap<Origin, Seq> {
         let mut told = BTreeMap::new();
         for said in self.confirmed.values() {
             let Some(named) = said.retired.as_deref().filter(|named| !named.is_empty()) else {
@@ -147,8 +148,9 @@ impl ShardRow {
             }
         }
         told.extend(&self.old.told);
-        // Under our current origin we go on, whatever somebody says.
-        told.retain(|origin, _| self.retired(*origin).is_none() && *origin != self.origin);
+        // Under our current origin we go on, whatever somebody says. The one under which the shard last logged may be an old
+        // one: of a backup that was restored the others may have retired it.
+        told.retain(|origin, _| self.retired(*origin).is_none() && *origin != current);
         told
     }
 
@@ -158,12 +160,12 @@ impl ShardRow {
     }
 
     /// To where an origin's log may be trimmed: what is stable (R9), and all of what is retired elsewhere.
-    pub fn trim_to(&self, origin: Origin, holders: &BTreeSet<RegionId>) -> Seq {
+    pub fn trim_to(&self, origin: Origin, identity: &StoreIdentity) -> Seq {
         let end = self.logs.get(&origin).map_or(0, |log| log.seq);
-        if self.may_be_told() && self.told_retired().contains_key(&origin) {
+        if self.may_be_told() && self.told_retired(identity.origin).contains_key(&origin) {
             return end;
         }
-        self.stable(origin, holders)
+        self.stable(origin, &identity.holders)
     }
 
     /// Whether every holder's last confirmation allows to retire an origin.
@@ -390,7 +392,7 @@ impl Work<'_> {
     /// Notes what was found not to be needed, retires what may be, and says what is to be looked for.
     pub(super) fn retire(&mut self, unneeded: &[Origin]) -> Outcome {
         let shard = self.shard;
-        let told = self.row().row.told_retired();
+        let told = self.row().row.told_retired(self.state.identity.origin);
         for origin in unneeded.iter().copied() {
             let row = &self.row().row;
             let known = row.logs.get(&origin).is_some_and(|log| log.floor == log.seq);
@@ -442,7 +444,7 @@ impl Work<'_> {
 
     /// What waits of retired origins was consumed by everybody: it goes. Says whether work is left.
     pub(super) fn forgo(&mut self, user: &UserId, origins: &BTreeSet<Origin>) -> Outcome {
-        let told = self.row().row.told_retired();
+        let told = self.row().row.told_retired(self.state.identity.origin);
         let Some(known) = self.row().users.get(user) else {
             return Outcome::Done { more: false };
         };

@@ -20,7 +20,7 @@ impl Work<'_> {
             .map(|(origin, log)| (*origin, log.floor))
             .collect();
         for (origin, floor) in origins {
-            let mut stable = self.row().row.trim_to(origin, &self.state.identity.holders);
+            let mut stable = self.row().row.trim_to(origin, &self.state.identity);
             if defect::on(Defect::TrimByTime) {
                 stable = stable.max(self.aged(origin, floor));
             }
@@ -71,11 +71,11 @@ impl Work<'_> {
     /// Drops what lies outside the window, with its margin (R20), and of which all is stable: up to `day`, or as many of the
     /// days before it as may go. Says whether days are left that time alone would let go.
     pub(super) fn drop_dedup(&mut self, day: u32) -> Outcome {
-        let (holders, row) = (&self.state.identity.holders, &self.row().row);
+        let (identity, row) = (&self.state.identity, &self.row().row);
         let aged = droppable_before(self.now_ms).min(day.saturating_add(1));
         let logs = row.logs.iter();
         let needed = logs.filter_map(|(origin, log)| {
-            let stable = row.trim_to(*origin, holders).max(log.floor);
+            let stable = row.trim_to(*origin, identity).max(log.floor);
             self.needed_from(*origin, stable)
         });
         let before = match needed.min() {

@@ -62,7 +62,7 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 if let Some(known) = state.shards.get(&shard) {
                     // Below its floor a log is not there, though confirmations say less where it was retired elsewhere.
                     let logs = known.row.logs.iter().map(|(origin, log)| {
-                        let stable = known.row.trim_to(*origin, &state.identity.holders);
+                        let stable = known.row.trim_to(*origin, &state.identity);
                         Need::Log(shard, *origin, stable.max(log.floor))
                     });
                     out.extend(logs);
@@ -143,7 +143,7 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     confirms || shard.row.may_be_told()
                 });
                 for (origin, log) in &shard.row.logs {
-                    let stable = shard.row.trim_to(*origin, &state.identity.holders);
+                    let stable = shard.row.trim_to(*origin, &state.identity);
                     let to = if moves { Seq::MAX } else { stable };
                     let mut users = BTreeSet::new();
                     for (_, _, op) in trimmable(shard, *origin, log.floor, to) {

@@ -460,11 +460,17 @@ impl Model {
         if self.own == Some(origin) {
             return;
         }
-        let previous = self.own.map(|own| Coord {
-            origin: own,
-            seq: self.logs[&own].ops.len() as Seq,
-        });
         let region = self.identity.region.clone();
+        // The last one that is listed: the one before may have been retired on a word.
+        let mut ours: Vec<Origin> = self.logs.keys().copied().collect();
+        ours.retain(|origin| self.lists(*origin) && self.region_of(*origin) == region);
+        let last = ours
+            .into_iter()
+            .max_by_key(|origin| self.logs[origin].ops[0].hlc());
+        let previous = last.map(|origin| Coord {
+            origin,
+            seq: self.logs[&origin].ops.len() as Seq,
+        });
         self.take_here(&Op::Start { region, previous }, logged);
         self.own = Some(origin);
     }
@@ -676,7 +682,7 @@ impl Model {
         let named = said.filter_map(|said| said.retired.as_ref()).flatten();
         let named = named.map(|at| (at.origin, at.seq));
         let mut told: BTreeMap<Origin, Seq> = named.collect();
-        told.retain(|origin, _| self.lists(*origin) && self.own != Some(*origin));
+        told.retain(|origin, _| self.lists(*origin) && self.identity.origin != *origin);
         told
     }
 

@@ -19,6 +19,10 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("a device that comes later is known to come later", later),
     ("what is retired elsewhere is let go of", word),
     ("a word counts when all its teller had is here", early_word),
+    (
+        "a word counts for what a shard last logged under, unless it is current",
+        own_word,
+    ),
 ];
 
 /// A store under origin 11 that had 10 before; bob consumed a message of that. The other region has origin 20, and has
@@ -247,4 +251,39 @@ fn early_word(harness: &mut dyn Harness) {
     store.apply(&third, 1, 1);
     assert_eq!(store.trim(), done());
     assert_eq!(store.retire(&[]).look, [(Origin(20), true)].into());
+}
+
+/// As after a backup was restored, which the shard has not logged anything since.
+fn own_word(harness: &mut dyn Harness) {
+    let mut store = Store::own(harness.create(identity(10, &[HERE, THERE])));
+    store.register("bob", "phone", Vector::new());
+    store.appended("bob", 1);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    let op = Op::Confirm {
+        holder: region(THERE),
+        applied: vector(&[(20, 1)]),
+        needed: Vec::new(),
+        retired: Some(vec![at(10, 5)]),
+    };
+    there.push(T0, &op);
+    assert_eq!(store.apply(&there, 1, 2), applied(2));
+    assert!(store.retire(&[]).look.is_empty(), "we go on under it");
+    let engine = harness.reopen(store.engine, identity(11, &[HERE, THERE]));
+    let mut store = Store::own(engine);
+    assert_eq!(store.trim(), done());
+    assert_eq!(store.retire(&[]).look, [(Origin(10), true)].into());
+    assert_eq!(store.needed(10, true), [user("bob")]);
+    let forgo = StoreOp::Forgo {
+        shard: S,
+        epoch: store.epoch,
+        user: user("bob"),
+        origins: [Origin(10)].into(),
+    };
+    assert_eq!(store.one(forgo), done());
+    assert_eq!(store.retire(&[10]).retired, [(Origin(10), 5)].into());
+    // What comes next begins a log that continues none.
+    store.appended("bob", 2);
+    let left: Vec<Origin> = store.coords("bob").into_iter().map(|at| at.origin).collect();
+    assert_eq!(left, [Origin(11)]);
+    assert_eq!(store.shard().logs[&Origin(11)].previous, None);
 }
