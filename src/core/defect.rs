@@ -53,6 +53,8 @@ pub enum Defect {
     SnapshotWithoutSiblings,
     /// An origin is retired although a holder still has more of it, or needs it (R23).
     RetiredEarly,
+    /// A store that lists an origin forgets that a snapshot said it is retired (R23).
+    WordForgotten,
     /// Dedup records are dropped as soon as they are stable, window or not (R16).
     DedupDroppedEarly,
     /// A provider ships what its subscriber gave no credit for.

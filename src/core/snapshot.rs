@@ -549,10 +549,10 @@ impl ShardRow {
             }
         }
         for (origin, seq) in &cut.retired {
-            if self.logs.contains_key(origin) {
-                self.old.told.insert(*origin, *seq);
-            } else {
+            if !self.logs.contains_key(origin) {
                 self.old.retired.insert(*origin, *seq);
+            } else if !defect::on(Defect::WordForgotten) {
+                self.old.told.insert(*origin, *seq);
             }
         }
         for said in self.confirmed.values_mut() {

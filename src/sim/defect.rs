@@ -34,7 +34,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 43] = [
+    pub const ALL: [(Defect, &'static str); 44] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -87,6 +87,7 @@ impl Defect {
         (Defect::Core(Core::NeverFull), "never-full"),
         (Defect::Core(Core::CursorJumps), "cursor-jumps"),
         (Defect::Core(Core::RetiredEarly), "retired-early"),
+        (Defect::Core(Core::WordForgotten), "word-forgotten"),
     ];
 
     /// The one of the machines, if it is one.

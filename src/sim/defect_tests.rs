@@ -418,3 +418,28 @@ fn a_snapshot_without_siblings_is_found() {
         ],
     );
 }
+
+/// An old backup comes back that has less of an origin than the others had when they retired it, and its core dies once
+/// more before it has let go of that: the word of the snapshot is all that is durable of it then.
+#[test]
+fn a_word_that_is_forgotten_is_found() {
+    let restored = |seeds| {
+        let cases = aimed(seeds, |here, _| {
+            let core = format!("{here}/core");
+            vec![
+                Fault::new(2 * SECOND, Kind::Backup).on(here),
+                Fault::new(4 * SECOND, Kind::Crash)
+                    .on(core.clone())
+                    .lasting(SECOND),
+                Fault::new(12 * SECOND, Kind::Restore).on(here).lasting(SECOND),
+                Fault::new(15 * SECOND, Kind::Crash).on(core).lasting(SECOND),
+            ]
+        });
+        cases.map(|mut case| {
+            case.work = 18 * SECOND;
+            case
+        })
+    };
+    sound(restored(60));
+    found(Core::WordForgotten, restored(200), &["durability"]);
+}
