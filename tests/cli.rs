@@ -123,6 +123,39 @@ fn what_a_node_could_start_with_is_called_good_and_nothing_else() {
 }
 
 #[test]
+fn nothing_is_made_among_the_files_of_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cluster = DevCluster::prepare(&folder.path().join("data"), &Regions::built_in(), Ports::Free);
+    let node = cluster.expect("prepared").nodes.remove(0);
+    let (config, home) = (node.config.display().to_string(), folder.path().join("home"));
+    for data in [&home, &node.data] {
+        fs::create_dir_all(data).expect("made");
+        fs::write(data.join("thesis.txt"), "").expect("write");
+    }
+    for args in [
+        ["serve", "--config", &config, "--create"].as_slice(),
+        &["serve", "--config", &config, "--new-cluster"],
+        &["serve", "--config", &config],
+        &["dev", "--data", "home", "--ports", "free"],
+    ] {
+        let found = done(&mut iris(folder.path(), args));
+        assert_eq!((found.code, found.stdout.as_str()), (1, ""), "{}", found.stderr);
+        let data = if args[0] == "dev" { &home } else { &node.data };
+        let named = [
+            data.to_str().expect("UTF-8"),
+            "\"thesis.txt\"",
+            "missing or empty",
+        ];
+        assert!(
+            named.iter().all(|part| found.stderr.contains(part)),
+            "{args:?}: {}",
+            found.stderr
+        );
+        assert_eq!(fs::read_dir(data).expect("read").count(), 1, "{args:?}");
+    }
+}
+
+#[test]
 fn region_files_are_checked_and_a_start_without_a_file_says_how_to_give_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let found = done(&mut iris(folder.path(), &["serve"]));

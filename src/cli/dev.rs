@@ -24,7 +24,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Run a whole cluster on this machine: every node a real server with its own sockets and store.
 ///
 /// Certificates, keys and stores are made at the first start and kept in the data folder, so that the next start finds
-/// every message that was accepted. Ctrl-C drains and stops; a second one ends at once.
+/// every message that was accepted. At the first start that folder must be missing or empty, but for lost+found. Ctrl-C drains and stops; a second one ends at once.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -24,8 +24,8 @@ Examples:
 pub struct Serve {
     #[command(flatten)]
     config: args::ConfigArgs,
-    /// Make the node's data folder, for a node of a cluster that was begun: it must be missing or empty. Without this an empty folder is refused, because it may be
-    /// a lost disk or a wrong mount.
+    /// Make the node's data folder, for a node of a cluster that was begun: it must be missing or empty, but for lost+found.
+    /// Without this an empty folder is refused, because it may be a lost disk or a wrong mount.
     #[arg(long, conflicts_with = "new_cluster")]
     create: bool,
     /// Begin a new cluster: once, at a core node of one region. The data folder is made as with --create, and keeps that the

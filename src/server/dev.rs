@@ -25,10 +25,16 @@ use super::config::{
     ClientTls, ClusterId, ConfigError, JwtKey, LoadOptions, NodeConfig, PeerTls, RegionsConfig, Seed,
     TlsConfig, TomlText,
 };
+use super::folder::foreign_entry;
 use super::node::Create;
 use super::regions::{RegionFile, Regions, Role};
 use super::token::{KeyError, KeyFiles};
 use crate::net::certs::{CertError, ClusterCa, server_dns_name};
+
+/// What clients on this machine read. A folder with it is one of ours.
+const INFO: &str = "dev.json";
+/// What is in a folder that was not made to the end, or that only had its keys made.
+const BEFORE_INFO: [&str; 4] = ["regions.new", "regions", "ca", "keys"];
 
 /// Name in the certificates that clients on this machine check.
 pub const SERVER_NAME: &str = "localhost";
@@ -74,6 +80,17 @@ pub enum DevError {
         stored: String,
         /// What is asked for.
         given: String,
+    },
+    /// Somebody else's files.
+    #[error(
+        "{folder} holds {entry:?}, and `iris dev` did not make it: name a folder that is missing or empty with --data, or one \
+         that an earlier `iris dev` made"
+    )]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// One of its entries.
+        entry: String,
     },
     /// Something else.
     #[error("{0}")]
@@ -177,6 +194,7 @@ impl DevCluster {
     /// [`DevError`].
     pub fn prepare(data: &Path, given: &Regions, ports: Ports) -> Result<DevCluster, DevError> {
         let data = &absolute(data)?;
+        refuse_foreign(data)?;
         make_folder(data)?;
         let regions = stored_regions(data, given, ports)?;
         let ca_folder = data.join("ca");
@@ -225,7 +243,7 @@ impl DevInfo {
     /// # Errors
     /// [`DevError`].
     pub fn load(data: &Path) -> Result<Self, DevError> {
-        let path = data.join("dev.json");
+        let path = data.join(INFO);
         let text = fs::read(&path).map_err(|source| DevError::Io {
             path: path.clone(),
             source,
@@ -255,6 +273,21 @@ admin_http = \"127.0.0.1:7420\"
     TomlText::new(origin.join("local.toml"), text.to_owned())
         .and_then(|text| Regions::from_texts(origin, vec![text]))
         .expect("a test reads it")
+}
+
+/// A folder is taken where it is missing or empty, or where it was made for this: nothing is put among the files of others.
+fn refuse_foreign(data: &Path) -> Result<(), DevError> {
+    if data.join(INFO).exists() {
+        return Ok(());
+    }
+    let entry = foreign_entry(data, &BEFORE_INFO).map_err(|source| DevError::Io {
+        path: data.to_owned(),
+        source,
+    })?;
+    entry.map_or(Ok(()), |entry| {
+        let folder = data.to_owned();
+        Err(DevError::Foreign { folder, entry })
+    })
 }
 
 fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions, DevError> {
@@ -327,7 +360,7 @@ fn free_addr(used: &mut BTreeSet<u16>) -> Result<SocketAddr, DevError> {
 }
 
 fn stored_info(data: &Path, regions: &Regions) -> Result<DevInfo, DevError> {
-    if data.join("dev.json").exists() {
+    if data.join(INFO).exists() {
         return DevInfo::load(data);
     }
     let mut random = [0; 24];
@@ -348,7 +381,7 @@ fn stored_info(data: &Path, regions: &Regions) -> Result<DevInfo, DevError> {
             .collect(),
     };
     let text = serde_json::to_string_pretty(&info).map_err(|error| DevError::Other(error.to_string()))?;
-    write(&data.join("dev.json"), &text)?;
+    write(&data.join(INFO), &text)?;
     Ok(info)
 }
 
@@ -476,6 +509,31 @@ mod tests {
         assert!(config.cluster.id.is_some() && config.node.has(Role::Core));
         let other = DevCluster::prepare(folder.path(), &single_region(), Ports::Free);
         assert!(matches!(other, Err(DevError::Regions { .. })));
+    }
+
+    #[test]
+    fn a_folder_with_files_of_others_is_refused_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let prepare = || DevCluster::prepare(folder.path(), &single_region(), Ports::Free);
+        fs::write(folder.path().join("thesis.txt"), "").unwrap();
+        let error = prepare().unwrap_err();
+        assert!(
+            matches!(&error, DevError::Foreign { entry, .. } if entry == "thesis.txt"),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        fs::remove_file(folder.path().join("thesis.txt")).unwrap();
+
+        // A fresh mount, keys that were made before, what an interrupted start left; and in a folder of ours, anything.
+        fs::create_dir(folder.path().join("lost+found")).unwrap();
+        KeyFiles::in_data(folder.path()).create_or_keep().unwrap();
+        prepare().unwrap();
+        fs::remove_file(folder.path().join(INFO)).unwrap();
+        fs::remove_dir_all(folder.path().join("config")).unwrap();
+        fs::remove_dir_all(folder.path().join("nodes")).unwrap();
+        prepare().unwrap();
+        fs::write(folder.path().join("note.txt"), "").unwrap();
+        prepare().unwrap();
     }
 
     #[test]

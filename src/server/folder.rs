@@ -5,12 +5,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::config::ADMIN_SOCKET;
 use super::node::Create;
 use crate::core::ids::Generation;
 
 const GENERATION: &str = "generation";
 /// How the node was begun: one word, written once.
 const BEGUN: &str = "begun";
+/// What may be in a folder that holds no node yet: what a start leaves that dies before it has an incarnation.
+const BEFORE_THE_FIRST_START: [&str; 5] = [BEGUN, "begun.new", "generation.new", "store.new", ADMIN_SOCKET];
+/// What a file system puts into its own root: a folder with nothing else is empty.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,17 @@ pub enum FolderError {
     /// `--create` and `--new-cluster` make something new.
     #[error("the data folder {0} holds a node's data already: start without --create or --new-cluster")]
     NotEmpty(PathBuf),
+    /// Somebody else's files, and no node's: a wrong path or mount, most often.
+    #[error(
+        "the data folder {path} holds {entry:?}, which no node made, and no node's data. For a new node name a folder that is \
+         missing or empty as node.data, or move {entry:?} away; if a node ran here, look for the lost disk or the wrong mount"
+    )]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// One of its entries.
+        entry: String,
+    },
     /// The counter of incarnations is gone, and a store is there: a number that comes again would be taken for the process before.
     #[error(
         "the data folder {0} holds a store, and its file `generation` is missing: restore it, or write one that holds the \
@@ -80,6 +96,10 @@ impl NodeFolder {
         let used = path.join(GENERATION).exists();
         if !used && path.join("store").exists() {
             return Err(FolderError::GenerationMissing(path.to_owned()));
+        }
+        if !used && let Some(entry) = foreign_entry(path, &BEFORE_THE_FIRST_START).map_err(io)? {
+            let path = path.to_owned();
+            return Err(FolderError::Foreign { path, entry });
         }
         match create {
             Create::No if !used => return Err(FolderError::Empty(path.to_owned())),
@@ -164,6 +184,24 @@ impl NodeFolder {
     }
 }
 
+/// The first by name of what is in a folder and is neither its own, by `own`, nor its file system's; none where the folder is
+/// missing.
+pub(super) fn foreign_entry(folder: &Path, own: &[&str]) -> io::Result<Option<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    let mut first: Option<String> = None;
+    for entry in entries {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let foreign = name != LOST_AND_FOUND && !own.contains(&name.as_str());
+        if foreign && first.as_ref().is_none_or(|first| name < *first) {
+            first = Some(name);
+        }
+    }
+    Ok(first)
+}
+
 /// Makes a folder and those above it that are missing. Each is durable when this returns: without its entry in the folder
 /// above it, what is synced within it would be lost with it.
 fn make_durable(path: &Path) -> io::Result<()> {
@@ -220,6 +258,47 @@ mod tests {
         let again = NodeFolder::open(&path, Create::No).unwrap();
         assert_eq!(again.begun().unwrap().as_deref(), Some("create"));
         assert!(again.next_generation().unwrap() > first);
+    }
+
+    #[test]
+    fn a_folder_with_files_of_others_is_no_new_node_and_stays_as_it_is() {
+        let words = [
+            Create::No,
+            Create::Store,
+            Create::Cluster,
+            Create::IfMissing,
+            Create::ClusterIfMissing,
+        ];
+        for create in words {
+            let folder = tempfile::tempdir().unwrap();
+            fs::create_dir(folder.path().join("photos")).unwrap();
+            fs::write(folder.path().join("thesis.txt"), "").unwrap();
+            let error = NodeFolder::open(folder.path(), create).unwrap_err();
+            assert!(
+                matches!(&error, FolderError::Foreign { path, entry } if path == folder.path() && entry == "photos"),
+                "{create:?}: {error}"
+            );
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "{create:?}");
+        }
+    }
+
+    #[test]
+    fn a_fresh_mount_and_what_a_start_left_are_empty_and_a_node_may_have_neighbours() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join(LOST_AND_FOUND)).unwrap();
+        for left in BEFORE_THE_FIRST_START {
+            fs::write(folder.path().join(left), "").unwrap();
+        }
+        assert!(matches!(
+            NodeFolder::open(folder.path(), Create::No),
+            Err(FolderError::Empty(_))
+        ));
+        let made = NodeFolder::open(folder.path(), Create::Store).unwrap();
+        made.next_generation().unwrap();
+        fs::write(folder.path().join("note.txt"), "").unwrap();
+        for create in [Create::No, Create::Store, Create::IfMissing] {
+            assert!(NodeFolder::open(folder.path(), create).is_ok(), "{create:?}");
+        }
     }
 
     #[test]
