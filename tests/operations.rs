@@ -22,7 +22,7 @@ use iris::net::peer::{Direction, PeerConfig, PeerEvent, PeerHello, PeerLimits, P
 use iris::net::supervise::Supervisor;
 use iris::server::config::{LoadOptions, NodeConfig, TomlText};
 use iris::server::dev::{DevCluster, Ports, SERVER_NAME};
-use iris::server::node::Node;
+use iris::server::node::{Create, Node, NodeFailure};
 use iris::server::regions::Regions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -101,6 +101,9 @@ async fn a_partition_or_store_that_is_lost_makes_the_node_not_ready_and_says_why
         let failed = node.failed();
         node.inject_panic(task);
         let ended = within("the node fails", failed).await;
+        let NodeFailure::Task(ended) = ended else {
+            panic!("{ended}")
+        };
         assert_eq!(ended.task, task);
         assert!(ended.why.contains("a panic that a test asked for"), "{ended}");
         let answer = get(admin, "/readyz").await.unwrap();
@@ -174,6 +177,67 @@ async fn a_process_whose_partition_is_lost_ends_with_an_error() {
             && said.contains("the task partition 0 ended and cannot be started again"),
         "{said}"
     );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_whose_node_was_started_elsewhere_ends_and_says_so() {
+    let mut cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    cluster.stop_node("us-east-edge").await;
+    let edge = cluster
+        .dev
+        .nodes
+        .iter()
+        .find(|node| node.client.is_some())
+        .unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_iris"))
+        .args(["serve", "--stop-with-stdin", "--config"])
+        .arg(&edge.config)
+        .env("IRIS_LOG", "warn")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("the first is ready", async || {
+        get(edge.admin_http, "/readyz")
+            .await
+            .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    })
+    .await;
+    // The same node, with a data folder and ports of its own: as on another machine.
+    let mut config = cluster.dev.config(edge).unwrap();
+    config.node.data = cluster.folder.path().join("elsewhere");
+    for addr in [&mut config.listen.peer, &mut config.listen.admin_http] {
+        addr.set_port(0);
+    }
+    config.listen.client = Some((Ipv4Addr::LOCALHOST, 0).into());
+    let second = Node::start(config, cluster.dev.regions.clone(), Create::Store)
+        .await
+        .unwrap();
+    let mut ended = None;
+    until("the first ends", async || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    })
+    .await;
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(ended.unwrap().code(), Some(1), "{said}");
+    for part in [
+        "node us-east-edge was replaced",
+        "a later start of us-east/us-east-edge has taken its place",
+        &second.peer_addr().to_string(),
+        "end one of them",
+    ] {
+        assert!(said.contains(part), "no {part:?} in\n{said}");
+    }
+    assert!(
+        !said.contains("connected to itself") && said.lines().count() < 20,
+        "{said}"
+    );
+    within("the second is ready", second.ready()).await;
+    within("stopped", second.stop()).await;
     cluster.stop().await;
 }
 

@@ -148,7 +148,8 @@ async fn in_process(
                 for (node, _) in running {
                     node.abandon().await;
                 }
-                return Err(anyhow::Error::new(ended).context(format!("node {key} failed; start again")));
+                let outcome = ended.outcome();
+                return Err(anyhow::Error::new(ended).context(format!("node {key} {outcome}")));
             }
             Some(Ok(key)) = drains.join_next() => {
                 eprintln!("an operator drains {key}; it stays stopped until the next start");

@@ -109,7 +109,8 @@ impl Serve {
                 ended = node.failed() => {
                     node.abandon().await;
                     // Whoever started the process starts it again: what was accepted is in the store.
-                    Err(anyhow::Error::new(ended).context(format!("node {name} failed; start it again")))
+                    let outcome = ended.outcome();
+                    Err(anyhow::Error::new(ended).context(format!("node {name} {outcome}")))
                 }
             }
         })

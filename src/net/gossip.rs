@@ -284,7 +284,7 @@ async fn follow(
                 region: region.clone(),
                 node: facts.node.clone(),
             };
-            pool.saw_generation(&peer, facts.generation);
+            pool.saw_generation(&peer, facts.generation, facts.peer_addr);
         }
         sender.send_if_modified(|current| {
             let changed = *current != nodes;

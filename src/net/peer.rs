@@ -16,6 +16,9 @@
 //! sends names the incarnation that [`PeerEvent::Up`] gave; after a break everything queued is gone, the receiver of
 //! events is told by [`PeerEvent::Lost`], and frames for the old incarnation are refused as stale. So a stream is
 //! a prefix of what was sent under its incarnation, and never a mixture.
+//!
+//! Of two starts of one node the later one counts: the earlier one is refused, and learns from that, from the hello of the
+//! later one or from membership that it is over ([`PeerPool::replaced`]).
 
 pub mod admin;
 mod hello;
@@ -38,6 +41,7 @@ use std::{
 
 use bytes::Bytes;
 use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TransportConfig};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -248,6 +252,22 @@ pub enum PeerEvent {
     },
 }
 
+/// A later start of this node was seen: whoever knows of it refuses this one, which can do nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a later start of {node} has taken its place: this one is generation {generation}, and {sign}. Where two processes run \
+     under this name, end one of them, or give it a node.name and certificate of its own; where this is the only one, the \
+     number in the file `generation` of its data folder is too low: write one above the later one"
+)]
+pub struct Replaced {
+    /// This node.
+    pub node: NodeKey,
+    /// Of this start.
+    pub generation: Generation,
+    /// How it is known.
+    pub sign: String,
+}
+
 /// Frames were not queued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerSendError {
@@ -298,9 +318,11 @@ struct Shared {
     links: Mutex<BTreeMap<NodeKey, Arc<Link>>>,
     gossip_links: Mutex<BTreeMap<SocketAddr, Arc<Link>>>,
     inbound: Mutex<BTreeMap<(NodeKey, Lane), Inbound>>,
-    /// Highest generation of each node that proved its name: an earlier start never comes back, however long ago the
-    /// later one was lost. Only members of the cluster add to it.
-    generations: Mutex<BTreeMap<NodeKey, Generation>>,
+    /// Highest generation of each node that proved its name, and where that start was: an earlier one never comes back,
+    /// however long ago the later one was lost. Only members of the cluster add to it.
+    generations: Mutex<BTreeMap<NodeKey, (Generation, SocketAddr)>>,
+    /// A later start of this node was seen.
+    replaced: watch::Sender<Option<Replaced>>,
     /// For tasks that are started by callers outside the runtime.
     runtime: tokio::runtime::Handle,
     gossip_inbox: mpsc::Sender<GossipMessage>,
@@ -333,12 +355,20 @@ impl Shared {
     }
 
     /// A start of a peer showed up: earlier ones are refused from now on, and connections to them lead nowhere.
-    fn saw_generation(&self, peer: &NodeKey, generation: Generation) {
+    fn saw_generation(&self, peer: &NodeKey, generation: Generation, addr: SocketAddr) {
+        if *peer == self.hello.node {
+            if generation > self.hello.generation {
+                self.was_replaced(format!("generation {generation} runs at {addr}"));
+            }
+            return;
+        }
         let newer = {
             let mut generations = lock(&self.generations);
-            let highest = generations.entry(peer.clone()).or_insert(generation);
-            let newer = generation > *highest;
-            *highest = generation.max(*highest);
+            let highest = generations.entry(peer.clone()).or_insert((generation, addr));
+            let newer = generation > highest.0;
+            if newer {
+                *highest = (generation, addr);
+            }
             newer
         };
         if newer && let Some(link) = lock(&self.links).get(peer).cloned() {
@@ -349,12 +379,48 @@ impl Shared {
     /// Refuses a node of which a later start was seen.
     fn judge_generation(&self, hello: &PeerHello) -> Result<(), Refusal> {
         match lock(&self.generations).get(&hello.node) {
-            Some(highest) if hello.generation < *highest => {
-                let detail = format!("generation {}; {highest} was seen", hello.generation);
+            Some((highest, addr)) if hello.generation < *highest => {
+                let detail = format!("generation {}; {highest} was seen at {addr}", hello.generation);
                 Err(Refusal::new(RefusalCode::OldGeneration, detail))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Judges a hello of the other side and the certificate that it showed.
+    fn judge(&self, other: &PeerHello, cert: &CertificateDer<'_>) -> Result<(), Refusal> {
+        let judged = self.hello.judge(other, cert);
+        if judged
+            .as_ref()
+            .is_err_and(|refusal| refusal.why == RefusalCode::EarlierStart)
+        {
+            self.saw_generation(&other.node, other.generation, other.addr);
+        }
+        judged
+    }
+
+    /// The other side refused this node.
+    fn was_refused(&self, by: SocketAddr, refusal: &Refusal) {
+        if refusal.why == RefusalCode::OldGeneration {
+            self.was_replaced(format!("{by} refuses {}", refusal.detail));
+        }
+    }
+
+    /// Only the first sign of it is kept.
+    fn was_replaced(&self, sign: String) {
+        self.replaced.send_if_modified(|replaced| {
+            let first = replaced.is_none();
+            if first {
+                let PeerHello { node, generation, .. } = &self.hello;
+                tracing::error!(%node, %generation, %sign, "a later start of this node has taken its place");
+                *replaced = Some(Replaced {
+                    node: node.clone(),
+                    generation: *generation,
+                    sign,
+                });
+            }
+            first
+        });
     }
 }
 
@@ -442,6 +508,7 @@ impl PeerPool {
             gossip_links: Mutex::default(),
             inbound: Mutex::default(),
             generations: Mutex::default(),
+            replaced: watch::Sender::new(None),
             runtime: tokio::runtime::Handle::current(),
             gossip_inbox: gossip_sender,
             admin_inbox: admin_sender,
@@ -562,9 +629,23 @@ impl PeerPool {
         admin::connect(&shared.endpoint, shared.admin_client.clone(), addr, Some(node)).await
     }
 
-    /// Tells that a start of `peer` with this generation was seen: a connection to an earlier one is closed.
-    pub fn saw_generation(&self, peer: &NodeKey, generation: Generation) {
-        self.shared.saw_generation(peer, generation);
+    /// Tells that a start of `peer` with this generation was seen at `addr`: a connection to an earlier one is closed, and if
+    /// that is this node, it was replaced.
+    pub fn saw_generation(&self, peer: &NodeKey, generation: Generation, addr: SocketAddr) {
+        self.shared.saw_generation(peer, generation, addr);
+    }
+
+    /// Completes when a later start of this node was seen.
+    pub fn replaced(&self) -> impl Future<Output = Replaced> + Send + use<> {
+        let mut replaced = self.shared.replaced.subscribe();
+        async move {
+            let seen = replaced.wait_for(Option::is_some).await.ok();
+            match seen.and_then(|seen| seen.clone()) {
+                Some(replaced) => replaced,
+                // The pool is gone, and with it who could tell.
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// The state of all connections.

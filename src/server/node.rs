@@ -40,7 +40,7 @@ use crate::net::gossip::{
     FACT_ADMIN_ADDR, FACT_CLIENT_ADDR, FACT_PARTITIONS, FACT_READY, FACT_ROLES, Gossip, GossipConfig,
     GossipError, NodeFacts,
 };
-use crate::net::peer::{PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError};
+use crate::net::peer::{PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError, Replaced};
 use crate::net::supervise::{Restarts, Supervisor, TaskEnded, TaskEvent};
 
 pub use super::partition::PartitionStatus;
@@ -142,6 +142,28 @@ pub enum StartError {
         /// Why not.
         why: String,
     },
+}
+
+/// Why a node that ran cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeFailure {
+    /// A task is gone that it cannot do without and that cannot be started again: a partition, the store, gossip. The next
+    /// start of the process makes it anew.
+    #[error(transparent)]
+    Task(#[from] TaskEnded),
+    /// Another start of the node took its place, and a start of this one would take it back: somebody must choose.
+    #[error(transparent)]
+    Replaced(#[from] Replaced),
+}
+
+impl NodeFailure {
+    /// What became of the node, in a few words.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Task(_) => "failed; start it again",
+            Self::Replaced(_) => "was replaced",
+        }
+    }
 }
 
 /// A running node. Dropping it without [`Node::stop`] is like a crash: nothing acknowledged is lost.
@@ -514,10 +536,15 @@ impl Node {
         }
     }
 
-    /// Completes when a task is gone that the node cannot do without and that cannot be started again: a partition, the
-    /// store, gossip. The node is not ready then; end the process after [`Node::abandon`], so that it is started again.
-    pub fn failed(&self) -> impl Future<Output = TaskEnded> + Send + use<> {
-        self.supervisor.failed()
+    /// Completes when the node cannot go on. It is not ready then; end the process after [`Node::abandon`].
+    pub fn failed(&self) -> impl Future<Output = NodeFailure> + Send + use<> {
+        let (task, replaced) = (self.supervisor.failed(), self.pool.replaced());
+        async {
+            tokio::select! {
+                ended = task => ended.into(),
+                replaced = replaced => replaced.into(),
+            }
+        }
     }
 
     /// An operator's word that what this region's store has is enough (R4): its shards are open, although no region that
@@ -725,7 +752,7 @@ impl View {
             // Edges talk to cores and cores to edges; two edges have nothing to say to each other.
             if node.core || self.is_core {
                 addrs.insert(key.clone(), node.peer_addr);
-                self.pool.saw_generation(&key, node.generation);
+                self.pool.saw_generation(&key, node.generation, node.peer_addr);
             }
             members.push(Member {
                 key,

@@ -4,6 +4,7 @@
 //! [`Refusal`] instead. The protocol version comes first in it, and stays there in every later version.
 
 use std::{
+    cmp::Ordering,
     fmt,
     net::{IpAddr, SocketAddr},
 };
@@ -89,6 +90,8 @@ pub enum RefusalCode {
     Itself,
     /// A newer start of the same node was seen.
     OldGeneration,
+    /// The one that refuses is an earlier start of the same node.
+    EarlierStart,
     /// A reason that this version does not know.
     Other(u8),
 }
@@ -105,6 +108,7 @@ impl RefusalCode {
             Self::Unexpected => 7,
             Self::Itself => 8,
             Self::OldGeneration => 9,
+            Self::EarlierStart => 10,
             Self::Other(code) => code,
         }
     }
@@ -120,6 +124,7 @@ impl RefusalCode {
             7 => Self::Unexpected,
             8 => Self::Itself,
             9 => Self::OldGeneration,
+            10 => Self::EarlierStart,
             other => Self::Other(other),
         }
     }
@@ -137,6 +142,7 @@ impl fmt::Display for RefusalCode {
             Self::Unexpected => "another node than expected",
             Self::Itself => "the node connected to itself",
             Self::OldGeneration => "a newer start of this node was seen",
+            Self::EarlierStart => "an earlier start of the same node",
             Self::Other(code) => return write!(f, "refusal {code}"),
         })
     }
@@ -309,7 +315,19 @@ impl PeerHello {
             return refuse(RefusalCode::HashSeed, detail);
         }
         if other.node == self.node {
-            return refuse(RefusalCode::Itself, format!("both are {}", self.node));
+            let (theirs, ours) = (other.generation, self.generation);
+            let why = match theirs.cmp(&ours) {
+                Ordering::Less => RefusalCode::OldGeneration,
+                Ordering::Equal => RefusalCode::Itself,
+                Ordering::Greater => RefusalCode::EarlierStart,
+            };
+            return refuse(
+                why,
+                format!(
+                    "generation {theirs} of {}; this is {ours}, at {}",
+                    self.node, self.addr
+                ),
+            );
         }
         Ok(())
     }

@@ -170,7 +170,7 @@ fn judge(
     hello: PeerHello,
     lane: Lane,
 ) -> Result<(PeerHello, Lane), Refusal> {
-    shared.hello.judge(&hello, &presented_certificate(connection)?)?;
+    shared.judge(&hello, &presented_certificate(connection)?)?;
     if lane == Lane::Gossip && hello.node.region != shared.hello.node.region {
         let detail = format!(
             "gossip from region {}; this is {}",
@@ -211,7 +211,7 @@ async fn register(
                         done: finished,
                     };
                     inbound.insert(key, entry);
-                    shared.saw_generation(&hello.node, hello.generation);
+                    shared.saw_generation(&hello.node, hello.generation, hello.addr);
                     return Ok(Accepted {
                         shared: shared.clone(),
                         connection: connection.clone(),

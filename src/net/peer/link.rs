@@ -244,6 +244,10 @@ impl Link {
         state.addr
     }
 
+    fn is_last_error(&self, error: &str) -> bool {
+        lock(&self.state).last_error.as_deref() == Some(error)
+    }
+
     fn failed(&self, error: String) -> u32 {
         let mut state = lock(&self.state);
         state.attempting = false;
@@ -305,8 +309,13 @@ pub(super) async fn run_link<S: EventSink<PeerEvent>>(shared: Arc<Shared>, link:
             Failure::Other(error) => link.failed(error),
             Failure::Refused(refusal) => {
                 shared.counters.refused.fetch_add(1, Relaxed);
+                // Dialling goes on, and the same again is no news.
+                if link.is_last_error(&refusal.to_string()) {
+                    tracing::debug!(%addr, %refusal, "a peer and this node still do not fit together");
+                } else {
+                    tracing::warn!(%addr, %refusal, "a peer and this node do not fit together");
+                }
                 let failures = link.failed(refusal.to_string());
-                tracing::warn!(%addr, %refusal, "a peer and this node do not fit together");
                 if let (Target::Node(peer), Lane::Traffic) = (&link.target, link.lane) {
                     let event = PeerEvent::Refused {
                         peer: peer.clone(),
@@ -379,7 +388,10 @@ async fn dial(shared: &Shared, link: &Link, addr: SocketAddr) -> Result<(Connect
         .await
         .map_err(|error| Failure::Other(error.to_string()))?;
     let judged = match read_handshake(&mut recv).await? {
-        Ok(Answer::Refused(refusal)) => return Err(Failure::Refused(refusal)),
+        Ok(Answer::Refused(refusal)) => {
+            shared.was_refused(addr, &refusal);
+            return Err(Failure::Refused(refusal));
+        }
         Ok(Answer::Hello(hello, lane)) => judge_answer(shared, link, &connection, hello, lane),
         Err(refusal) => Err(refusal),
     };
@@ -403,7 +415,7 @@ fn judge_answer(
     hello: PeerHello,
     lane: Lane,
 ) -> Result<PeerHello, Refusal> {
-    shared.hello.judge(&hello, &presented_certificate(connection)?)?;
+    shared.judge(&hello, &presented_certificate(connection)?)?;
     shared.judge_generation(&hello)?;
     let unexpected = |detail| Err(Refusal::new(RefusalCode::Unexpected, detail));
     match &link.target {
@@ -493,7 +505,7 @@ async fn carry<S: EventSink<PeerEvent>>(
 ) {
     let incarnation = shared.incarnation();
     let peer = hello.node.clone();
-    shared.saw_generation(&peer, hello.generation);
+    shared.saw_generation(&peer, hello.generation, hello.addr);
     link.up(incarnation, connection.clone(), hello.clone());
     let traffic = link.lane == Lane::Traffic;
     tracing::debug!(%peer, incarnation, lane = ?link.lane, "connected to a peer");

@@ -267,9 +267,55 @@ async fn a_claimed_name_must_be_in_the_certificate() {
     asker.pool.want(&key("us", "z"), honest.pool.addr());
     assert_eq!(asker.refused().await, RefusalCode::Unexpected);
     // And itself.
-    let mut same = start(config(&ca, &key("us", "a"), 2));
+    let mut same = start(config(&ca, &key("us", "a"), 1));
     same.pool.want(&key("us", "other"), honest.pool.addr());
     assert_eq!(same.refused().await, RefusalCode::Itself);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_learns_that_a_later_one_took_its_place_and_the_later_one_goes_on() {
+    let ca = ClusterCa::create().unwrap();
+    let node = key("us", "b");
+    let replaced = |node: &Node| {
+        let replaced = node.pool.replaced();
+        async { timeout(PATIENCE, replaced).await.expect("it learns it") }
+    };
+    // From the hello of the later one, whichever of the two dials.
+    for old_dials in [true, false] {
+        let (mut old, mut new) = (start(config(&ca, &node, 10)), start(config(&ca, &node, 11)));
+        let (from, to) = if old_dials {
+            (&mut old, &new)
+        } else {
+            (&mut new, &old)
+        };
+        from.pool.want(&key("us", "seed"), to.pool.addr());
+        let told = if old_dials {
+            RefusalCode::OldGeneration
+        } else {
+            RefusalCode::EarlierStart
+        };
+        assert_eq!(from.refused().await, told);
+        let found = replaced(&old).await;
+        assert_eq!((&found.node, found.generation), (&node, Generation(10)));
+        assert!(found.sign.contains(&new.pool.addr().to_string()), "{found}");
+        assert!(new.pool.shared.replaced.borrow().is_none());
+    }
+    // From somebody who saw the later one, also when that one is gone.
+    let a = start(config(&ca, &key("us", "a"), 1));
+    let (old, mut new) = (start(config(&ca, &node, 10)), start(config(&ca, &node, 11)));
+    new.want(&a);
+    new.up(Direction::Out).await;
+    let at = new.pool.addr();
+    new.pool.shutdown(Duration::from_secs(1)).await;
+    old.want(&a);
+    let found = replaced(&old).await;
+    assert!(found.sign.contains(&format!("11 was seen at {at}")), "{found}");
+    // From membership; an earlier start there is nothing.
+    let (old, new) = (start(config(&ca, &node, 10)), start(config(&ca, &node, 11)));
+    new.pool.saw_generation(&node, Generation(10), old.pool.addr());
+    old.pool.saw_generation(&node, Generation(11), new.pool.addr());
+    replaced(&old).await;
+    assert!(new.pool.shared.replaced.borrow().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
