@@ -123,6 +123,105 @@ fn what_a_node_could_start_with_is_called_good_and_nothing_else() {
 }
 
 #[test]
+fn a_file_that_a_setting_names_and_cannot_be_used_is_told_with_its_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    DevCluster::prepare(folder.path(), &Regions::built_in(), Ports::Free).expect("prepared");
+    let config = folder.path().join("config/us-east-edge-1.toml");
+    let good = fs::read_to_string(&config).expect("read");
+    fs::write(folder.path().join("note.txt"), "no certificate").expect("write");
+    let others = "nodes/us-east-edge-2/certs";
+    for (table, field, file, expected) in [
+        (
+            "[tls.peer]",
+            "ca",
+            "note.txt",
+            "expected one or more PEM certificates; name the PEM file with the certificate of the CA",
+        ),
+        ("[tls.peer]", "cert", "none.pem", "No such file or directory"),
+        (
+            "[tls.peer]",
+            "cert",
+            &format!("{others}/peer.pem"),
+            "use files that were issued together",
+        ),
+        (
+            "[tls.client]",
+            "key",
+            "note.txt",
+            "name the PEM files of the certificate that clients see",
+        ),
+        (
+            "[[auth.jwt.keys]]",
+            "public_key",
+            "none.pub",
+            "No such file or directory (os error 2); name the PEM file with the public key",
+        ),
+        (
+            "[[auth.jwt.keys]]",
+            "public_key",
+            "note.txt",
+            "expected an Ed25519 public key in PEM",
+        ),
+    ] {
+        let mut within = false;
+        let mut at = None;
+        let lines = good.lines().enumerate().map(|(i, line)| {
+            within = line == table || within && !line.starts_with('[');
+            if within && line.starts_with(&format!("{field} = ")) {
+                at = Some(i + 1);
+                return format!("{field} = \"../{file}\"");
+            }
+            line.to_owned()
+        });
+        let lines: Vec<String> = lines.collect();
+        let at = at.unwrap_or_else(|| panic!("no {field} in {table} of\n{good}"));
+        fs::write(&config, lines.join("\n")).expect("write");
+        let key = format!(
+            "{}.{field} = ",
+            table.trim_matches(['[', ']']).replace("keys", "keys.0")
+        );
+        let config = config.to_str().expect("UTF-8");
+        for args in [
+            ["config", "check", config].as_slice(),
+            &["serve", "--config", config],
+        ] {
+            let found = done(&mut iris(folder.path(), args));
+            assert_eq!((found.code, found.stdout.as_str()), (1, ""), "{}", found.stderr);
+            // Of a pair that does not belong together either may be the wrong one.
+            let named = if expected.contains("issued together") {
+                vec!["us-east-edge-1.toml:".to_owned(), "tls.peer.key = ".to_owned()]
+            } else {
+                vec![format!("us-east-edge-1.toml:{at}: {key}"), file.to_owned()]
+            };
+            for part in named.iter().map(String::as_str).chain([expected]) {
+                assert!(found.stderr.contains(part), "no {part:?} in\n{}", found.stderr);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_filter_that_a_node_would_refuse_is_refused_by_the_check() {
+    let folder = tempfile::tempdir().expect("a folder");
+    DevCluster::prepare(folder.path(), &Regions::built_in(), Ports::Free).expect("prepared");
+    let config = "config/us-east-edge-1.toml";
+    for args in [
+        ["config", "check", config].as_slice(),
+        &["serve", "--config", config],
+    ] {
+        let found = done(iris(folder.path(), args).env("IRIS_LOG", "loud"));
+        assert_eq!((found.code, found.stdout.as_str()), (1, ""), "{}", found.stderr);
+        assert!(
+            found.stderr.contains(
+                "environment IRIS_LOG: log filter \"loud\": \"loud\" is no level; expected a level"
+            ),
+            "{}",
+            found.stderr
+        );
+    }
+}
+
+#[test]
 fn nothing_is_made_among_the_files_of_others() {
     let folder = tempfile::tempdir().expect("a folder");
     let cluster = DevCluster::prepare(&folder.path().join("data"), &Regions::built_in(), Ports::Free);

@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args;
 use crate::admin::server::AdminServer;
+use crate::server::log;
 use crate::server::node::{Create, Damage, Node};
 
 /// Run one node.
@@ -51,8 +52,8 @@ pub struct Serve {
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let loaded = self.config.load()?;
-        let filter = std::env::var("IRIS_LOG").ok();
-        crate::server::log::init(&loaded.config.log, filter.as_deref()).context("logging cannot start")?;
+        let filter = std::env::var(log::ENV).ok();
+        log::init(&loaded.config.log, filter.as_deref()).context("logging cannot start")?;
         let create = match (self.create, self.new_cluster) {
             (_, true) => Create::Cluster,
             (true, false) => Create::Store,
@@ -69,7 +70,7 @@ impl Serve {
             tokio::pin!(signal);
             let start = Node::start_with(loaded.config, loaded.regions, create, damage);
             let node = tokio::select! {
-                node = start => node.with_context(|| format!("node {name} cannot start"))?,
+                node = start => node.map_err(|error| error.placed(&loaded.sources)).with_context(|| format!("node {name} cannot start"))?,
                 // What was begun of the start is left as by a crash, of which every start recovers.
                 why = &mut signal => {
                     tracing::info!(why, "the node ends before it has started");

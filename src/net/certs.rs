@@ -103,6 +103,17 @@ pub enum CertError {
     Tls(#[from] rustls::Error),
 }
 
+impl CertError {
+    /// The file at fault, where it is one; of a pair that does not belong together, the key's.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Read { path, .. } | Self::Write { path, .. } | Self::Parse { path, .. } => Some(path),
+            Self::Mismatch { key, .. } => Some(key),
+            Self::BadName { .. } | Self::Generate(_) | Self::Tls(_) => None,
+        }
+    }
+}
+
 /// The DNS name of one node, as in its certificate.
 ///
 /// # Errors

@@ -28,6 +28,9 @@ pub enum LogError {
         /// Why.
         why: String,
     },
+    /// The variable's filter does not parse.
+    #[error("environment {ENV}: {0}; unset it for what log.level says")]
+    Variable(#[source] Box<LogError>),
     /// Another logger is there already.
     #[error("logging was started before in this process")]
     Started,
@@ -35,7 +38,7 @@ pub enum LogError {
 
 /// Starts logging of this process to stderr. `env` is the value of [`ENV`], where it is set.
 pub fn init(config: &LogConfig, env: Option<&str>) -> Result<(), LogError> {
-    let filter = parse_filter(env.unwrap_or(&config.level))?;
+    let filter = filter(config, env)?;
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match config.format {
         LogFormat::Text => lines
@@ -47,6 +50,21 @@ pub fn init(config: &LogConfig, env: Option<&str>) -> Result<(), LogError> {
         .with(lines.with_filter(filter))
         .try_init()
         .map_err(|_| LogError::Started)
+}
+
+/// Whether [`init`] would take the filter.
+///
+/// # Errors
+/// [`LogError`].
+pub fn check(config: &LogConfig, env: Option<&str>) -> Result<(), LogError> {
+    filter(config, env).map(drop)
+}
+
+fn filter(config: &LogConfig, env: Option<&str>) -> Result<Targets, LogError> {
+    match env {
+        Some(text) => parse_filter(text).map_err(|error| LogError::Variable(Box::new(error))),
+        None => parse_filter(&config.level),
+    }
 }
 
 /// Reads a filter.

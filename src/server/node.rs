@@ -15,7 +15,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::config::NodeConfig;
+use super::config::{NodeConfig, Place, Problem};
 use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::inspect::{Asked, Drain, Inner, Inspector};
@@ -99,6 +99,9 @@ pub enum StartError {
         /// What to do.
         advice: &'static str,
     },
+    /// What a setting names cannot be used.
+    #[error("{0}")]
+    Setting(Problem),
     /// More partitions than this build runs.
     #[error("node.partitions = {0}: {1}")]
     Partitions(u32, String),
@@ -142,6 +145,18 @@ pub enum StartError {
         /// Why not.
         why: String,
     },
+}
+
+impl StartError {
+    /// The same, with the place of the setting where that is known (see [`super::config::Loaded::sources`]).
+    pub fn placed(mut self, sources: &BTreeMap<String, Place>) -> Self {
+        if let Self::Setting(problem) = &mut self
+            && let Some(place) = sources.get(&problem.key)
+        {
+            problem.place = place.clone();
+        }
+        self
+    }
 }
 
 /// Why a node that ran cannot go on.

@@ -199,17 +199,19 @@ impl Verifier {
 
     /// The verifier of a configuration; reads its key files.
     pub fn from_config(config: &super::config::JwtConfig) -> Result<Self, KeyError> {
-        Ok(Self {
-            keys: config
-                .keys
-                .iter()
-                .map(VerifyingKey::from_config)
-                .collect::<Result<_, _>>()?,
+        let keys = config.keys.iter().map(VerifyingKey::from_config);
+        Ok(Self::with_keys(keys.collect::<Result<_, _>>()?, config))
+    }
+
+    /// The verifier of a configuration whose keys were read.
+    pub fn with_keys(keys: Vec<VerifyingKey>, config: &super::config::JwtConfig) -> Self {
+        Self {
+            keys,
             audience: config.audience.clone(),
             issuer: config.issuer.clone(),
             max_life: config.max_life,
             leeway: config.leeway,
-        })
+        }
     }
 
     /// What `token` says, if it is good at `now_unix_secs`.

@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::cli::{args, output};
 use crate::server::config::TomlText;
+use crate::server::log;
 use crate::server::prepare::Prepared;
 use crate::server::regions::{RegionFile, Regions};
 
@@ -38,7 +39,11 @@ impl Check {
         }
         self.is_of_a_node()?;
         let loaded = args::load(Some(self.file.clone()), &self.set)?;
+        let filter = std::env::var(log::ENV).ok();
+        log::check(&loaded.config.log, filter.as_deref())
+            .with_context(|| format!("a node cannot start with {}", self.file.display()))?;
         Prepared::of(&loaded.config, &loaded.regions)
+            .map_err(|error| error.placed(&loaded.sources))
             .with_context(|| format!("a node cannot start with {}", self.file.display()))?;
         let node = &loaded.config.node;
         let roles: Vec<String> = node.roles.iter().map(ToString::to_string).collect();

@@ -203,9 +203,13 @@ impl Layers {
                 };
                 let message = format!("there is no such key; expected one of: {}", expected(names));
                 let mut problem = self.problem(&key, message);
-                if matches!(problem.place, Place::Env(_)) {
-                    // Perhaps another program's variable: nobody knows whether it is a secret, and this goes into logs.
-                    problem.value = None;
+                if let Place::Env(variable) = &problem.place {
+                    problem.message +=
+                        &format!(". Each variable {ENV_PREFIX}... is a setting: rename or unset this one");
+                    if may_be_secret(variable, &key) {
+                        problem.value = None;
+                        problem.message += " (its value may be a secret and is not shown)";
+                    }
                 }
                 problem
             }
@@ -250,6 +254,17 @@ impl Layers {
             Some(Source::Place(Place::Env(_) | Place::Flag(_)))
         )
     }
+}
+
+/// Whether an unknown variable must be told without its value, since this goes into logs: it is perhaps another program's
+/// and not one of our tables, or its name sounds like a secret.
+fn may_be_secret(variable: &str, key: &str) -> bool {
+    const SECRET_WORDS: [&str; 7] = ["SECRET", "PASS", "TOKEN", "KEY", "CRED", "AUTH", "PRIVATE"];
+    let in_a_table = key.contains('.');
+    !in_a_table
+        || SECRET_WORDS
+            .iter()
+            .any(|word| variable.to_ascii_uppercase().contains(word))
 }
 
 /// A variable's or flag's text: a TOML value (number, boolean, list, table, quoted text), or else the text itself.

@@ -266,6 +266,12 @@ fn a_wrong_variable_or_flag_is_named() {
         "environment IRIS_LIMITZ__MAX_BODY: limitz: there is no such key",
     );
     refused(
+        "IRIS_LIMITS__MAX_BODI",
+        "32KiB",
+        "environment IRIS_LIMITS__MAX_BODI: limits.max_bodi = \"32KiB\": there is no such key; expected one of: max_body,",
+    );
+    refused("IRIS_LIMITS__MAX_BODI", "32KiB", "rename or unset this one");
+    refused(
         "IRIS_LIMITS",
         "1",
         "environment IRIS_LIMITS: limits = 1: invalid type",
@@ -351,18 +357,21 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
-fn the_value_of_an_unknown_variable_is_never_shown() {
+fn the_value_of_an_unknown_variable_that_may_be_a_secret_is_never_shown() {
     let files = Files::new(GOOD);
     let keys = "[{ algorithm = \"HS256\", secret = \"0123456789\", other = \"0123456789\" }]";
     for (name, value) in [
         ("IRIS_PASSWORD", "0123456789"),
         ("IRIS_PASSWORD", "x0123456789"),
         ("IRIS_AUTH__JWT__PASSWORD", "0123456789"),
+        ("IRIS_STORE__SECRET", "0123456789"),
+        ("IRIS_LOG__API_TOKEN", "0123456789"),
         ("IRIS_AUTH__JWT__KEYS", keys),
     ] {
         let error = files.load(&[(name, value)]).expect_err(name);
         assert!(error.contains(name) && !error.contains("0123456789"), "{error}");
         assert!(error.contains("there is no such key"), "{error}");
+        assert!(error.contains("may be a secret and is not shown"), "{error}");
     }
     // A known key's value is, unless it is a secret or holds some.
     let few = "[{ algorithm = \"HS256\", secret = \"0123456789\" }]";
