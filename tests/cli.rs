@@ -489,7 +489,11 @@ fn wrong_usage_and_wrong_values_have_their_exit_codes() {
         (&["config", "check"], 2, "<FILE>"),
         (&["config", "print", "--set", "x"], 2, "expected KEY=VALUE"),
         (&["nonsense"], 2, "unrecognized subcommand"),
-        (&["config", "print"], 1, "node: it is missing; set it in the file"),
+        (
+            &["config", "print"],
+            1,
+            "node: it is missing; set node.name, node.region in the file",
+        ),
     ] {
         let found = done(&mut iris(folder.path(), args));
         assert_eq!(

@@ -9,6 +9,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::error::{ConfigError, Place, Problem};
+use super::ranges::range;
 use super::source::{TomlText, is_secret, join, said, shorten};
 
 /// The prefix of environment variables; `__` separates tables from keys: `IRIS_LIMITS__MAX_BODY`.
@@ -215,16 +216,16 @@ impl Layers {
             }
             Kind::MissingField(name) => {
                 let key = join(&path, name);
-                let variable = key.to_ascii_uppercase().replace('.', "__");
-                let region_says = key == "node.roles" || key.starts_with("listen.");
+                let region_says = key == "node.roles" || key.starts_with("listen");
                 let hint = if region_says { &self.hint } else { "" };
-                let message = format!(
-                    "it is missing; set it in the file, or as {ENV_PREFIX}{variable}, or by --set {key}=VALUE{hint}"
-                );
+                let message = format!("it is missing; {}{hint}", how_to_set(&key));
                 Problem {
                     value: None,
                     ..self.problem(&key, message)
                 }
+            }
+            Kind::UnknownVariant(_, names) if !is_secret(&path) => {
+                self.problem(&path, format!("expected one of: {}", expected(names)))
             }
             kind if is_secret(&path) => {
                 let what = if matches!(kind, Kind::InvalidType(..)) {
@@ -244,7 +245,18 @@ impl Layers {
                 );
                 self.problem(&path, message)
             }
-            kind => self.problem(&path, said(&kind.to_string())),
+            kind => {
+                let message = said(&kind.to_string());
+                let message = match range(&path) {
+                    // Of the type alone, for which nobody knows its range.
+                    Some(range) if message.ends_with("expected u32") => {
+                        message.replace("expected u32", &format!("expected a whole number, {range}"))
+                    }
+                    Some(range) => format!("{message}, {range}"),
+                    None => message,
+                };
+                self.problem(&path, message)
+            }
         }
     }
 
@@ -254,6 +266,30 @@ impl Layers {
             Some(Source::Place(Place::Env(_) | Place::Flag(_)))
         )
     }
+}
+
+/// Where a missing key is set. A table is set by its keys: those that have no default.
+fn how_to_set(key: &str) -> String {
+    let keys: &[&str] = match key {
+        "node" => &["node.name", "node.region"],
+        "listen" => &["listen.peer", "listen.admin_http"],
+        "tls" | "tls.peer" => &["tls.peer.ca", "tls.peer.cert", "tls.peer.key"],
+        _ => &[key],
+    };
+    let variable = |key: &&str| format!("{ENV_PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"));
+    let flag = |key: &&str| format!("--set {key}=VALUE");
+    let variables: Vec<String> = keys.iter().map(variable).collect();
+    let flags: Vec<String> = keys.iter().map(flag).collect();
+    let what = if *keys == [key] {
+        "it".to_owned()
+    } else {
+        keys.join(", ")
+    };
+    format!(
+        "set {what} in the file, or as {}, or by {}",
+        variables.join(", "),
+        flags.join(" ")
+    )
 }
 
 /// Whether an unknown variable must be told without its value, since this goes into logs: it is perhaps another program's

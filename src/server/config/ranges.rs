@@ -11,6 +11,7 @@ use crate::core::state::StoreLimits;
 use crate::core::wire::MAX_CLIENT_FRAME;
 use crate::net::client::ClientLimits;
 use crate::net::peer::PeerLimits;
+use crate::server::partition::MAX_PARTITIONS;
 
 use super::units::{GIB, KIB, MIB, Setting};
 
@@ -39,6 +40,13 @@ macro_rules! section {
             /// Reports each value outside its range as (key, what was expected).
             pub(super) fn check(&self, wrong: &mut dyn FnMut(&str, String)) {
                 $(check::<$type>(concat!($path, ".", stringify!($field)), self.$field, $min, $max, wrong);)*
+            }
+
+            fn range(key: &str) -> Option<String> {
+                $(if key == concat!($path, ".", stringify!($field)) {
+                    return Some(between::<$type>($min, $max));
+                })*
+                None
             }
         }
     };
@@ -228,10 +236,33 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 
+/// What values a setting may have, in words, where that is a range.
+pub(super) fn range(key: &str) -> Option<String> {
+    let of_a_section = || {
+        let sections = [
+            Limits::range,
+            StoreConfig::range,
+            Intervals::range,
+            Timeouts::range,
+        ];
+        sections.iter().find_map(|range| range(key))
+    };
+    let range = match key {
+        "node.partitions" => Some(between(1, u32::from(MAX_PARTITIONS))),
+        "cluster.shard_count" => Some("1 to 65536 and a power of two".to_owned()),
+        _ => of_a_section(),
+    };
+    range.map(|range| format!("from {range}"))
+}
+
 fn check<T: Setting>(key: &str, value: T, min: T, max: T, wrong: &mut dyn FnMut(&str, String)) {
     if value < min || value > max {
-        wrong(key, format!("expected {} to {}", min.show(), max.show()));
+        wrong(key, format!("expected {}", between(min, max)));
     }
+}
+
+fn between<T: Setting>(min: T, max: T) -> String {
+    format!("{} to {}", min.show(), max.show())
 }
 
 #[cfg(test)]

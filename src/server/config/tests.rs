@@ -236,7 +236,7 @@ fn a_wrong_file_names_line_key_value_and_what_was_expected() {
     refused(
         "data = \"state\"",
         "roles = [\"chief\"]",
-        "node.roles.0 = \"chief\": unknown variant",
+        "node.roles.0 = \"chief\": expected one of: core, edge",
     );
 }
 
@@ -276,6 +276,33 @@ fn a_wrong_variable_or_flag_is_named() {
         "1",
         "environment IRIS_LIMITS: limits = 1: invalid type",
     );
+    for (name, value, range) in [
+        (
+            "IRIS_NODE__PARTITIONS",
+            "many",
+            "expected a whole number, from 1 to 4",
+        ),
+        (
+            "IRIS_NODE__PARTITIONS",
+            "-1",
+            "expected a whole number, from 1 to 4",
+        ),
+        (
+            "IRIS_CLUSTER__SHARD_COUNT",
+            "5000000000",
+            "expected a whole number, from 1 to 65536 and a power of two",
+        ),
+        (
+            "IRIS_LIMITS__WINDOW_MESSAGES",
+            "few",
+            "expected a whole number, from 1 to 65536",
+        ),
+        ("IRIS_TIMEOUTS__DRAIN", "soon", "or \"7d\", from 0s to 1h"),
+    ] {
+        refused(name, value, range);
+        let said = files.load(&[(name, value)]).expect_err(name);
+        assert!(!said.contains("u32"), "{said}");
+    }
     refused("IRIS_NODE__NAME", "1", "put the value in double quotes");
     refused(
         "IRIS_NODE__ROLES",
@@ -292,6 +319,12 @@ fn a_wrong_variable_or_flag_is_named() {
     ] {
         assert!(files.load(&[(ignored, "x")]).is_ok(), "{ignored}");
     }
+    let nothing = NodeConfig::load(LoadOptions::default()).unwrap_err().to_string();
+    assert!(
+        nothing.contains("node: it is missing; set node.name, node.region in the file, or as IRIS_NODE__NAME, IRIS_NODE__REGION, or by \
+                          --set node.name=VALUE --set node.region=VALUE"),
+        "{nothing}"
+    );
     let options = LoadOptions {
         file: Some(files.0.path().join("iris.toml")),
         ..LoadOptions::default()
