@@ -73,20 +73,31 @@ pub fn hole(format: Format, hole: &Hole) -> anyhow::Result<Printed> {
         HoleReason::Expired => "expired",
         HoleReason::Overflow => "the inbox overflowed",
     };
-    let people = || match hole.count {
-        0 => format!("-- messages are gone: {reason} --"),
-        count => format!("-- {count} messages are gone: {reason} --"),
+    line(
+        format,
+        || hole_for_people(hole, reason),
+        || {
+            json!({
+                "type": "hole",
+                "origin": format!("{:016x}", hole.origin.0),
+                "from_seq": hole.from,
+                "to_seq": hole.to,
+                "count": hole.count,
+                "reason": reason,
+            })
+        },
+    )
+}
+
+fn hole_for_people(hole: &Hole, reason: &str) -> String {
+    let Hole { from, to, .. } = hole;
+    let messages = match hole.count {
+        0 => "messages are".to_owned(),
+        1 => "1 message is".to_owned(),
+        count => format!("{count} messages are"),
     };
-    line(format, people, || {
-        json!({
-            "type": "hole",
-            "origin": format!("{:016x}", hole.origin.0),
-            "from_seq": hole.from,
-            "to_seq": hole.to,
-            "count": hole.count,
-            "reason": reason,
-        })
-    })
+    let origin = hole.origin.0;
+    format!("-- {messages} gone: {reason} (origin {origin:016x}, {from} to {to}) --")
 }
 
 /// A presence change.
@@ -207,6 +218,24 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::ids::Origin;
+
+    #[test]
+    fn a_hole_names_its_range() {
+        let mut hole = Hole {
+            origin: Origin(0x2a),
+            from: 3,
+            to: 9,
+            count: 0,
+            reason: HoleReason::Expired,
+        };
+        let range = "(origin 000000000000002a, 3 to 9) --";
+        for (count, messages) in [(0, "messages are"), (1, "1 message is"), (5, "5 messages are")] {
+            hole.count = count;
+            let found = hole_for_people(&hole, "expired");
+            assert_eq!(found, format!("-- {messages} gone: expired {range}"));
+        }
+    }
 
     #[test]
     fn what_others_wrote_cannot_steer_a_terminal() {
