@@ -222,8 +222,8 @@ pub enum CloseCause {
     /// A newer session of the same device took over.
     #[error("a newer session of this device took over")]
     Superseded,
-    /// The token was refused.
-    #[error("the token was refused: {0}; get a new one")]
+    /// The token was refused, for a reason that says what to do.
+    #[error("the token was refused: {0}")]
     Unauthorized(String),
     /// The server will not have this client, now or later.
     #[error("refused by the server: {code:?}: {detail}")]
