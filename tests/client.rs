@@ -72,7 +72,7 @@ impl Dev {
             .spawn()
             .unwrap();
         let said = read_on(BufReader::new(process.stderr.take().unwrap()).lines());
-        says(&said, "nodes are ready");
+        says(&said, "ready after");
         Self {
             folder,
             process,
@@ -135,6 +135,20 @@ fn ctrl_c_drains_and_a_second_one_ends_at_once() {
         .unwrap();
     let said = read_on(BufReader::new(silent.stderr.take().unwrap()).lines());
     says(&said, "connected to");
+
+    // A second one would start the same nodes: it names the folder, not a port of them.
+    let second = iris(dev.folder.path())
+        .args(["dev", "--single"])
+        .output()
+        .unwrap();
+    let second_said = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(1), "{second_said}");
+    let other = format!("another `iris dev`, process {}, uses", dev.process.id());
+    assert!(
+        second_said.contains(&other) && second_said.contains("--data"),
+        "{second_said}"
+    );
+
     signal(&silent, Signal::STOP);
     signal(&dev.process, Signal::INT);
     says(&dev.said, "Ctrl-C: draining; Ctrl-C again ends at once");
@@ -156,7 +170,7 @@ fn ctrl_c_drains_and_a_second_one_ends_at_once() {
         .spawn()
         .unwrap();
     let said = read_on(BufReader::new(again.stderr.take().unwrap()).lines());
-    says(&said, "nodes are ready");
+    says(&said, "ready after");
     signal(&again, Signal::INT);
     says(&said, "stopped");
     assert!(again.wait().unwrap().success());

@@ -14,7 +14,7 @@ use clap::Args;
 use super::{args, output, serve};
 use crate::admin::server::AdminServer;
 use crate::server::config::LogConfig;
-use crate::server::dev::{DevCluster, DevNode, Ports, single_region};
+use crate::server::dev::{DevCluster, DevLock, DevNode, Ports, single_region};
 use crate::server::node::Node;
 use crate::server::regions::{Regions, Role};
 
@@ -77,8 +77,9 @@ impl Dev {
         };
         let data = &self.data.data;
         eprintln!("preparing {}", data.display());
-        let cluster = DevCluster::prepare(data, &regions, ports)
-            .with_context(|| format!("the data folder {} cannot be used", data.display()))?;
+        let unusable = || format!("the data folder {} cannot be used", data.display());
+        let _lock = DevLock::take(data).with_context(unusable)?;
+        let cluster = DevCluster::prepare(data, &regions, ports).with_context(unusable)?;
         serve::run_to_end(async {
             let signal = serve::stop_signal(self.stop_with_stdin)?;
             if self.processes {
@@ -114,11 +115,7 @@ async fn in_process(
             return Ok(ExitCode::SUCCESS);
         }
     }
-    eprintln!(
-        "all {} nodes are ready after {:.1} s",
-        running.len(),
-        started.elapsed().as_secs_f64()
-    );
+    eprintln!("{}", all_ready(running.len(), started.elapsed()));
     let pids: Vec<(String, u32)> = cluster
         .nodes
         .iter()
@@ -170,6 +167,14 @@ async fn in_process(
     Ok(ExitCode::SUCCESS)
 }
 
+fn all_ready(nodes: usize, after: Duration) -> String {
+    let who = match nodes {
+        1 => "the node is".to_owned(),
+        _ => format!("all {nodes} nodes are"),
+    };
+    format!("{who} ready after {:.1} s", after.as_secs_f64())
+}
+
 /// By node, an address that somebody had before any was started.
 type Taken = BTreeMap<String, SocketAddr>;
 
@@ -182,7 +187,7 @@ fn taken(cluster: &DevCluster) -> Taken {
 fn advice(taken: &Taken, node: &str) -> String {
     let advice = |addr| {
         format!(
-            ": {addr} is in use, perhaps by another `iris dev`: end that, or give --ports free with another --data"
+            ": {addr} is in use, perhaps by an `iris dev` with another data folder: end that, or give --ports free with another --data"
         )
     };
     taken.get(node).map(advice).unwrap_or_default()
@@ -316,6 +321,13 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_node_is_not_all_of_them() {
+        let after = Duration::from_millis(1234);
+        assert_eq!(all_ready(1, after), "the node is ready after 1.2 s");
+        assert_eq!(all_ready(9, after), "all 9 nodes are ready after 1.2 s");
+    }
 
     #[test]
     fn words_are_quoted_where_a_shell_would_split_or_change_them() {

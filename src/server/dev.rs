@@ -7,14 +7,15 @@
 //! config/NODE.toml   what `iris serve --config` reads
 //! nodes/NODE/     certificates, generation and store of each node
 //! dev.json        endpoints and names for clients on this machine
+//! dev.lock        held by the `iris dev` that runs
 //! ```
 //!
 //! Made once and kept: starting again finds the same cluster with everything that it stored, also where the folder was moved:
 //! the configurations name files relative to themselves.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, TryLockError};
+use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,9 @@ use crate::net::certs::{CertError, ClusterCa, server_dns_name};
 /// What clients on this machine read. A folder with it is one of ours.
 const INFO: &str = "dev.json";
 /// What is in a folder that was not made to the end, or that only had its keys made.
-const BEFORE_INFO: [&str; 4] = ["regions.new", "regions", "ca", "keys"];
+const BEFORE_INFO: [&str; 5] = [LOCK, "regions.new", "regions", "ca", "keys"];
+/// Held with `flock` by the `iris dev` that uses the folder, and contains its process id.
+const LOCK: &str = "dev.lock";
 
 /// Name in the certificates that clients on this machine check.
 pub const SERVER_NAME: &str = "localhost";
@@ -91,6 +94,17 @@ pub enum DevError {
         folder: PathBuf,
         /// One of its entries.
         entry: String,
+    },
+    /// Two would start the same nodes.
+    #[error(
+        "another `iris dev`, process {pid}, uses {folder}: end that one, or for a second cluster name another folder, as in \
+         --data data-2 --ports free"
+    )]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// Who uses it, as it noted.
+        pid: String,
     },
     /// Something else.
     #[error("{0}")]
@@ -172,6 +186,54 @@ impl DevNode {
 
 fn is_fresh(data: &Path, core: bool) -> bool {
     !data.join(if core { "store" } else { "generation" }).exists()
+}
+
+/// The folder of the one `iris dev` that uses it; the kernel lets it go with the process.
+#[derive(Debug)]
+pub struct DevLock {
+    _file: fs::File,
+}
+
+impl DevLock {
+    /// Makes the folder where it is missing, and keeps others out of it.
+    ///
+    /// # Errors
+    /// [`DevError::InUse`], or as [`DevCluster::prepare`].
+    pub fn take(data: &Path) -> Result<Self, DevError> {
+        let data = absolute(data)?;
+        refuse_foreign(&data)?;
+        make_folder(&data)?;
+        let path = data.join(LOCK);
+        let io = |source| DevError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                // Who has just begun has not noted itself yet.
+                let noted = fs::read_to_string(&path).unwrap_or_default();
+                let noted = noted.trim();
+                let pid = if noted.is_empty() { "unknown" } else { noted };
+                return Err(DevError::InUse {
+                    folder: data,
+                    pid: pid.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(io)?;
+        Ok(Self { _file: file })
+    }
 }
 
 /// A development cluster, ready to be started.
@@ -534,6 +596,20 @@ mod tests {
         prepare().unwrap();
         fs::write(folder.path().join("note.txt"), "").unwrap();
         prepare().unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_used_by_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let first = DevLock::take(&data).unwrap();
+        DevCluster::prepare(&data, &single_region(), Ports::Free).unwrap();
+        match DevLock::take(&data) {
+            Err(DevError::InUse { pid, .. }) => assert_eq!(pid, std::process::id().to_string()),
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        DevLock::take(&data).unwrap();
     }
 
     #[test]

@@ -70,7 +70,7 @@ async fn a_node_that_cannot_be_started_again_is_reported_and_tried_again() {
     let command = Command::new(&program);
 
     let mut dev = Dev::start(command, &data);
-    dev.says("all 1 nodes are ready").await;
+    dev.says("the node is ready after").await;
     let away = folder.path().join("away");
     std::fs::rename(&program, &away).unwrap();
     let old = pid(&data);
@@ -90,7 +90,7 @@ async fn the_nodes_of_another_cluster_are_not_taken_for_ours() {
     let (first, second) = (folder.path().join("first"), folder.path().join("second"));
     DevCluster::prepare(&first, &single_region(), Ports::Free).unwrap();
     let mut theirs = Dev::start(iris(), &first);
-    theirs.says("all 1 nodes are ready").await;
+    theirs.says("the node is ready after").await;
     let regions = Regions::load_folder(&first.join("regions")).unwrap();
     DevCluster::prepare(&second, &regions, Ports::AsFiled).unwrap();
     let mut ours = Dev::start(iris(), &second);

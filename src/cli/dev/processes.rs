@@ -11,7 +11,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::{READY_TIMEOUT, Taken, advice, taken, welcome};
+use super::{READY_TIMEOUT, Taken, advice, all_ready, taken, welcome};
 use crate::cli::serve;
 use crate::server::dev::{DevCluster, DevNode};
 
@@ -119,7 +119,7 @@ async fn watch_nodes(
                     ready.insert(name);
                     if ready.len() == cluster.nodes.len() {
                         waiting = false;
-                        eprintln!("all {} nodes are ready after {:.1} s", ready.len(), started.elapsed().as_secs_f64());
+                        eprintln!("{}", all_ready(ready.len(), started.elapsed()));
                         welcome(cluster, data, &known)?;
                     }
                 }
