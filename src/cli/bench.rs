@@ -25,7 +25,7 @@ use clap::Args;
 use tokio::task::JoinSet;
 
 use self::load::{Load, MIN_SIZE, Pace, Receiver, Times, Totals};
-use self::observe::{Servers, Sight, own_cpu_ms};
+use self::observe::{Meanwhile, Servers, Sight, own_cpu_ms};
 use self::plan::{Plan, Shape};
 use self::report::{Idle, Report};
 use super::{args, output};
@@ -47,6 +47,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const IDLE_SETTLE: Duration = Duration::from_secs(3);
 /// Between two looks at whether everything has arrived.
 const DRAIN_EVERY: Duration = Duration::from_millis(50);
+/// Between two lines on how far that is.
+const DRAIN_SAID: Duration = Duration::from_secs(1);
 /// Clients that close have so long in all.
 const CLOSE: Duration = Duration::from_secs(5);
 /// Life of the tokens: the longest that servers take.
@@ -183,6 +185,18 @@ impl Bench {
     }
 }
 
+/// How far the end of a run is.
+fn draining(totals: &Totals, since: Duration, at_most: Duration) -> String {
+    format!(
+        "drain {:>5.1} s: {} unanswered, {} of {} deliveries missing; at most {:.0} s",
+        since.as_secs_f64(),
+        totals.sent - totals.answered(),
+        totals.expected.saturating_sub(totals.delivered),
+        totals.expected,
+        at_most.as_secs_f64(),
+    )
+}
+
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text
         .parse()
@@ -256,7 +270,8 @@ impl<'a> Runner<'a> {
         tokio::time::sleep(IDLE_SETTLE).await;
         let after = self.servers.look().await;
         let bytes = after.rss.saturating_sub(before.rss) as f64 / connections as f64;
-        let bytes_each = (!self.servers.pids.is_empty()).then_some(bytes);
+        let seen = !self.servers.pids.is_empty() && after.since(&before) == Meanwhile::Ran;
+        let bytes_each = seen.then_some(bytes);
         Ok(Some((
             Idle {
                 connections,
@@ -429,11 +444,16 @@ impl<'a> Runner<'a> {
 
     /// Waits until everything is answered and delivered, or time is up; the deliveries that are missing then.
     async fn drain(&self, load: &Load) -> u64 {
-        let until = Instant::now() + self.args.drain;
+        let started = Instant::now();
+        let mut said = started;
         loop {
-            let late = Instant::now() >= until;
+            let late = started.elapsed() >= self.args.drain;
             if let Some(missing) = self.settled(&load.totals(), late) {
                 return missing;
+            }
+            if said.elapsed() >= DRAIN_SAID {
+                said = Instant::now();
+                eprintln!("{}", draining(&load.totals(), started.elapsed(), self.args.drain));
             }
             tokio::time::sleep(DRAIN_EVERY).await;
         }

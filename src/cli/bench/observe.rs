@@ -27,6 +27,8 @@ pub(super) struct Servers {
 /// What was seen at one instant.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sight {
+    /// The processes, by number, with the kernel's time of their start: a number may come again. None where it is gone.
+    pub(super) processes: BTreeMap<u32, Option<u64>>,
     /// CPU milliseconds of all processes.
     pub(super) cpu_ms: u64,
     /// CPU milliseconds by thread name.
@@ -35,8 +37,30 @@ pub(super) struct Sight {
     pub(super) rss: u64,
     /// Counters summed over nodes and labels; none where not every node answered.
     pub(super) metrics: Option<Counters>,
-    /// Incarnations of the nodes, in their order: those that started again count from 0.
+    /// Incarnations of the nodes, in their order, up to the first that did not answer: those that started again count from 0.
     pub(super) generations: Vec<Option<u64>>,
+}
+
+/// What can be said of the servers between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meanwhile {
+    /// The same ones ran all the time.
+    Ran,
+    /// One ended or was started again: neither its CPU time nor its counters go on from where they were.
+    Restarted,
+}
+
+impl Sight {
+    pub(super) fn since(&self, before: &Self) -> Meanwhile {
+        let mut generations = before.generations.iter().zip(&self.generations);
+        let again = generations.any(|(before, after)| before.is_some() && after.is_some() && before != after);
+        let gone = self.processes.values().any(Option::is_none);
+        if again || gone || self.processes != before.processes {
+            Meanwhile::Restarted
+        } else {
+            Meanwhile::Ran
+        }
+    }
 }
 
 /// The metrics that are read.
@@ -93,6 +117,7 @@ impl Servers {
     pub(super) async fn look(&self) -> Sight {
         let mut sight = Sight::default();
         for pid in &self.pids {
+            sight.processes.insert(*pid, born(*pid));
             sight.cpu_ms += cpu_ms(&format!("/proc/{pid}/stat")).unwrap_or(0);
             sight.rss += rss(*pid).unwrap_or(0);
             for (name, ms) in threads(*pid) {
@@ -180,11 +205,21 @@ fn is_iris(pid: u32) -> bool {
 }
 
 fn cpu_ms(stat: &str) -> Option<u64> {
+    // User and system time.
+    Some((stat_field(stat, 11)? + stat_field(stat, 12)?) * TICK_MS)
+}
+
+/// When a process was started, as the kernel counts since it booted; none where it is gone or only waits to be buried.
+fn born(pid: u32) -> Option<u64> {
+    rss(pid)?;
+    stat_field(&format!("/proc/{pid}/stat"), 19)
+}
+
+/// A number in a `stat` file of `/proc`, counted from 0 after the name, which may hold anything.
+fn stat_field(stat: &str, at: usize) -> Option<u64> {
     let text = std::fs::read_to_string(stat).ok()?;
-    // The name before it may hold anything; the user and system time are the 12th and 13th after the name.
-    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    let mut time = || fields.next()?.parse::<u64>().ok();
-    Some((time()? + time()?) * TICK_MS)
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    fields.nth(at)?.parse().ok()
 }
 
 fn rss(pid: u32) -> Option<u64> {
@@ -232,6 +267,33 @@ mod tests {
         counters.add("iris_delivery_acked_total{region=\"x\"} 2\niris_delivery_acked_totals 9\n");
         assert_eq!((counters.acked, counters.commits), (7.0, 2.0));
         assert!((counters.commit_operations - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_server_that_ended_or_was_started_again_is_seen() {
+        let sight = |born, generations: &[Option<u64>]| Sight {
+            processes: BTreeMap::from([(7, born)]),
+            generations: generations.to_vec(),
+            ..Sight::default()
+        };
+        let before = sight(Some(100), &[Some(1), Some(2)]);
+        for (born, generations, expected) in [
+            (Some(100), [Some(1), Some(2)].as_slice(), Meanwhile::Ran),
+            (Some(100), &[Some(1)], Meanwhile::Ran),
+            (Some(100), &[Some(1), None], Meanwhile::Ran),
+            (Some(100), &[Some(1), Some(3)], Meanwhile::Restarted),
+            (Some(101), &[Some(1), Some(2)], Meanwhile::Restarted),
+            (None, &[Some(1)], Meanwhile::Restarted),
+        ] {
+            let after = sight(born, generations);
+            assert_eq!(after.since(&before), expected, "{after:?}");
+        }
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let running = born(child.id());
+        assert!(running.is_some() && running == born(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(born(child.id()), None);
     }
 
     #[test]

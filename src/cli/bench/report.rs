@@ -6,7 +6,10 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::load::Totals;
-use super::observe::Sight;
+use super::observe::{Meanwhile, Sight};
+
+/// Why figures of the servers are missing.
+const RESTARTED: &str = "a node ended or was started again meanwhile: CPU, memory and counters of the servers could not be measured";
 
 /// The result of a run.
 #[derive(Debug, Default, Serialize)]
@@ -24,6 +27,7 @@ pub(super) struct Report {
     pub(super) send_to_delivered: Latency,
     pub(super) check: Check,
     pub(super) batches: Batches,
+    /// None where their processes cannot be seen, or one of them did not run all the time.
     pub(super) server: Option<Server>,
     /// CPU microseconds of the load generator for each accepted message.
     pub(super) bench_cpu_us: f64,
@@ -170,11 +174,11 @@ impl Report {
 
     /// Adds what the servers showed at the beginning and the end of the time that was measured.
     pub(super) fn servers(&mut self, pids: &[u32], before: &Sight, after: &Sight, accepted: u64) {
-        if before.generations != after.generations {
-            let note =
-                "a node was started again meanwhile: what the servers count began anew and is not shown";
-            self.notes.push(note.to_owned());
-        } else if let (Some(before), Some(after)) = (before.metrics, after.metrics) {
+        if after.since(before) == Meanwhile::Restarted {
+            self.notes.push(RESTARTED.to_owned());
+            return;
+        }
+        if let (Some(before), Some(after)) = (before.metrics, after.metrics) {
             let commits = after.commits - before.commits;
             let operations = after.commit_operations - before.commit_operations;
             let time = after.commit_seconds - before.commit_seconds;
@@ -277,6 +281,12 @@ impl Report {
         );
         row("commits/s", text);
         match &self.server {
+            None if self.notes.iter().any(|note| note == RESTARTED) => {
+                row(
+                    "server CPU",
+                    "not measured: a node ended or was started again".to_owned(),
+                );
+            }
             None => row("server CPU", "not seen: name the processes with --pid".to_owned()),
             Some(server) => {
                 let text = format!("{:.2} ({:.2} cores)", server.cpu_us, server.cores);
@@ -359,8 +369,12 @@ mod tests {
             ..Sight::default()
         };
         let mut report = Report::of(&totals(), 0, 2.0);
-        report.servers(&[], &sight(1, 100.0), &sight(2, 165.0), 1);
+        report.servers(&[7], &sight(1, 100.0), &sight(2, 165.0), 1);
         assert_eq!((report.acknowledged_per_s, report.notes.len()), (None, 1));
+        assert!(report.server.is_none());
+        let rows = report.rows();
+        let cpu = rows.iter().find(|row| row[0] == "server CPU").unwrap();
+        assert_eq!(cpu[1], "not measured: a node ended or was started again");
         let mut report = Report::of(&totals(), 0, 2.0);
         report.servers(&[], &sight(1, 100.0), &sight(1, 700.0), 1);
         assert_eq!(report.acknowledged_per_s, Some(300.0));
