@@ -67,5 +67,31 @@ async fn a_load_across_regions_is_delivered_once_and_reported() {
         let mean = report["batches"][hop].as_f64().unwrap_or_default();
         assert!((1.0..10_000.0).contains(&mean), "{hop}: {report}");
     }
+    // What cannot work is told before any load.
+    for (args, expected) in [
+        ("--connections 0", "--connections 0 leaves nothing to do"),
+        (
+            "--connections 2 --users 2 --size 100000",
+            "--size 100000: the servers take at most 65536 bytes (limits.max_body)",
+        ),
+    ] {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_iris"));
+        command
+            .arg("bench")
+            .args(args.split(' '))
+            .arg("--data")
+            .arg(cluster.folder.path());
+        let output = common::within("bench ended", command.output()).await.unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), output.stdout.len()),
+            (Some(1), 0),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains(expected) && !stderr.contains("sent/s"),
+            "{stderr}"
+        );
+    }
     cluster.stop().await;
 }

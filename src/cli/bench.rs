@@ -149,6 +149,11 @@ impl Bench {
 
     /// The load that the arguments ask for.
     fn shape(&self, regions: usize, run: u32) -> anyhow::Result<Shape> {
+        if self.connections == 0 && self.idle == 0 {
+            anyhow::bail!(
+                "--connections 0 leaves nothing to do; give 1 or more, or --idle for connections that only stand"
+            );
+        }
         let users = self.users.unwrap_or(self.connections);
         if self.connections > 0 && (users == 0 || !self.connections.is_multiple_of(users)) {
             anyhow::bail!(
@@ -292,6 +297,18 @@ impl<'a> Runner<'a> {
         let mut clients = self
             .connect("online", &who.collect::<anyhow::Result<Vec<_>>>()?)
             .await?;
+        if let Some(max) = clients
+            .iter()
+            .map(Client::max_body)
+            .min()
+            .filter(|max| self.args.size > *max)
+        {
+            close(&clients).await;
+            anyhow::bail!(
+                "--size {}: the servers take at most {max} bytes (limits.max_body), and would refuse every message; give less",
+                self.args.size
+            );
+        }
         let load = self.prepare();
         let mut tasks = JoinSet::new();
         for (connection, client) in clients.iter().enumerate() {

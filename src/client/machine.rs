@@ -504,6 +504,11 @@ impl Machine {
         (self.outbox.len(), self.outbox.bytes())
     }
 
+    /// Most bytes of a body: as the last server said, or as the protocol allows.
+    pub fn max_body(&self) -> usize {
+        self.max_body
+    }
+
     /// Most of both.
     pub fn outbox_limits(&self) -> (usize, usize) {
         let tuning = &self.config.tuning;

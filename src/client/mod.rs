@@ -370,6 +370,11 @@ impl Client {
         self.until(|inner| inner.machine.is_live()).await
     }
 
+    /// Most bytes of a message's body: as the last server said, or as the protocol allows before one did.
+    pub fn max_body(&self) -> usize {
+        self.shared().lock().machine.max_body()
+    }
+
     /// The messages that are not answered for good, in order: right after [`Client::connect`], those of the run before.
     pub fn unanswered(&self) -> Vec<(Ticket, OutgoingMessage)> {
         let inner = self.shared().lock();

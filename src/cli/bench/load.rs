@@ -85,7 +85,8 @@ pub(super) struct Totals {
     pub(super) takes: u64,
     /// Calls that queued messages.
     pub(super) batches: u64,
-    pub(super) notes: Vec<String>,
+    /// What went wrong, and how often.
+    notes: Vec<(String, u64)>,
     pub(super) accept_us: Histogram<u64>,
     pub(super) deliver_us: Histogram<u64>,
 }
@@ -137,9 +138,19 @@ impl Totals {
     }
 
     pub(super) fn note(&mut self, text: String) {
-        if self.notes.len() < MAX_NOTES {
-            self.notes.push(text);
+        match self.notes.iter().position(|(known, _)| *known == text) {
+            Some(at) => self.notes[at].1 += 1,
+            None if self.notes.len() < MAX_NOTES => self.notes.push((text, 1)),
+            None => {}
         }
+    }
+
+    pub(super) fn notes(&self) -> Vec<String> {
+        let say = |(text, times): &(String, u64)| match times {
+            1 => text.clone(),
+            _ => format!("{text} ({times} times)"),
+        };
+        self.notes.iter().map(say).collect()
     }
 
     fn record(&mut self, plan: &Plan, times: &Times, receiver: Receiver, message: &Incoming, now: u64) {

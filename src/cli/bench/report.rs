@@ -167,7 +167,7 @@ impl Report {
                 holes: totals.holes,
                 disconnects: totals.disconnects,
             },
-            notes: totals.notes.clone(),
+            notes: totals.notes(),
             ..Self::default()
         }
     }
@@ -356,6 +356,15 @@ mod tests {
         totals.sent = 1;
         assert!(Report::of(&totals, 0, 1.0).check.passed);
         assert!(!Report::of(&totals, 1, 1.0).check.passed);
+    }
+
+    #[test]
+    fn what_is_noted_again_is_counted() {
+        let mut totals = totals();
+        for text in ["lost", "slow", "lost", "lost"] {
+            totals.note(text.to_owned());
+        }
+        assert_eq!(Report::of(&totals, 0, 1.0).notes, ["lost (3 times)", "slow"]);
     }
 
     #[test]
