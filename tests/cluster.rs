@@ -5,11 +5,13 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use common::{TestCluster, event, receive, regions, send, until_body, user};
+use common::{
+    TestCluster, event, get, receive, regions, regions_with, send, until, until_body, user, within,
+};
 use iris::client::{Client, ClientEvent};
 use iris::core::ids::Sharding;
 use iris::core::placement::partition;
-use iris::core::wire::Status;
+use iris::core::wire::{Durability, Status};
 use iris::server::node::PartitionStatus;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,6 +120,80 @@ async fn a_region_that_was_stopped_catches_up_from_logs() {
     for number in 0..500 {
         assert_eq!(receive(&bob).await.body.as_ref(), format!("{number}").as_bytes());
     }
+    cluster.stop().await;
+}
+
+/// What another region has outlives the region that accepted it, at once and for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_accepted_as_geo_outlives_its_region() {
+    let all = regions_with(&["us-east", "eu-west", "ap-south"], "durability = \"geo\"\n");
+    let mut cluster = TestCluster::start(&all, &[]).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    for number in 0..100 {
+        let accepted = send(&alice, "bob", format!("{number}")).await;
+        assert_eq!(accepted.durability, Durability::Geo);
+    }
+    cluster.kill_node("us-east-core").await;
+    cluster.kill_node("us-east-edge").await;
+    let bob = cluster.client("eu-west", "bob", "phone").await;
+    for number in 0..100 {
+        assert_eq!(receive(&bob).await.body.as_ref(), format!("{number}").as_bytes());
+    }
+    cluster.stop().await;
+}
+
+/// With nobody to wait for, what is refused for the time being is accepted once, when another region is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_accepted_as_geo_while_no_other_region_is_there() {
+    let all = regions_with(&["us-east", "eu-west"], "durability = \"geo\"\n");
+    let mut cluster = TestCluster::start(&all, &[("timeouts.geo", "\"200ms\"")]).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    cluster.stop_node("eu-west-edge").await;
+    cluster.stop_node("eu-west-core").await;
+    let (waiting, back) = tokio::join!(
+        async {
+            let accepted = send(&alice, "bob", "waits").await;
+            (accepted, Instant::now())
+        },
+        async {
+            let admin = cluster.node("us-east-core").admin_addr().unwrap();
+            until("it is refused for the time being", async || {
+                !get(admin, "/metrics")
+                    .await
+                    .unwrap()
+                    .contains("iris_deposit_retried_total 0\n")
+            })
+            .await;
+            let began = Instant::now();
+            cluster.start_node("eu-west-core").await;
+            cluster.start_node("eu-west-edge").await;
+            began
+        }
+    );
+    let (accepted, at) = waiting;
+    assert_eq!(accepted.durability, Durability::Geo);
+    assert!(at > back, "it was accepted before there was anybody to have it");
+    let bob = cluster.client("eu-west", "bob", "phone").await;
+    assert_eq!(receive(&bob).await.body.as_ref(), b"waits");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_fallback_is_the_region_its_sender_is_told() {
+    let lines = "durability = \"geo\"\ngeo_fallback = \"region\"\n";
+    let all = regions_with(&["us-east", "eu-west"], lines);
+    let mut cluster = TestCluster::start(&all, &[("timeouts.geo", "\"200ms\"")]).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    assert_eq!(send(&alice, "bob", "1").await.durability, Durability::Geo);
+    cluster.stop_node("eu-west-edge").await;
+    cluster.stop_node("eu-west-core").await;
+    assert_eq!(send(&alice, "bob", "2").await.durability, Durability::Region);
+    cluster.start_node("eu-west-core").await;
+    cluster.start_node("eu-west-edge").await;
+    within("another region", async {
+        while send(&alice, "bob", "more").await.durability != Durability::Geo {}
+    })
+    .await;
     cluster.stop().await;
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, TestCluster, receive, regions, send, token, within};
+use common::{LOOK_EVERY, PATIENCE, TestCluster, get, receive, regions, send, token, until, within};
 use iris::client::{Client, connector};
 use iris::core::ids::{Generation, NodeKey, Sharding};
 use iris::core::vector::Vector;
@@ -24,30 +24,7 @@ use iris::server::config::{LoadOptions, NodeConfig, TomlText};
 use iris::server::dev::{DevCluster, Ports, SERVER_NAME};
 use iris::server::node::{Create, Node, NodeFailure};
 use iris::server::regions::Regions;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
-
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// The answer to a request of the admin port: head and body.
-async fn get(addr: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut stream = tokio::net::TcpStream::connect(addr).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
-}
-
-/// Looks until it is so.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    within(what, async {
-        while !is_so().await {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    })
-    .await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_panics_is_started_again_and_the_rest_goes_on() {

@@ -22,7 +22,7 @@ use crate::core::ids::{Addr, NodeKey, RegionId};
 use crate::core::inspect::{LinkFacts, MAX_PAGE};
 use crate::core::link::LinkState;
 use crate::server::inspect::Inspector;
-use crate::server::regions::{RegionFile, Role};
+use crate::server::regions::{Durability, GeoFallback, RegionFile, Role};
 
 /// A node answers within this, or is shown as silent.
 const NODE_DEADLINE: Duration = Duration::from_secs(2);
@@ -71,8 +71,13 @@ pub(super) async fn answer(me: &Inspector, request: Request) -> Answer {
             Ok(Reply::Region(Box::new(RegionDetail {
                 row,
                 durability: match file.durability {
-                    crate::server::regions::Durability::Region => "region".to_owned(),
-                    crate::server::regions::Durability::Geo => "geo".to_owned(),
+                    Durability::Region => "region".to_owned(),
+                    Durability::Geo => "geo".to_owned(),
+                },
+                geo_fallback: match (file.durability, file.geo_fallback.unwrap_or_default()) {
+                    (Durability::Region, _) => None,
+                    (_, GeoFallback::Refuse) => Some("refuse".to_owned()),
+                    (_, GeoFallback::Region) => Some("region".to_owned()),
                 },
                 latitude: file.place.latitude,
                 longitude: file.place.longitude,

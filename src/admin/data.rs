@@ -343,6 +343,9 @@ pub struct RegionDetail {
     pub row: RegionRow,
     /// Where an accepted message is durable, as its file says.
     pub durability: String,
+    /// Where that is `geo`: what becomes of a message that no other region takes in time, `refuse` or `region`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub geo_fallback: Option<String>,
     /// Degrees north.
     pub latitude: f64,
     /// Degrees east.

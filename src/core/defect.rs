@@ -73,6 +73,8 @@ pub enum Defect {
     NeverFull,
     /// An acknowledgement counts for all that was given (R14).
     CursorJumps,
+    /// A message is called durable elsewhere as soon as it is durable here.
+    GeoEarly,
 }
 
 #[cfg(any(test, feature = "defects"))]

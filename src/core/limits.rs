@@ -58,6 +58,9 @@ pub struct CoreLimits {
     pub ping_ms: u64,
     /// A link without an answer for so long is down, milliseconds; users there show as unreachable.
     pub link_timeout_ms: u64,
+    /// With `durability = "geo"`: another region has so long to take a message, milliseconds. Below
+    /// `deposit_timeout_ms`, after which an edge gives up on the answer.
+    pub geo_timeout_ms: u64,
     /// Sessions that are missing from their edge's set end after so long, milliseconds.
     pub session_grace_ms: u64,
     /// A probed client has so long to answer, milliseconds; no answer ends its session.
@@ -92,6 +95,7 @@ impl Default for CoreLimits {
             presence_ms: 50,
             ping_ms: 1_000,
             link_timeout_ms: 5_000,
+            geo_timeout_ms: 2_000,
             session_grace_ms: 3_000,
             probe_ms: 2_000,
             idle_seconds: 300,

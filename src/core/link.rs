@@ -39,6 +39,7 @@
 
 mod apply;
 mod clocks;
+mod copies;
 mod exchange;
 mod position;
 mod pull;
@@ -93,6 +94,8 @@ pub struct LinkConfig {
     pub limits: CoreLimits,
     /// Incarnation of this node: lanes are numbered from it, so that no number comes twice.
     pub generation: Generation,
+    /// Whether the others are asked to say at once what became durable there.
+    pub report_copies: bool,
 }
 
 /// Names an [`LinkOutput::Apply`] until it is answered.
@@ -182,6 +185,16 @@ pub enum LinkOutput {
         max_items: usize,
         /// At most so many bytes, but at least one item.
         max_bytes: usize,
+    },
+    /// Another region has an origin of ours to here; where all lost some of it, less than before. Only with
+    /// [`LinkConfig::report_copies`].
+    Copied {
+        /// The shard.
+        shard: ShardId,
+        /// Our origin.
+        origin: Origin,
+        /// The highest sequence that one of them has.
+        seq: Seq,
     },
     /// A shard lacks what it once had: it is to recover (R4), and [`Links::handle_recovering`] to be told.
     Lost {
@@ -312,6 +325,8 @@ struct Owned {
     recovering: bool,
     /// That it does not any more was said.
     caught_up: bool,
+    /// How far other regions have our origins, where copies are reported.
+    copies: BTreeMap<Origin, BTreeMap<RegionId, Seq>>,
     /// What the other regions said that they have.
     has: BTreeMap<RegionId, Has>,
     /// The snapshot that is being taken.
@@ -406,6 +421,7 @@ impl Links {
             held: BTreeMap::new(),
             recovering: false,
             caught_up: false,
+            copies: BTreeMap::new(),
             has: BTreeMap::new(),
             taking: None,
             awaits: None,

@@ -335,6 +335,9 @@ pub enum ToProvider {
         /// The sender's wall clock, unix milliseconds.
         wall_ms: u64,
     },
+    /// What is durable here by now of origins of the provider's region, to a provider that said [`ToSubscriber::ReportCopies`].
+    /// It counts for accepting messages, never for trimming (R8).
+    Copied(Vec<(ShardId, Origin, Seq)>),
 }
 
 /// From the provider of a link to its subscriber.
@@ -373,6 +376,9 @@ pub enum ToSubscriber {
         /// The answerer's wall clock, unix milliseconds.
         wall_ms: u64,
     },
+    /// On this lane, say at once with [`ToProvider::Copied`] what became durable of origins of the provider's region: it
+    /// accepts messages only then.
+    ReportCopies,
 }
 
 /// What a provider has of a shard, at the time when it says so.

@@ -22,7 +22,7 @@ use super::limits::CoreLimits;
 use super::link::{ApplyToken, LinkAlarm, LinkConfig, LinkOutput, Links, ReadToken};
 use super::members::Members;
 use super::msg::Message;
-use super::owner::{Owner, OwnerConfig, OwnerOutput, Question, Tag};
+use super::owner::{DurabilityPolicy, Owner, OwnerConfig, OwnerOutput, Question, Tag};
 use super::state::ShardRow;
 use super::storage::{Committed, Read, ReadReply, StoreError};
 use super::time::{Mono, Now};
@@ -41,6 +41,8 @@ pub struct PartitionConfig {
     pub holders: BTreeSet<RegionId>,
     /// Limits.
     pub limits: CoreLimits,
+    /// When a message is accepted.
+    pub durability: DurabilityPolicy,
     /// Whether it owns shards.
     pub core: bool,
     /// Whether it holds sessions.
@@ -247,6 +249,7 @@ impl Partition {
                 sharding: config.sharding,
                 holders: config.holders.clone(),
                 limits: config.limits.clone(),
+                durability: config.durability,
             },
             now,
         );
@@ -256,6 +259,7 @@ impl Partition {
             holders: config.holders.clone(),
             limits: config.limits.clone(),
             generation: config.generation,
+            report_copies: config.durability != DurabilityPolicy::Region,
         });
         Self {
             edge,
@@ -561,6 +565,7 @@ impl Partition {
                     self.tell_recovery(shard, true, why);
                 }
             }
+            LinkOutput::Copied { shard, origin, seq } => self.owner.handle_copied(shard, origin, seq),
             LinkOutput::CaughtUp { shard } => self.owner.handle_caught_up(shard),
             LinkOutput::VerifyHead {
                 link,

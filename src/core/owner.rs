@@ -17,6 +17,7 @@
 //! and attaches before that are refused retryably. Whatever is committed comes back through
 //! [`Owner::handle_committed`], own operations and applied ones alike; delivery reads only from there and from the store.
 
+mod copies;
 mod credit;
 mod delivery;
 mod deposits;
@@ -51,6 +52,7 @@ use crate::core::commit;
 
 use parts::{PARTS, Parts};
 
+pub use copies::{DurabilityPolicy, WithoutCopy};
 pub use credit::{TAKEN_STEP, delivery_cost};
 pub use delivery::DeliveryStats;
 pub use deposits::DepositStats;
@@ -73,6 +75,8 @@ pub struct OwnerConfig {
     pub holders: BTreeSet<RegionId>,
     /// Limits.
     pub limits: CoreLimits,
+    /// When a message is accepted.
+    pub durability: DurabilityPolicy,
 }
 
 /// What an owner wants done.
@@ -253,6 +257,7 @@ pub struct Owner {
     /// Lanes that broke on our side: their edges are told once they can be reached.
     broken: BTreeMap<Addr, u64>,
     senders: deposits::Senders,
+    waits: copies::Waits,
     /// Shards whose presence changed since the last tick.
     touched: BTreeSet<ShardId>,
     unreachable: BTreeMap<RegionId, u64>,
@@ -305,6 +310,10 @@ struct Shard {
     epoch: Option<Epoch>,
     recovery: recovery::Recovery,
     applied: Vector,
+    /// Origins of this region.
+    own: BTreeSet<Origin>,
+    /// To here another region has them.
+    copied: BTreeMap<Origin, Seq>,
     stable: BTreeMap<RegionId, Vector>,
     /// Boxed, because a map takes room for eleven at once and a shard has few.
     sessions: BTreeMap<SessionId, Box<delivery::Attachment>>,
@@ -327,6 +336,8 @@ impl Shard {
             epoch: None,
             recovery: recovery::Recovery::default(),
             applied: Vector::new(),
+            own: BTreeSet::new(),
+            copied: BTreeMap::new(),
             stable: BTreeMap::new(),
             sessions: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -369,6 +380,7 @@ impl Owner {
             looks: 0,
             broken: BTreeMap::new(),
             senders: deposits::Senders::default(),
+            waits: copies::Waits::default(),
             touched: BTreeSet::new(),
             unreachable: BTreeMap::new(),
             dead_edges: BTreeMap::new(),
@@ -677,6 +689,9 @@ impl Owner {
             };
             shard.dirty = true;
             shard.applied.raise(entry.origin, entry.entry.seq);
+            if entry.region == self.config.me.node.region {
+                shard.own.insert(entry.origin);
+            }
             match entry.entry.op.kind() {
                 kind::APPEND => self.appended(entry),
                 kind::CURSOR => {
@@ -722,6 +737,7 @@ impl Owner {
                 break;
             }
         }
+        self.give_up_copies(now);
         if self.presence_at <= now.mono {
             self.presence_at = now.mono + ms(self.config.limits.presence_ms);
             self.presence_tick(now);
@@ -732,7 +748,11 @@ impl Owner {
     /// When [`Owner::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Mono> {
         let periodic = self.flush.at.min(self.upkeep.at).min(self.presence_at);
-        Some(self.retry_at.map_or(periodic, |at| at.min(periodic)))
+        self.retry_at
+            .into_iter()
+            .chain(self.copies_due())
+            .chain([periodic])
+            .min()
     }
 
     /// What is to be done, grouped by lane.
@@ -781,7 +801,7 @@ impl Owner {
         if shard.is_open() {
             self.active += 1;
         }
-        shard.learn(row);
+        shard.learn(row, &self.config.me.node.region);
         // What was pending when the owner before went away is taken up by the first upkeep.
         shard.dirty = true;
         let row = Some(Box::new(row.clone()));

@@ -282,6 +282,12 @@ impl NodeConfig {
                 "expected more than intervals.link_ping, or every link is always lost".to_owned(),
             );
         }
+        if self.timeouts.geo >= self.timeouts.deposit {
+            wrong(
+                "timeouts.geo",
+                "expected less than timeouts.deposit, after which the edge gives up on the answer".to_owned(),
+            );
+        }
         if let Err(error) = self.client_limits().check() {
             wrong("limits", error.to_string());
         }

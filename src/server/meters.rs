@@ -142,6 +142,7 @@ impl Meters {
         metrics
             .deposits_duplicate
             .inc_by(deposits.duplicates - old.deposits.duplicates);
+        metrics.deposits_alone.inc_by(deposits.alone - old.deposits.alone);
         metrics
             .deposits_retried
             .inc_by(deposits.retried - old.deposits.retried);

@@ -162,6 +162,7 @@ metrics! {
     frames_refused: Family<Reason, Counter> = EDGE_FRAMES_REFUSED "iris_edge_frames_refused", "Frames of clients that were refused, by reason";
     deposits_accepted: Counter = DEPOSIT_ACCEPTED "iris_deposit_accepted", "Messages accepted: durable as configured";
     deposits_duplicate: Counter = DEPOSIT_DUPLICATE "iris_deposit_duplicate", "Deposits of messages that were accepted before";
+    deposits_alone: Counter = DEPOSIT_ALONE "iris_deposit_alone", "Messages accepted as durable in this region alone, where durability is geo, because no other region took them in time";
     deposits_refused: Family<Reason, Counter> = DEPOSIT_REFUSED "iris_deposit_refused", "Messages refused to clients, by code";
     deposits_retried: Counter = DEPOSIT_RETRIED "iris_deposit_retried", "Deposits that an owner refused for now, which their edge sends again";
     edge_deposits: Counter = EDGE_DEPOSITS "iris_edge_deposits", "Deposits that edges handed to owners, those that went again included";

@@ -25,7 +25,7 @@ use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
 use super::partition::{Clock, Event, PartitionTask, SIBLING_QUEUE};
 use super::prepare::Prepared;
-use super::regions::{Regions, Role};
+use super::regions::{RegionFile, Regions, Role};
 use super::shards::{Watched, futures_any, watch_shards};
 use super::store::StoreThread;
 use super::token::KeyError;
@@ -232,6 +232,10 @@ impl Node {
             client: client_identity,
         } = Prepared::of(&config, &regions)?;
         let region = key.region.clone();
+        // A region without a file is refused before.
+        let durability = regions
+            .region(region.as_str())
+            .map_or_else(Default::default, RegionFile::policy);
         if create == Create::Cluster && !config.node.has(Role::Core) {
             return Err(StartError::NotCore(config.node.name));
         }
@@ -330,6 +334,7 @@ impl Node {
                     sharding,
                     holders: holders.clone(),
                     limits: config.core_limits(),
+                    durability,
                     core: is_core,
                     edge: config.node.has(Role::Edge),
                 },

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::core::ids::NodeName;
+use crate::core::owner::{DurabilityPolicy, WithoutCopy};
 use crate::net::address::is_wildcard;
 
 use super::config::{ConfigError, Problem, TomlText};
@@ -47,6 +48,9 @@ pub struct RegionFile {
     /// Where an accepted message is durable.
     #[serde(default)]
     pub durability: Durability,
+    /// With `durability = "geo"`, what becomes of a message that no other region takes within `timeouts.geo`, or can take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub geo_fallback: Option<GeoFallback>,
     /// Peer addresses that a starting node, or a link of another region, asks first; the core nodes where none are named.
     #[serde(default)]
     pub seeds: Vec<SocketAddr>,
@@ -76,8 +80,19 @@ pub enum Durability {
     /// In the store of the region that accepts it.
     #[default]
     Region,
-    /// In at least one other region too. Parsed, and refused: this version cannot do it.
+    /// In at least one other region too: it outlives the loss of any one region.
     Geo,
+}
+
+/// What becomes of a message that should be durable in another region too, and is not in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GeoFallback {
+    /// It is refused, to be sent again: clients do so by themselves until another region can be reached.
+    #[default]
+    Refuse,
+    /// It is accepted as durable in the region alone, and its sender is told so.
+    Region,
 }
 
 /// The store of a region.
@@ -258,6 +273,15 @@ impl RegionFile {
         self.edges().filter_map(|node| node.client)
     }
 
+    /// When its owners accept a message.
+    pub fn policy(&self) -> DurabilityPolicy {
+        match (self.durability, self.geo_fallback.unwrap_or_default()) {
+            (Durability::Region, _) => DurabilityPolicy::Region,
+            (Durability::Geo, GeoFallback::Refuse) => DurabilityPolicy::Geo(WithoutCopy::Refuse),
+            (Durability::Geo, GeoFallback::Region) => DurabilityPolicy::Geo(WithoutCopy::AcceptAsRegion),
+        }
+    }
+
     /// Peer addresses to ask first: the seeds, or the core nodes where the file names none.
     pub fn seed_addresses(&self) -> Vec<SocketAddr> {
         if self.seeds.is_empty() {
@@ -343,10 +367,10 @@ fn check_alone(region: &RegionFile, text: &TomlText) -> Vec<Problem> {
             "expected degrees from -180 (west) to 180 (east)".to_owned(),
         );
     }
-    if region.durability == Durability::Geo {
+    if region.durability == Durability::Region && region.geo_fallback.is_some() {
         wrong(
-            "durability",
-            "this version does not support \"geo\"; use \"region\"".to_owned(),
+            "geo_fallback",
+            "it counts with durability = \"geo\" only; set that, or leave this out".to_owned(),
         );
     }
     if region.store.engine == Engine::FoundationDb {
@@ -442,6 +466,13 @@ fn check_across(regions: &[(RegionFile, TomlText)]) -> Vec<Problem> {
     let mut names = BTreeMap::new();
     let mut addresses = BTreeMap::new();
     for (region, text) in regions {
+        if region.durability == Durability::Geo && regions.len() == 1 {
+            problems.push(text.problem(
+                "durability",
+                "there is no other region that a message could be durable in; add the file of one, or use \"region\""
+                    .to_owned(),
+            ));
+        }
         if let Some(first) = ids.insert(&region.id, text.place("id")) {
             problems.push(text.problem(
                 "id",
@@ -503,6 +534,31 @@ admin_http = "127.0.0.1:7002"
             found.contains(error),
             "for {to}:\n  found {found}\n  not   {error}"
         );
+    }
+
+    #[test]
+    fn geo_needs_another_region() {
+        let text = |name: &str, text: &str| TomlText::new(format!("{name}.toml"), text.to_owned()).unwrap();
+        let geo = ONE.replacen(
+            "name =",
+            "durability = \"geo\"\ngeo_fallback = \"region\"\nname =",
+            1,
+        );
+        let alone = Regions::from_texts(Path::new("regions"), vec![text("north", &geo)]);
+        let error = alone.unwrap_err().to_string();
+        let expected = "north.toml:3: durability = \"geo\": there is no other region";
+        assert!(error.contains(expected), "{error}");
+        let other = ONE
+            .replace("north", "south")
+            .replace("127.0.0.1:70", "127.0.0.1:71");
+        let both = vec![text("north", &geo), text("south", &other)];
+        let both = Regions::from_texts(Path::new("regions"), both).unwrap();
+        let policy = |id| both.region(id).unwrap().policy();
+        assert_eq!(
+            policy("north"),
+            DurabilityPolicy::Geo(WithoutCopy::AcceptAsRegion)
+        );
+        assert_eq!(policy("south"), DurabilityPolicy::Region);
     }
 
     #[test]
@@ -571,8 +627,13 @@ admin_http = "127.0.0.1:7002"
         refused("10.0", "-180.5", "place.longitude = -180.5: expected degrees");
         refused(
             "name = \"North\"",
-            "durability = \"geo\"\nname = \"N\"",
-            "does not support \"geo\"; use \"region\"",
+            "geo_fallback = \"region\"\nname = \"N\"",
+            "it counts with durability = \"geo\" only",
+        );
+        refused(
+            "name = \"North\"",
+            "durability = \"global\"\nname = \"N\"",
+            "unknown variant",
         );
         refused(
             "[place]",

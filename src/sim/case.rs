@@ -13,6 +13,7 @@ use super::span;
 use super::trace::Micros;
 use crate::core::ids::{NodeKey, NodeName, RegionId, Sharding, UserId};
 use crate::core::limits::CoreLimits;
+use crate::core::owner::{DurabilityPolicy, WithoutCopy};
 use crate::core::state::StoreLimits;
 use crate::core::wire::{Code, Status};
 
@@ -35,6 +36,9 @@ pub struct Case {
     pub work: Micros,
     /// The engine below the stores.
     pub engine: EngineKind,
+    /// When a message is accepted, in every region.
+    #[serde(default, skip_serializing_if = "Accepts::is_default")]
+    pub accepts: Accepts,
     /// Number of shards.
     pub shards: u32,
     /// How users are spread over them.
@@ -92,6 +96,34 @@ pub enum EngineKind {
     /// A store beside the nodes that outlives them all, for several core nodes in a region: the key layer over an ordered
     /// map. Commits under way when their node dies may still go through.
     Shared,
+}
+
+/// When a message is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accepts {
+    /// When it is durable in the region.
+    #[default]
+    Region,
+    /// When it is durable in another region too.
+    Geo,
+    /// Then, or in the region alone where no other has it in time.
+    GeoOrRegion,
+}
+
+impl Accepts {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The policy of owners.
+    pub fn policy(self) -> DurabilityPolicy {
+        match self {
+            Accepts::Region => DurabilityPolicy::Region,
+            Accepts::Geo => DurabilityPolicy::Geo(WithoutCopy::Refuse),
+            Accepts::GeoOrRegion => DurabilityPolicy::Geo(WithoutCopy::AcceptAsRegion),
+        }
+    }
 }
 
 /// Where a region lies.

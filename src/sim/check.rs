@@ -3,6 +3,7 @@
 //! | invariant | when |
 //! |---|---|
 //! | accepted => durable at that instant | each `Accepted`, at the owner and at the edge |
+//! | accepted as geo => another region had it at that instant, and nothing is lost with one region | each `Accepted` at the owner; the end |
 //! | what was durable stays so | each start of a store |
 //! | once in effect; in order (R21) | each message that an application handled |
 //! | logs contiguous, HLC rising, equal coordinates equal bytes, one epoch | each commit |
@@ -17,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::case::Case;
+use super::case::{Accepts, Case};
 use super::device::Device;
 use super::order::{Blind, Handled};
 use super::trace::Micros;
@@ -32,7 +33,7 @@ use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{Committed, LogPage, Read, ReadReply};
 use crate::core::vector::Vector;
-use crate::core::wire::{ClientFrame, Code, Hole, ServerFrame};
+use crate::core::wire::{ClientFrame, Code, Durability, Hole, ServerFrame};
 
 /// A message that an application gave to its client.
 #[derive(Debug, Clone)]
@@ -46,6 +47,8 @@ pub(super) struct Sent {
     pub(super) fates: BTreeMap<usize, Fate>,
     /// Where it stands, in every region's log that holds it.
     pub(super) coords: BTreeSet<Coord>,
+    /// Whether a sender was told that more than one region has it.
+    pub(super) geo: bool,
 }
 
 /// What became of a message, as its sender knows.
@@ -129,6 +132,8 @@ pub(super) struct Checker {
     /// What was lost with disks: above the first sequence, to the second, unless some region turns out to have it.
     pub(super) lost: BTreeMap<(ShardId, Origin), Seq>,
     pub(super) lost_to: BTreeMap<(ShardId, Origin), Seq>,
+    /// When regions lost a store, or were lost.
+    pub(super) losses: Vec<(Micros, usize)>,
     /// Where backups ended that were restored, of the origins of their own regions.
     pub(super) forgotten: BTreeMap<(ShardId, Origin), Seq>,
     /// What was accepted without knowledge of what was forgotten.
@@ -167,6 +172,7 @@ impl Checker {
             ever: plan.places.iter().map(|_| BTreeMap::new()).collect(),
             lost: BTreeMap::new(),
             lost_to: BTreeMap::new(),
+            losses: Vec::new(),
             forgotten: BTreeMap::new(),
             blind: Blind::new(),
             retired: BTreeSet::new(),
@@ -199,6 +205,7 @@ impl Checker {
             id: None,
             fates: BTreeMap::new(),
             coords: BTreeSet::new(),
+            geo: false,
         });
     }
 
@@ -320,8 +327,9 @@ impl World {
         };
         let region = self.nodes[node].region;
         for answer in answers {
-            if let Verdict::Accepted { at, .. } = answer.verdict {
+            if let Verdict::Accepted { at, durability, .. } = answer.verdict {
                 self.check_durable(region, answer.id, at);
+                self.check_durability(region, answer.shard, answer.id, at, durability);
             }
         }
     }
@@ -354,6 +362,34 @@ impl World {
         if self.stage == Stage::Silence && !matches!(frame, ClientFrame::Ping(_)) {
             let what = super::report::client_frame(frame);
             self.fail("silence", format!("a client says on {conn}: {what}"), Vec::new());
+        }
+    }
+
+    /// An acceptance says how far the message is safe, and says no more and no less than it may.
+    fn check_durability(
+        &mut self,
+        region: usize,
+        shard: ShardId,
+        id: MessageId,
+        at: Coord,
+        durability: Durability,
+    ) {
+        let name = self.region_name(region).clone();
+        let may = match self.plan.accepts {
+            Accepts::Region => durability == Durability::Region,
+            Accepts::Geo => durability == Durability::Geo,
+            Accepts::GeoOrRegion => true,
+        };
+        if !may {
+            let detail = format!("{id} is accepted in {name} at {at} as {durability:?}");
+            return self.fail("geo", detail, vec![at.to_string()]);
+        }
+        let elsewhere =
+            (0..self.stores.len()).any(|other| other != region && self.check.was_durable(other, shard, at));
+        if durability == Durability::Geo && !elsewhere {
+            let detail =
+                format!("{id} is accepted in {name} at {at} as Geo, and no other region ever had it");
+            self.fail("geo", detail, vec![at.to_string()]);
         }
     }
 
@@ -418,7 +454,14 @@ impl World {
         }
     }
 
-    pub(super) fn check_accepted(&mut self, device: usize, ticket: Ticket, id: MessageId, at: Coord) {
+    pub(super) fn check_accepted(
+        &mut self,
+        device: usize,
+        ticket: Ticket,
+        id: MessageId,
+        at: Coord,
+        durability: Durability,
+    ) {
         let Some(number) = self.check.pending.remove(&(device, ticket)) else {
             let detail = format!(
                 "{} hears of {ticket:?} {id} at {at} a second time",
@@ -427,9 +470,9 @@ impl World {
             return self.fail("client answers", detail, vec![id.to_string()]);
         };
         self.check.stats.accepted += 1;
-        self.check.sent[number as usize]
-            .fates
-            .insert(device, Fate::Accepted);
+        let sent = &mut self.check.sent[number as usize];
+        sent.geo |= durability == Durability::Geo;
+        sent.fates.insert(device, Fate::Accepted);
     }
 
     pub(super) fn check_rejected(&mut self, device: usize, ticket: Ticket, code: Code, detail: &str) {

@@ -73,6 +73,7 @@ defects! {
         "retired when nobody needs it (R23)",
         "retired when all have all of it (R23)",
     ];
+    a_copy_that_is_not_there_is_found: GeoEarly within 100 by ["geo"];
     // Where they follow each other closely, no moment comes at which all have all of them.
     confirm_on_confirm_is_found: ConfirmOnConfirm within 50 by ["silence", "equal logs"];
     a_later_deposit_that_passes_is_found: LaterPasses within 800 by ["refusals have a cause", "order (R21)"];
@@ -289,7 +290,7 @@ fn what_comes_twice_is_once_in_effect() {
         case
     };
     let mut doubled = 0;
-    for case in (0..20).map(draw::draw).map(retried) {
+    for case in (0..40).map(draw::draw).map(retried) {
         let report = run_case(case, Options::default());
         assert!(report.violation.is_none(), "{report}");
         doubled += report.stats.doubled;

@@ -302,7 +302,13 @@ impl World {
             .tell(now, || format!("{name}: {}", super::report::client_event(&event)));
         match event {
             ClientEvent::Connected { region, .. } => self.check_welcome(index, &region),
-            ClientEvent::Accepted { ticket, id, at, .. } => self.check_accepted(index, ticket, id, at),
+            ClientEvent::Accepted {
+                ticket,
+                id,
+                at,
+                durability,
+                ..
+            } => self.check_accepted(index, ticket, id, at, durability),
             ClientEvent::Rejected {
                 ticket, code, detail, ..
             } => {

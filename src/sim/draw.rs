@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::case::{
-    Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, MILLI, Membership, Network, NodePlan, Place,
-    Random, Refused, SECOND, StoreModel, UserPlan, Workload,
+    Accepts, Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, MILLI, Membership, Network, NodePlan,
+    Place, Random, Refused, SECOND, StoreModel, UserPlan, Workload,
 };
 use super::fault::{Fault, Kind};
 use super::faults::keeps;
@@ -30,6 +30,7 @@ const REGIONS: [(&str, f64, f64); 5] = [
 pub(super) const CASE: u64 = 1;
 const FAULTS: u64 = 2;
 const ACTS: u64 = 3;
+const ACCEPTS: u64 = 4;
 /// The stream of what a run leaves to chance in small.
 pub(super) const RUN: u64 = 0;
 
@@ -79,6 +80,7 @@ pub fn draw(seed: u64) -> Case {
         seed,
         work,
         engine,
+        accepts: draw_accepts(seed, regions),
         shards: [1, 2, 4, 8][rng.index(4)],
         shard_seed: rng.bits() >> 1,
         nodes: draw_nodes(rng, &places, engine),
@@ -122,6 +124,16 @@ pub fn draw(seed: u64) -> Case {
             ..Expect::default()
         },
         places,
+    }
+}
+
+/// From numbers of its own, so that a seed draws the rest as it did before there was a choice.
+fn draw_accepts(seed: u64, regions: usize) -> Accepts {
+    let mut rng = SimRng::stream(seed, ACCEPTS);
+    match rng.below(6) {
+        0 if regions > 1 => Accepts::Geo,
+        1 if regions > 1 => Accepts::GeoOrRegion,
+        _ => Accepts::Region,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::case::{MILLI, SECOND};
+use super::case::{Accepts, MILLI, SECOND};
 use super::fault::Kind;
 use super::ghosts::Disturbed;
 use super::trace::Micros;
@@ -604,11 +604,17 @@ impl World {
     /// A region is gone for good, with all that only it had.
     fn lose(&mut self, region: usize) -> Result<(), &'static str> {
         let left = |other: &usize| *other != region && !self.wrong.gone.contains(other);
-        let mut left = (0..self.stores.len()).filter(left);
-        if !left.any(|other| self.is_whole(other)) {
+        if !(0..self.stores.len())
+            .filter(left)
+            .any(|other| self.is_whole(other))
+        {
             return Err("no region that is left has everything just now");
         }
+        if self.plan.accepts == Accepts::Geo && (0..self.stores.len()).filter(left).count() < 2 {
+            return Err("with one region left nothing would be accepted for good");
+        }
         self.wrong.gone.insert(region);
+        self.check.losses.push((self.now, region));
         for node in 0..self.nodes.len() {
             if self.nodes[node].region == region {
                 self.kill(node);

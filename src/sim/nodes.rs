@@ -55,6 +55,7 @@ impl World {
                 sharding: self.plan.sharding(),
                 holders: self.plan.holders(),
                 limits: self.plan.limits.clone(),
+                durability: self.plan.accepts.policy(),
                 core,
                 edge: self.nodes[index].edge,
             };

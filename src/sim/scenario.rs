@@ -10,8 +10,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::case::{
-    Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, Membership, Network, NodePlan, Place, Random,
-    SECOND, StoreModel, UserPlan, Workload,
+    Accepts, Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, Membership, Network, NodePlan, Place,
+    Random, SECOND, StoreModel, UserPlan, Workload,
 };
 use super::fault::{Fault, Kind};
 use super::rng::SimRng;
@@ -50,6 +50,8 @@ struct File {
     work: Micros,
     #[serde(default)]
     engine: Option<EngineKind>,
+    #[serde(default)]
+    accepts: Accepts,
     #[serde(default = "shards")]
     shards: u32,
     #[serde(default)]
@@ -183,6 +185,12 @@ impl Scenario {
                     EngineKind::Memory
                 }
             }),
+            // One region alone has no other that could have a message.
+            accepts: if places.len() > 1 {
+                file.accepts
+            } else {
+                Accepts::Region
+            },
             shards: file.shards,
             shard_seed: rng.bits() >> 1,
             nodes: regions.iter().flat_map(|region| file.nodes.of(region)).collect(),

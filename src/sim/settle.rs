@@ -336,6 +336,16 @@ impl World {
                 coords.any(|at| self.check.is_durable(region, shard, *at))
             });
             if !kept {
+                // Of one region, whichever, and it was told to be safe from that.
+                let lost = self.check.losses.iter().filter(|(at, _)| *at >= sent.at);
+                let lost: BTreeSet<usize> = lost.map(|(_, region)| *region).collect();
+                if sent.geo && lost.len() < 2 {
+                    let detail = format!(
+                        "#{number} was accepted as Geo at {:?} and is nowhere, though only {lost:?} lost a store since",
+                        sent.coords
+                    );
+                    return Some(("geo", detail, self.check.words(number)));
+                }
                 continue;
             }
             for index in devices.get(&sent.to).into_iter().flatten() {

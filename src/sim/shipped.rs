@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 33] = shipped![
+const TEXTS: [(&str, &str); 35] = shipped![
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-behind",
@@ -25,6 +25,8 @@ const TEXTS: [(&str, &str); 33] = shipped![
     "edge-and-core-together",
     "edge-crash-under-load",
     "flapping-link",
+    "geo-cut-off",
+    "geo-region-lost-for-good",
     "gray-link",
     "inbox-full",
     "narrow-link",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::case::{Case, EngineKind, MILLI, SECOND};
+use super::case::{Accepts, Case, EngineKind, MILLI, SECOND};
 use super::fault::{Fault, Kind};
 use super::span;
 use super::trace::Micros;
@@ -143,6 +143,10 @@ impl Case {
     fn wrong_nodes(&self, wrongs: &mut Wrongs) {
         number(wrongs, "region", self.places.len() as u64, 1, MAX_REGIONS as u64);
         number(wrongs, "node", self.nodes.len() as u64, 1, MAX_NODES as u64);
+        if self.places.len() == 1 && self.accepts != Accepts::Region {
+            let text = "expected \"region\": one region alone has no other that could have a message";
+            wrongs.push(("accepts".to_owned(), text.to_owned()));
+        }
         let mut names = BTreeSet::new();
         for (at, place) in self.places.iter().enumerate() {
             let key = format!("region.{at}");

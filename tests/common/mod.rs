@@ -4,6 +4,7 @@
 pub mod raw;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,15 +19,24 @@ use iris::server::dev::{DevCluster, Ports, SERVER_NAME};
 use iris::server::node::Node;
 use iris::server::regions::Regions;
 use iris::server::token::{KeyFiles, Signer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Long enough for a loaded machine; a test that needs it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between two looks at what is waited for.
+pub const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// Regions of one core and one edge node each.
 pub fn regions(ids: &[&str]) -> Regions {
+    regions_with(ids, "")
+}
+
+/// Regions whose files have these lines too.
+pub fn regions_with(ids: &[&str], lines: &str) -> Regions {
     let texts = ids.iter().enumerate().map(|(i, id)| {
         let text = format!(
-            "id = \"{id}\"\nname = \"{id}\"\n[place]\nlatitude = {i}.0\nlongitude = 0.0\n\
+            "id = \"{id}\"\nname = \"{id}\"\n{lines}[place]\nlatitude = {i}.0\nlongitude = 0.0\n\
              [[nodes]]\nname = \"{id}-core\"\nroles = [\"core\"]\npeer = \"127.0.0.1:{}\"\nadmin_http = \"127.0.0.1:{}\"\n\
              [[nodes]]\nname = \"{id}-edge\"\nroles = [\"edge\"]\nclient = \"127.0.0.1:{}\"\npeer = \"127.0.0.1:{}\"\nadmin_http = \"127.0.0.1:{}\"\n",
             1000 + i, 1100 + i, 1200 + i, 1300 + i, 1400 + i,
@@ -258,4 +268,24 @@ pub async fn send_all(from: &Client, to: &[&str], numbers: Range<u64>, len: usiz
         event("accepted", from, accepted).await;
         answers -= 1;
     }
+}
+
+/// The answer to a request of the admin port: head and body.
+pub async fn get(addr: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = tokio::net::TcpStream::connect(addr).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Looks until it is so.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    })
+    .await;
 }

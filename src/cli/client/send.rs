@@ -17,7 +17,7 @@ use crate::cli::serve::runtime;
 use crate::client::{Accepted, Client, ClientConfig, ClientEvent, CloseCause, OutgoingMessage, SendFailed};
 use crate::core::ids::{DeviceId, MessageId, UserId};
 use crate::core::op::MAX_BODY;
-use crate::core::wire::Status;
+use crate::core::wire::{Durability, Status};
 
 /// Pause before this device takes its place back from another `send` of the same user.
 const SUPERSEDED_PAUSE: Duration = Duration::from_millis(300);
@@ -95,6 +95,10 @@ impl Send {
                 "origin": format!("{:016x}", accepted.at.origin.0),
                 "seq": accepted.at.seq,
                 "duplicate": accepted.duplicate,
+                "durability": match accepted.durability {
+                    Durability::Region => "region",
+                    Durability::Geo => "geo",
+                },
             })
         };
         print::line(self.output, || accepted.id.to_string(), json)?;

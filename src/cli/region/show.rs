@@ -40,8 +40,15 @@ impl View for RegionDetail {
     fn table(&self) -> String {
         let mut text = regions(std::slice::from_ref(&self.row));
         text.push_str(&format!(
-            "accepted is durable in: {}; at {:.2}, {:.2}\n",
-            self.durability, self.latitude, self.longitude
+            "accepted is durable in: {}{}; at {:.2}, {:.2}\n",
+            self.durability,
+            match self.geo_fallback.as_deref() {
+                None => "",
+                Some("region") => " (in the region alone where no other takes it in time)",
+                Some(_) => " (refused for the time being where no other takes it in time)",
+            },
+            self.latitude,
+            self.longitude
         ));
         if self.row.unreachable_ms > 0 {
             text.push_str(&format!(

@@ -124,6 +124,7 @@ impl Links {
                 self.peers[peer].pull.applied += (through + 1).saturating_sub(item.first);
                 let source = self.peers[peer].addr.node.region.clone();
                 self.known_in(&source, item.at, shard, origin, through);
+                self.have_copy(shard, origin, through);
                 match stopped {
                     None => {
                         self.peers[peer].pull.strikes.remove(&shard);

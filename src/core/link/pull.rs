@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::report::{LinkAlarm, LinkState, PullStatus, StopReason};
 use super::{LinkOutput, Links, Peer, PeerId};
-use crate::core::ids::{Generation, Origin, RegionId, ShardId};
+use crate::core::ids::{Generation, Origin, RegionId, Seq, ShardId};
 use crate::core::limits::ms;
 use crate::core::msg::{ToProvider, ToSubscriber};
 use crate::core::time::{Mono, Now};
@@ -46,6 +46,10 @@ pub(super) struct Pull {
     wanted: BTreeSet<RegionId>,
     /// As it should be, and since when.
     pub desired: BTreeMap<RegionId, Mono>,
+    /// The provider wants to hear what becomes durable here of its region's origins.
+    pub reports: bool,
+    /// Of that, what is to be told.
+    pub copies: BTreeMap<(ShardId, Origin), Seq>,
     pings: VecDeque<(u64, Mono)>,
     round_trip: Option<Duration>,
     /// Operations of it that were applied.
@@ -122,6 +126,8 @@ impl Pull {
             drop: BTreeSet::new(),
             wanted: BTreeSet::new(),
             desired: BTreeMap::new(),
+            reports: false,
+            copies: BTreeMap::new(),
             pings: VecDeque::new(),
             round_trip: None,
             applied: 0,
@@ -312,6 +318,7 @@ impl Links {
             ToSubscriber::Have(list) => self.have(peer, list),
             ToSubscriber::Snapshot(piece) => self.receive_piece(peer, *piece),
             ToSubscriber::PresenceSynced => {}
+            ToSubscriber::ReportCopies => self.report_from_now(peer),
             ToSubscriber::Pong { nonce, wall_ms } => self.pong(peer, nonce, wall_ms),
         }
     }
@@ -395,6 +402,7 @@ impl Links {
             }
             return;
         }
+        self.flush_copies(peer);
         let pull = &mut self.peers[peer].pull;
         let drop: Vec<ShardId> = std::mem::take(&mut pull.drop).into_iter().collect();
         pull.on_lane.retain(|shard| drop.binary_search(shard).is_err());
@@ -524,6 +532,8 @@ impl Links {
         pull.heard = now;
         pull.add.clear();
         pull.drop.clear();
+        pull.reports = false;
+        pull.copies.clear();
         pull.pings.clear();
         pull.gaps.clear();
         pull.wanted = pull.desired.keys().cloned().collect();

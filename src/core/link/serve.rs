@@ -84,6 +84,8 @@ impl Links {
                 }
             }
             self.catch_up(peer, shard);
+            // What it had when it subscribed was told before we owned the shard.
+            self.ask_for_copies(peer);
         }
     }
 
@@ -260,6 +262,7 @@ impl Links {
                     self.tell_subscriber(id, lane, ToSubscriber::Reset);
                 }
             }
+            ToProvider::Copied(copies) => self.reported(id, copies),
             ToProvider::Ping { nonce, wall_ms } => {
                 self.peers[id].wall = Some((wall_ms, now));
                 // What was shipped before must arrive before.
@@ -337,8 +340,10 @@ impl Links {
             }
         }
         self.look_for_rollback(id, &shards);
+        self.subscribed_with(id, &shards);
         if last && let Some(serve) = &mut self.peers[id].serve {
             serve.exchange.open();
+            self.ask_for_copies(id);
         }
         self.touched.insert(id);
     }

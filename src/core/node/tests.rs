@@ -10,6 +10,7 @@ use crate::core::ids::{DeviceId, MessageId, NodeName};
 use crate::core::members::Member;
 use crate::core::msg::{Deposit, ToOwner, ToProvider};
 use crate::core::op::Envelope;
+use crate::core::owner::DurabilityPolicy;
 use crate::core::state::{Decision, State, StoreIdentity, StoreLimits};
 use crate::core::vector::Vector;
 
@@ -67,6 +68,7 @@ impl Node {
             joining: false,
         });
         let config = PartitionConfig {
+            durability: DurabilityPolicy::Region,
             me: me.clone(),
             generation: Generation(1),
             sharding,

@@ -14,7 +14,7 @@ use crate::core::ids::{MessageId, SessionId, ShardId};
 use crate::core::msg::{Answer, Deposit, Verdict};
 use crate::core::storage::StoreError;
 use crate::core::time::{Mono, Now};
-use crate::core::wire::{Code, Durability};
+use crate::core::wire::Code;
 
 /// A sender that sent nothing for so long is forgotten: its edge gave up on anything older long before.
 const SENDER_IDLE: Duration = Duration::from_secs(600);
@@ -26,6 +26,8 @@ pub struct DepositStats {
     pub accepted: u64,
     /// Answered with the coordinates of an earlier acceptance.
     pub duplicates: u64,
+    /// Of all accepted, those that are durable in this region alone because no other one took them in time.
+    pub alone: u64,
     /// Refused for good.
     pub refused: u64,
     /// Refused, to be sent again.
@@ -42,7 +44,7 @@ pub struct DepositStats {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DepositTag {
     lane: LaneId,
-    shard: ShardId,
+    pub(super) shard: ShardId,
     session: SessionId,
     session_seq: u64,
     attempt: u32,
@@ -153,6 +155,7 @@ impl Owner {
             bytes: body.len() as u64,
         };
         let full = self.is_full(tag.bytes);
+        let alone = self.refuses_alone();
         let Some(sender) = self.senders.of(&tag, now.mono) else {
             self.stats.deposits.overloaded += 1;
             let why = "too many sessions sent to this owner lately";
@@ -171,13 +174,17 @@ impl Owner {
         if full && defect::on(Defect::DropsWhenFull) {
             return;
         }
-        let (Some(epoch), false) = (epoch, full) else {
+        let (Some(epoch), false) = (epoch, full || alone) else {
             sender.refused_from = Some(tag.session_seq);
             let (code, why) = match epoch {
                 None if self.finishing => (Code::Unavailable, "this node stops"),
                 None => (
                     Code::Unavailable,
                     "the shard is not active at this node, or recovers",
+                ),
+                Some(_) if alone => (
+                    Code::Unavailable,
+                    "no other region can be reached, and a message is accepted only once another one has it",
                 ),
                 Some(_) => (Code::Overloaded, "too many messages wait to be stored"),
             };
@@ -201,27 +208,14 @@ impl Owner {
     }
 
     pub(super) fn deposited(&mut self, tag: DepositTag, outcome: Result<Outcome, StoreError>, now: Now) {
-        let stats = &mut self.stats.deposits;
-        stats.pending = stats.pending.saturating_sub(1);
-        stats.pending_bytes = stats.pending_bytes.saturating_sub(tag.bytes);
-        let durability = Durability::Region;
-        let verdict = match outcome {
-            Ok(Outcome::Appended(at)) => {
-                self.stats.deposits.accepted += 1;
-                Verdict::Accepted {
-                    at,
-                    duplicate: false,
-                    durability,
-                }
-            }
+        match &outcome {
+            Ok(Outcome::Appended(at)) => return self.accept(tag, *at, false, now),
             Ok(Outcome::Duplicate(coords)) if !coords.is_empty() => {
-                self.stats.deposits.duplicates += 1;
-                Verdict::Accepted {
-                    at: coords[0],
-                    duplicate: true,
-                    durability,
-                }
+                return self.accept(tag, coords[0], true, now);
             }
+            _ => self.no_longer_pending(&tag),
+        }
+        let verdict = match outcome {
             // The commit that it was judged by failed meanwhile: it was not judged after all.
             Ok(Outcome::Refused(Refusal::AlreadyJudged)) if self.forgotten(&tag) => {
                 return self.refuse_retryably(&tag, Code::Blocked, "an earlier try failed", now);
@@ -258,6 +252,13 @@ impl Owner {
         self.answer(&tag, verdict);
     }
 
+    /// A deposit is answered.
+    pub(super) fn no_longer_pending(&mut self, tag: &DepositTag) {
+        let stats = &mut self.stats.deposits;
+        stats.pending = stats.pending.saturating_sub(1);
+        stats.pending_bytes = stats.pending_bytes.saturating_sub(tag.bytes);
+    }
+
     /// Whether one more with so many bytes is too much; a single one never is.
     fn is_full(&self, bytes: u64) -> bool {
         let (limits, stats) = (&self.config.limits, &self.stats.deposits);
@@ -279,7 +280,7 @@ impl Owner {
         self.answer_retry(tag, code, why, now);
     }
 
-    fn answer_retry(&mut self, tag: &DepositTag, code: Code, why: &str, now: Now) {
+    pub(super) fn answer_retry(&mut self, tag: &DepositTag, code: Code, why: &str, now: Now) {
         self.stats.deposits.retried += 1;
         self.answer(
             tag,
@@ -291,7 +292,7 @@ impl Owner {
         );
     }
 
-    fn answer(&mut self, tag: &DepositTag, verdict: Verdict) {
+    pub(super) fn answer(&mut self, tag: &DepositTag, verdict: Verdict) {
         let Some(lane) = self.lanes.get_mut(&tag.lane) else {
             return;
         };

@@ -6,7 +6,7 @@
 
 use super::{LaneId, Owner, OwnerOutput, Question, Shard, Tag};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
-use crate::core::ids::{Epoch, Origin, SessionId, ShardId};
+use crate::core::ids::{Epoch, Origin, RegionId, SessionId, ShardId};
 use crate::core::msg::{Attach, ToEdge};
 use crate::core::state::{self, ShardRow};
 use crate::core::storage::StoreError;
@@ -51,8 +51,10 @@ impl Shard {
     }
 
     /// What the head says of logs and holders.
-    pub(super) fn learn(&mut self, row: &ShardRow) {
+    pub(super) fn learn(&mut self, row: &ShardRow, region: &RegionId) {
         self.applied = row.applied();
+        let own = row.logs.iter().filter(|(_, log)| log.region == *region);
+        self.own = own.map(|(origin, _)| *origin).collect();
         let confirmed = row.confirmed.iter();
         let confirmed = confirmed.map(|(holder, row)| (holder.clone(), row.applied.clone()));
         self.stable = confirmed.collect();
@@ -160,7 +162,7 @@ impl Owner {
             return;
         };
         shard.recovery.life = row.recovered_in;
-        shard.learn(row);
+        shard.learn(row, &self.config.me.node.region);
         if shard.recovery.on && row.recovery == state::Recovery::Open {
             shard.recovery.on = false;
             shard.look.told = false;

@@ -1,5 +1,6 @@
 //! The owner with a scripted store and edge.
 
+mod copies;
 mod deposits;
 mod forget;
 mod holes;
@@ -93,6 +94,7 @@ impl Script {
         let mut limits = CoreLimits::default();
         change(&mut limits);
         let config = OwnerConfig {
+            durability: DurabilityPolicy::Region,
             me: addr("core"),
             sharding: Sharding { count: 1, seed: 0 },
             holders: BTreeSet::from([RegionId::new("a").unwrap()]),

@@ -145,6 +145,8 @@ section! {
         resume_grace: Duration = ms(core().session_grace_ms), in Duration::from_millis(1) => HOUR;
         /// Of a deposit, from the edge's side; then it is answered `Unknown`.
         deposit: Duration = ms(core().deposit_timeout_ms), in Duration::from_millis(10) => HOUR;
+        /// With `durability = "geo"`, in which another region takes a message; then `geo_fallback` decides.
+        geo: Duration = ms(core().geo_timeout_ms), in Duration::from_millis(10) => MINUTE;
         /// Of one attempt to connect to another node, hellos included.
         connect: Duration = PeerLimits::default().connect_timeout, in Duration::from_millis(10) => MINUTE;
         /// Without a round trip, after which another region counts as unreachable.
@@ -183,6 +185,7 @@ impl Limits {
             presence_ms: millis(intervals.presence_batch),
             ping_ms: millis(intervals.link_ping),
             link_timeout_ms: millis(timeouts.link),
+            geo_timeout_ms: millis(timeouts.geo),
             session_grace_ms: millis(timeouts.resume_grace),
             probe_ms: millis(timeouts.probe),
             idle_seconds: u32::try_from(timeouts.idle.as_secs()).unwrap_or(u32::MAX),

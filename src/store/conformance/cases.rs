@@ -311,7 +311,10 @@ fn nothing_to_remove(harness: &mut dyn Harness) {
     stable_to(&mut store, other.seq);
     store.cursor("bob", "phone", vector(&[(10, one.seq)]));
     let bob = store.user("bob");
-    assert_eq!((bob.consumed.of(Origin(10)), bob.trimmed), (one.seq, Vector::new()));
+    assert_eq!(
+        (bob.consumed.of(Origin(10)), bob.trimmed),
+        (one.seq, Vector::new())
+    );
     // Trimmed up to what lies before it: still nothing of bob's.
     stable_to(&mut store, one.seq - 1);
     assert_eq!(store.user("bob").trimmed, Vector::new());

@@ -104,6 +104,8 @@ pub struct Region {
     pub alarms: Vec<LinkAlarm>,
     /// Why shards began to recover.
     pub losses: Vec<(ShardId, String)>,
+    /// How far another region has our origins, as was said last.
+    pub copied: BTreeMap<(ShardId, Origin), Seq>,
     /// Shards that recover.
     pub recovering: BTreeSet<ShardId>,
     pub reach: BTreeMap<RegionId, bool>,
@@ -199,6 +201,7 @@ impl World {
                 presence: Table::new(),
                 alarms: Vec::new(),
                 losses: Vec::new(),
+                copied: BTreeMap::new(),
                 recovering: BTreeSet::new(),
                 reach: BTreeMap::new(),
                 armed: vec![None; *partitions],
@@ -241,6 +244,7 @@ impl World {
             holders: holders.clone(),
             limits: self.limits.clone(),
             generation: Generation(generation),
+            report_copies: true,
         };
         region.links = (0..partitions)
             .map(|partition| Links::new(config(partition)))
@@ -410,6 +414,19 @@ impl World {
                 self.regions[0].id,
                 region.id
             );
+        }
+        self.assert_known_copies();
+    }
+
+    /// Each region knows that another one has all of its own logs, of earlier lives too.
+    fn assert_known_copies(&self) {
+        for region in self.regions.iter().filter(|region| region.alive) {
+            for (shard, state) in &region.state.shards {
+                for (origin, log) in state.row.logs.iter().filter(|(_, log)| log.region == region.id) {
+                    let known = region.copied.get(&(*shard, *origin));
+                    assert_eq!(known, Some(&log.seq), "{}, shard {shard}, {origin}", region.id);
+                }
+            }
         }
     }
 
@@ -774,6 +791,9 @@ impl World {
             } => {
                 let page = self.regions[n].snapshot(shard, cut, &after);
                 self.regions[n].links[partition].handle_snapshot(token, Ok(page), now);
+            }
+            LinkOutput::Copied { shard, origin, seq } => {
+                self.regions[n].copied.insert((shard, origin), seq);
             }
             LinkOutput::Lost { shard, why } => {
                 self.regions[n].losses.push((shard, why));

@@ -3,6 +3,7 @@
 use super::*;
 use crate::core::ids::{Epoch, NodeName};
 use crate::core::members::Member;
+use crate::core::owner::DurabilityPolicy;
 
 const NOW: Now = Now {
     mono: Mono(0),
@@ -31,6 +32,7 @@ fn reads_wait_for_their_turn() {
         node: NodeName::new("core").unwrap(),
     };
     let config = PartitionConfig {
+        durability: DurabilityPolicy::Region,
         me: Addr {
             node: node.clone(),
             partition: 0,

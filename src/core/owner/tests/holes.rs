@@ -54,6 +54,7 @@ impl Rig {
             (origin, log)
         };
         let config = OwnerConfig {
+            durability: DurabilityPolicy::Region,
             me: addr("core"),
             sharding: Sharding { count: 1, seed: 0 },
             holders: BTreeSet::from([RegionId::new("a").unwrap()]),

@@ -201,6 +201,7 @@ impl Region {
 
 fn config() -> OwnerConfig {
     OwnerConfig {
+        durability: DurabilityPolicy::Region,
         me: addr("core"),
         sharding: Sharding { count: 1, seed: 0 },
         holders: BTreeSet::from([RegionId::new("a").unwrap()]),
