@@ -563,7 +563,7 @@ impl Model {
     }
 
     /// Notes what is stable and consumed at this moment.
-    fn remember(&mut self) {
+    pub(crate) fn remember(&mut self) {
         self.old.told.extend(self.told().keys());
         let stable: BTreeMap<Origin, Seq> = self.logs.keys().map(|o| (*o, self.stable(*o))).collect();
         for (origin, log) in &mut self.logs {

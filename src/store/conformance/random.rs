@@ -387,6 +387,8 @@ impl Run<'_> {
             ..self.model.identity.clone()
         };
         self.model.identity = identity.clone();
+        // The origin of before may have been called retired: from now on that counts.
+        self.model.remember();
         let old = std::mem::take(&mut self.engines);
         for (harness, engine) in self.harnesses.iter_mut().zip(old) {
             self.engines.push(harness.reopen(engine, identity.clone()));
