@@ -7,6 +7,7 @@
 //! | [`forget`] | dropping dedup records of ids that cannot come any more (R16) |
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
 //! | [`holes`] | what is gone of an inbox, told in its place |
+//! | [`sweep`] | looking for what expires: messages and devices (R18, R19) |
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
 //! | `inspect` | what an operator is shown |
@@ -28,6 +29,7 @@ mod parts;
 mod recovery;
 mod retire;
 mod sessions;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -131,6 +133,8 @@ pub enum Tag {
     Upkeep(ShardId),
     /// Dropping dedup records.
     Forget(ShardId, u32),
+    /// Replacing what expired of a user's messages.
+    Expire(ShardId, UserId),
     /// Beginning to recover, or opening.
     Recover(ShardId, bool),
     /// Retiring old origins.
@@ -170,6 +174,8 @@ pub enum Question {
         /// From this user on.
         from: Option<UserId>,
     },
+    /// Some users of a shard, to see what expires.
+    Sweep(ShardId, Option<UserId>),
     /// The row of a user, for a session.
     User(AttachId, UserId),
     /// Messages for a session.
@@ -205,6 +211,11 @@ impl Question {
                 origins: BTreeSet::from([*origin]),
                 stored: *stored,
                 from: from.clone(),
+            },
+            Question::Sweep(shard, after) => Read::Users {
+                shard: *shard,
+                after: after.clone(),
+                max_items: sweep::USERS_AT_ONCE,
             },
             Question::User(at, user) => Read::User(at.shard, user.clone()),
             Question::Inbox {
@@ -276,6 +287,9 @@ pub struct Owner {
     end_recovery: bool,
     /// What the clocks of the other regions say.
     clocks: Clocks,
+    /// Messages that expire at or before this, unix milliseconds, are not given any more.
+    expired_ms: u64,
+    sweeps: sweep::Sweeps,
     upkeep: Parts,
     flush: Parts,
     presence_at: Mono,
@@ -323,6 +337,7 @@ struct Shard {
     dirty: bool,
     forget: forget::Forget,
     look: retire::Look,
+    sweep: sweep::Sweep,
     /// Sessions whose cursor moved since it was last written.
     moved: BTreeSet<SessionId>,
     presence: Presence,
@@ -345,6 +360,7 @@ impl Shard {
             dirty: false,
             forget: forget::Forget::default(),
             look: retire::Look::default(),
+            sweep: sweep::Sweep::default(),
             moved: BTreeSet::new(),
             presence: Presence::new(region.clone()),
             check_missing: None,
@@ -392,6 +408,8 @@ impl Owner {
             finishing: false,
             end_recovery: false,
             clocks: Clocks::default(),
+            expired_ms: 0,
+            sweeps: sweep::Sweeps::default(),
             upkeep: Parts::new(now.mono, config.limits.confirm_ms),
             flush: Parts::new(now.mono, config.limits.cursor_ms),
             presence_at: now.mono + ms(config.limits.presence_ms),
@@ -451,11 +469,6 @@ impl Owner {
     /// Whether every shard that this partition should own is active.
     pub fn all_active(&self) -> bool {
         self.active == self.wanted.len()
-    }
-
-    /// What the clocks of the other regions say by now.
-    pub fn handle_clocks(&mut self, clocks: Clocks) {
-        self.clocks = clocks;
     }
 
     /// From now on deposits are refused retryably: their edges try again where the shard goes, or here after a restart.
@@ -638,6 +651,7 @@ impl Owner {
                 }
             }
             (Tag::Forget(shard, before), outcome) => self.forgot(shard, before, outcome, now),
+            (Tag::Expire(shard, user), outcome) => self.expired(shard, user, outcome, now),
             (Tag::Recover(shard, on), outcome) => self.recovery_written(shard, on, outcome, now),
             (Tag::Retire(shard), outcome) => self.retired(shard, outcome, now),
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
@@ -655,6 +669,9 @@ impl Owner {
             }
             // Asked again in the next interval.
             (Question::Verify(..), _) => {}
+            (Question::Sweep(shard, _), Ok(ReadReply::Users(users))) => self.swept(shard, users, now),
+            // Gone on with in the next interval.
+            (Question::Sweep(..), _) => self.sweeps.ended(),
             (Question::Recovered(shard), Ok(ReadReply::Shard(row))) => self.recovery_read(shard, &row),
             (Question::Recovered(shard), _) => self.recovery_failed(shard),
             (Question::Needed { shard, number, .. }, Ok(ReadReply::Needed(page))) => {
@@ -693,7 +710,10 @@ impl Owner {
                 shard.own.insert(entry.origin);
             }
             match entry.entry.op.kind() {
-                kind::APPEND => self.appended(entry),
+                kind::APPEND => {
+                    shard.sweep.appended(&entry.entry.op);
+                    self.appended(entry);
+                }
                 kind::CURSOR => {
                     if let Ok(Op::Cursor { user, device, cursor }) = entry.entry.op.decode() {
                         self.consumed_elsewhere(entry.shard, &user, &device, &cursor);
@@ -888,6 +908,7 @@ impl Owner {
 
     fn upkeep(&mut self, part: u32, now: Now) {
         self.forget(part, now);
+        self.sweep(part, now);
         let mut again = Vec::new();
         let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
         for (id, shard) in due {

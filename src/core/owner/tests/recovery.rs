@@ -105,8 +105,8 @@ impl Region {
                             ReadReply::User(Box::new(row.unwrap_or_default()))
                         }
                         Read::Inbox { .. } => ReadReply::Inbox(InboxPage {
-                            entries: Vec::new(),
                             end: true,
+                            ..InboxPage::default()
                         }),
                         _ => ReadReply::Shard(Box::new(shard.row.clone())),
                     };
