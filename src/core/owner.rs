@@ -10,6 +10,7 @@
 //! | [`sweep`] | looking for what expires: messages and devices (R18, R19) |
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
+//! | `asked` | what is asked of the store, and what for |
 //! | `inspect` | what an operator is shown |
 //! | [`retire`] | what old origins are needed for (R23) |
 //! | [`recovery`] | shards that lack what other regions have (R4) |
@@ -18,6 +19,7 @@
 //! and attaches before that are refused retryably. Whatever is committed comes back through
 //! [`Owner::handle_committed`], own operations and applied ones alike; delivery reads only from there and from the store.
 
+mod asked;
 mod copies;
 mod credit;
 mod delivery;
@@ -46,7 +48,7 @@ use super::msg::{Answer, Delivery, ToEdge, ToOwner};
 use super::op::{Op, kind};
 use super::presence::Presence;
 use super::state::{Logged, ShardRow};
-use super::storage::{Read, ReadReply, StoreError};
+use super::storage::{ReadReply, StoreError};
 use super::time::{Clocks, Mono, Now};
 use super::vector::Vector;
 use super::wire::{Code, PresenceEvent};
@@ -54,6 +56,7 @@ use crate::core::commit;
 
 use parts::{PARTS, Parts};
 
+pub use asked::{Question, Tag};
 pub use copies::{DurabilityPolicy, WithoutCopy};
 pub use credit::{TAKEN_STEP, delivery_cost};
 pub use delivery::DeliveryStats;
@@ -116,31 +119,6 @@ pub enum OwnerOutput {
     },
 }
 
-/// What an operation was for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tag {
-    /// Taking a shard over.
-    Bump(ShardId),
-    /// A deposit.
-    Deposit(deposits::DepositTag),
-    /// Registering the device of a session.
-    Register(AttachId),
-    /// Writing a cursor.
-    Cursor(delivery::Unwritten),
-    /// Work whose outcome matters only if it is not done.
-    Remove(ShardId, UserId),
-    /// Periodic work of a shard.
-    Upkeep(ShardId),
-    /// Dropping dedup records.
-    Forget(ShardId, u32),
-    /// Replacing what expired of a user's messages.
-    Expire(ShardId, UserId),
-    /// Beginning to recover, or opening.
-    Recover(ShardId, bool),
-    /// Retiring old origins.
-    Retire(ShardId),
-}
-
 /// One attachment of a session. A session that is attached again is another one: what was asked for the one before must
 /// not be taken for its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -150,90 +128,6 @@ pub struct AttachId {
     /// The session.
     pub session: SessionId,
     number: u64,
-}
-
-/// A question to the store and what it is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Question {
-    /// The head of a shard, to become active under this epoch.
-    Head(ShardId, Epoch),
-    /// Whether a shard is still ours under this epoch (R2).
-    Verify(ShardId, Epoch),
-    /// The head of a shard that began to recover or has recovered.
-    Recovered(ShardId),
-    /// Users that need an origin (R23).
-    Needed {
-        /// The shard.
-        shard: ShardId,
-        /// Which look.
-        number: u64,
-        /// The origin.
-        origin: Origin,
-        /// Only as far as messages of it wait.
-        stored: bool,
-        /// From this user on.
-        from: Option<UserId>,
-    },
-    /// Some users of a shard, to see what expires.
-    Sweep(ShardId, Option<UserId>),
-    /// The row of a user, for a session.
-    User(AttachId, UserId),
-    /// Messages for a session.
-    Inbox {
-        /// For which attachment.
-        at: AttachId,
-        /// Whose.
-        user: UserId,
-        /// Above this.
-        after: Vector,
-        /// At most so many.
-        max_items: usize,
-        /// At most so many bytes.
-        max_bytes: usize,
-    },
-}
-
-impl Question {
-    /// What to ask the store.
-    pub fn read(&self) -> Read {
-        match self {
-            Question::Head(shard, _) | Question::Verify(shard, _) | Question::Recovered(shard) => {
-                Read::Shard(*shard)
-            }
-            Question::Needed {
-                shard,
-                origin,
-                stored,
-                from,
-                ..
-            } => Read::Needed {
-                shard: *shard,
-                origins: BTreeSet::from([*origin]),
-                stored: *stored,
-                from: from.clone(),
-            },
-            Question::Sweep(shard, after) => Read::Users {
-                shard: *shard,
-                after: after.clone(),
-                max_items: sweep::USERS_AT_ONCE,
-            },
-            Question::User(at, user) => Read::User(at.shard, user.clone()),
-            Question::Inbox {
-                at,
-                user,
-                after,
-                max_items,
-                max_bytes,
-                ..
-            } => Read::Inbox {
-                shard: at.shard,
-                user: user.clone(),
-                after: after.clone(),
-                max_items: *max_items,
-                max_bytes: *max_bytes,
-            },
-        }
-    }
 }
 
 /// Counters of an owner.

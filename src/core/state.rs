@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::commit::{DAY_MS, ID_WINDOW_MS};
 use super::defect::{self, Defect};
-use super::expire::{EXPIRY_MARGIN_MS, Expired};
-use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
+use super::expire::EXPIRY_MARGIN_MS;
+use super::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
 use super::op::{self, Envelope, LoggedOp, Op};
 use super::retire::OldOrigins;
 use super::time::Hlc;

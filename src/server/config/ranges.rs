@@ -267,6 +267,7 @@ pub(super) fn range(key: &str) -> Option<String> {
             StoreConfig::range,
             Intervals::range,
             Timeouts::range,
+            Devices::range,
         ];
         sections.iter().find_map(|range| range(key))
     };

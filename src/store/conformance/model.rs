@@ -284,7 +284,8 @@ impl Model {
                 let after = self.identity.limits.device_expiry_ms;
                 let fresh = |known: &Device| after == 0 || known.seen + after / 4 > now;
                 let expires = known.is_some_and(|known| known.expired || !known.pending.is_empty());
-                if !known.is_some_and(|known| !expires && known.covers_all(&cursor) && fresh(known)) {
+                let renews = expires || !known.is_some_and(fresh);
+                if renews || !known.is_some_and(|known| known.covers_all(&cursor)) {
                     let live = self.devices.iter();
                     let live = live.filter(|((of, _), known)| of == user && !known.expired);
                     let limit = self.identity.limits.devices;
@@ -296,7 +297,11 @@ impl Model {
                     let epoch = known.map_or(1, |known| known.epoch.max(1) + u32::from(expires));
                     let (user, device) = (user.clone(), device.clone());
                     let change = DeviceChange::Register { epoch, cursor };
-                    self.take_claim(now, &Op::Device { user, device, change }, logged);
+                    let op = Op::Device { user, device, change };
+                    match renews {
+                        true => _ = self.take_own(now, &op, logged),
+                        false => self.take_claim(now, &op, logged),
+                    }
                 }
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
@@ -459,12 +464,7 @@ impl Model {
     }
 
     /// A device that is attached here, or was heard of later than the other region knew, is said to stay (R19).
-    fn take_veto(
-        &mut self,
-        op: &LoggedOp,
-        attached: &[(UserId, DeviceId)],
-        logged: &mut dyn Iterator<Item = &Logged>,
-    ) {
+    fn take_veto(&mut self, op: &LoggedOp, attached: &[(UserId, DeviceId)], logged: &mut Reported<'_>) {
         let Ok(Op::Device {
             user,
             device,

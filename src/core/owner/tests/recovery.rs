@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::core::commit::decide;
 use crate::core::state::{State, StoreIdentity, StoreLimits};
+use crate::core::storage::Read;
 
 /// An owner, an edge, and the rows of a store.
 struct Region {
