@@ -448,7 +448,7 @@ impl Run<'_> {
         }
         self.read(&Read::Users {
             shard: S,
-            after: (page % 2 == 0).then(|| user(USERS[0])),
+            after: page.is_multiple_of(2).then(|| user(USERS[0])),
             max_items: page,
         });
         for (origin, log) in &row.logs {

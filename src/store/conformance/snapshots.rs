@@ -555,7 +555,7 @@ fn append(epoch: Epoch, to: &str, from: &str, number: u8, odd: bool) -> StoreOp 
         epoch,
         envelope: Box::new(Envelope {
             // Some are due as soon as the log does not need them.
-            expires_ms: if number % 3 == 0 { DUE } else { 0 },
+            expires_ms: if number.is_multiple_of(3) { DUE } else { 0 },
             ..envelope(to, from, id(T0, u64::from(number)))
         }),
         body: Bytes::from_static(if odd { b"odd" } else { b"even" }),
