@@ -25,7 +25,8 @@ pub enum DurabilityPolicy {
     Geo(WithoutCopy),
 }
 
-/// What happens to a message that no other region took within [`CoreLimits::geo_timeout_ms`](crate::core::limits::CoreLimits::geo_timeout_ms), or can take.
+/// What happens to a message that no other region took within
+/// [`CoreLimits::geo_timeout_ms`](crate::core::limits::CoreLimits::geo_timeout_ms), or can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WithoutCopy {
     /// It is refused, to be sent again under the same id.
