@@ -27,7 +27,8 @@
 //!
 //! **Order at the owner (R21).** Each (session, shard) has a stream with an attempt. A retryable refusal of the current
 //! attempt, or the loss of what was in flight, raises the attempt and sends all that is unanswered again, in order, after
-//! `retry_ms` or on the new lane. Refusals of older attempts are ignored. A stream is dropped when it is empty; the next
+//! `retry_ms`, doubled while refusals go on, or on the new lane. After a refusal only the first goes out until the owner
+//! judged it. Refusals of older attempts are ignored. A stream is dropped when it is empty; the next
 //! one of that session begins at the highest attempt of those dropped. What waits longer than `deposit_timeout_ms` is
 //! answered `Unknown` (`StoreFull` where that was the owner's last word) together with all behind it in its stream.
 //!

@@ -4,7 +4,7 @@ mod unserved;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::session::{InFlight, Session};
+use super::session::{InFlight, Session, Stream};
 use super::{Edge, EdgeConfig, EdgeOutput};
 use crate::core::defect::{self, Defect};
 use crate::core::ids::{Addr, Generation, NodeKey, SessionId, ShardId, UserId};
@@ -126,6 +126,18 @@ impl Routing {
         self.lanes.get_mut(&lane)
     }
 
+    /// Puts a stream that may send something into its lane's queue, where there is a lane.
+    pub(super) fn enqueue(&mut self, session: SessionId, shard: ShardId, stream: &mut Stream) {
+        if !stream.queued
+            && stream.paused.is_none()
+            && stream.may_send() > 0
+            && let Some(lane) = self.lane_of(shard)
+        {
+            stream.queued = true;
+            lane.queue.push_back((session, shard));
+        }
+    }
+
     /// Its number; 0 where the shard is closed.
     pub(super) fn number_of(&self, shard: ShardId) -> u64 {
         self.routes.get(shard.0 as usize).map_or(0, |route| route.lane)
@@ -178,11 +190,6 @@ impl Lane {
         if !self.owes() {
             self.owed_from = now;
         }
-    }
-
-    /// A stream has something to send.
-    pub(super) fn enqueue(&mut self, session: SessionId, shard: ShardId) {
-        self.queue.push_back((session, shard));
     }
 
     pub(super) fn watch(&mut self, user: &UserId) {
@@ -476,14 +483,8 @@ impl Edge {
         }
         for (id, session) in &mut self.sessions {
             for (shard, stream) in &mut session.streams {
-                if opened[shard.0 as usize]
-                    && !stream.queued
-                    && stream.paused.is_none()
-                    && !stream.items.is_empty()
-                    && let Some(lane) = self.routing.lane_of(*shard)
-                {
-                    stream.queued = true;
-                    lane.enqueue(*id, *shard);
+                if opened[shard.0 as usize] {
+                    self.routing.enqueue(*id, *shard, stream);
                 }
             }
         }
@@ -562,7 +563,8 @@ impl Edge {
                 if routes[shard.0 as usize].lane != *number || !stream.queued {
                     continue;
                 }
-                let turn = TURN.min(window - lane.in_flight.count);
+                let may = stream.may_send();
+                let turn = TURN.min(window - lane.in_flight.count).min(may);
                 lane.owe(self.mono);
                 let mut end = stream.sent;
                 // The one that reaches the limit goes, so that none is too large for it.
@@ -574,6 +576,7 @@ impl Edge {
                     end += 1;
                 }
                 let attempt = stream.attempt;
+                stream.queued = end - stream.sent < may;
                 let turn = stream.items.range(stream.sent..end);
                 lane.out
                     .deposits
@@ -581,7 +584,6 @@ impl Edge {
                 lane.in_flight.count += end - stream.sent;
                 self.stats.deposited += (end - stream.sent) as u64;
                 stream.sent = end;
-                stream.queued = end < stream.items.len();
                 if stream.queued {
                     lane.queue.push_back((id, shard));
                 }

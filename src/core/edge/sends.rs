@@ -9,6 +9,10 @@ use crate::core::op::Envelope;
 use crate::core::time::Now;
 use crate::core::wire::{Accepted, Code, Rejected, Send, ServerFrame};
 
+/// The pause after a retryable refusal doubles so often at most, to 1.6 s by default: an owner may refuse for minutes, and
+/// what it refuses costs it and the network as much as what it takes.
+const MAX_DOUBLINGS: u32 = 4;
+
 impl Edge {
     /// A message of a client: judged, and put behind the others of its stream or refused.
     pub(super) fn on_send(&mut self, id: SessionId, send: Send, now: Now) {
@@ -98,13 +102,7 @@ impl Edge {
         session.unanswered += 1;
         self.stats.deposits += 1;
         self.stats.bytes += cost;
-        if !stream.queued
-            && stream.paused.is_none()
-            && let Some(lane) = self.routing.lane_of(shard)
-        {
-            stream.queued = true;
-            lane.enqueue(id, shard);
-        }
+        self.routing.enqueue(id, shard, stream);
         if session.deposits_by.is_none() {
             session.deposits_by = Some(now.mono + ms(limits.deposit_timeout_ms));
             self.arm(id);
@@ -114,7 +112,6 @@ impl Edge {
     /// What an owner says of a deposit.
     pub(super) fn on_answer(&mut self, answer: Answer, now: Now) {
         let (id, shard) = (answer.session, answer.shard);
-        let retry_at = now.mono + ms(self.config.limits.retry_ms);
         let Some(session) = self.sessions.get_mut(&id) else {
             self.stats.stale += 1;
             return;
@@ -138,6 +135,9 @@ impl Edge {
             }
             Verdict::Refused { code, .. } if code.retryable() => {
                 stream.last_refusal = Some(*code);
+                let wait = ms(self.config.limits.retry_ms << stream.refusals.min(MAX_DOUBLINGS));
+                let retry_at = now.mono + wait;
+                stream.refusals = stream.refusals.saturating_add(1);
                 self.routing.answered(shard, stream.rewind());
                 stream.paused = Some(retry_at);
                 self.retries.insert((retry_at, id, shard));
@@ -165,6 +165,8 @@ impl Edge {
         session.unanswered -= 1;
         self.stats.deposits -= 1;
         self.stats.bytes -= item.cost();
+        stream.refusals = 0;
+        self.routing.enqueue(id, shard, stream);
         if stream.items.is_empty() {
             if let Some(at) = stream.paused.take() {
                 self.retries.remove(&(at, id, shard));
@@ -206,13 +208,7 @@ impl Edge {
             return;
         };
         stream.paused = None;
-        if !stream.queued
-            && !stream.items.is_empty()
-            && let Some(lane) = self.routing.lane_of(shard)
-        {
-            stream.queued = true;
-            lane.enqueue(id, shard);
-        }
+        self.routing.enqueue(id, shard, stream);
     }
 
     /// Gives up on streams whose first deposit waits for too long.

@@ -126,7 +126,8 @@ pub(super) struct Stream {
     pub(super) queued: bool,
     /// Nothing goes out before this, after a retryable refusal.
     pub(super) paused: Option<Mono>,
-
+    /// Retryable refusals since the owner last judged a deposit of it: while there are any, only the first goes out.
+    pub(super) refusals: u32,
     /// The last retryable refusal of the owner, for the detail of a later `Unknown`.
     pub(super) last_refusal: Option<Code>,
 }
@@ -140,7 +141,7 @@ impl Stream {
             sent: 0,
             queued: false,
             paused: None,
-
+            refusals: 0,
             last_refusal: None,
         }
     }
@@ -165,11 +166,18 @@ impl Stream {
         was
     }
 
-    /// The same where the lane is gone: what its owner still says of it is of no use.
+    /// The same where the lane is gone: what its owner still says of it is of no use, and another may take more.
     pub(super) fn rewind_for_another_lane(&mut self) -> InFlight {
         let was = self.rewind();
+        self.refusals = 0;
         self.since = self.attempt;
         was
+    }
+
+    /// How many of them may go out now, beyond those in flight.
+    pub(super) fn may_send(&self) -> usize {
+        let most = if self.refusals > 0 { 1 } else { self.items.len() };
+        most.saturating_sub(self.sent)
     }
 
     pub(super) fn in_flight(&self) -> InFlight {

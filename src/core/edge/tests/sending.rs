@@ -108,9 +108,13 @@ fn a_final_refusal_counts_after_a_later_deposit_came_back() {
     let sent = rig.out().deposits();
     rig.answer(&sent[1], refuse(Code::Overloaded));
     rig.pass(100);
-    assert_eq!(rig.out().tries(), [(3, 3), (4, 3)]);
+    assert_eq!(rig.out().tries(), [(3, 3)]);
     rig.answer(&sent[0], refuse(Code::InboxFull));
-    assert_eq!(rig.out().rejected(1), [(3, Code::InboxFull)]);
+    let out = rig.out();
+    assert_eq!(
+        (out.rejected(1), out.tries()),
+        (vec![(3, Code::InboxFull)], vec![(4, 3)])
+    );
     assert_eq!(rig.edge.routing.in_flight(), 1);
 }
 
@@ -162,7 +166,11 @@ fn a_retryable_refusal_sends_all_from_there_again_and_leaves_others_alone() {
     assert!(rig.out().owners.is_empty());
     rig.pass(1);
     let again = rig.out();
-    assert_eq!(again.tries(), [(2, 2), (4, 2), (5, 2)]);
+    assert_eq!(
+        again.tries(),
+        [(2, 2)],
+        "the first alone, until the owner judged it"
+    );
     rig.answer(of(4), refuse(Code::Blocked));
     rig.pass(200);
     assert!(
@@ -170,15 +178,11 @@ fn a_retryable_refusal_sends_all_from_there_again_and_leaves_others_alone() {
         "a refusal of an older attempt changes nothing"
     );
     rig.answer(of(4), accept());
-    assert_eq!(
-        rig.out().accepted(1),
-        [4],
-        "accepted is true whatever the attempt"
-    );
-    let again = again.deposits();
-    rig.answer(&again[0], refuse(Code::IdReused));
-    rig.answer(&again[1], accept());
-    rig.answer(&again[2], accept());
+    let rest = rig.out();
+    assert_eq!(rest.accepted(1), [4], "accepted is true whatever the attempt");
+    assert_eq!(rest.tries(), [(5, 2)]);
+    rig.answer(&again.deposits()[0], refuse(Code::IdReused));
+    rig.answer(&rest.deposits()[0], accept());
     let out = rig.out();
     assert_eq!(
         (out.rejected(1), out.accepted(1)),
@@ -186,6 +190,37 @@ fn a_retryable_refusal_sends_all_from_there_again_and_leaves_others_alone() {
     );
     rig.send(1, 6, 6, &to);
     assert_eq!(rig.out().tries(), [(6, 2)], "an attempt is never taken back");
+}
+
+/// An owner may refuse for minutes, such as one that may not accept alone.
+#[test]
+fn while_refusals_go_on_one_deposit_asks_ever_more_seldom() {
+    let mut rig = limited(|limits| limits.deposit_timeout_ms = 60_000);
+    (1..=3).for_each(|seq| rig.send(1, seq, seq as u8, "bob"));
+    let mut asked = rig.out().deposits();
+    for (refusals, pause) in [100, 200, 400, 800, 1_600, 1_600].into_iter().enumerate() {
+        rig.answer(&asked[0], refuse(Code::Overloaded));
+        rig.send(1, 4 + refusals as u64, 4 + refusals as u8, "bob");
+        rig.pass(pause - 1);
+        assert!(rig.out().owners.is_empty(), "before {pause} ms");
+        rig.pass(1);
+        let out = rig.out();
+        assert_eq!(out.tries(), [(1, 2 + refusals as u32)]);
+        asked = out.deposits();
+    }
+    rig.answer(&asked[0], accept());
+    let rest = rig.out();
+    assert_eq!(
+        rest.tries(),
+        (2..=9).map(|seq| (seq, 7)).collect::<Vec<_>>(),
+        "it takes messages again, so all go at once"
+    );
+    rig.answer(&rest.deposits()[0], refuse(Code::Overloaded));
+    rig.pass(100);
+    assert_eq!(rig.out().tries(), [(2, 8)], "the pause begins anew");
+    rig.edge.handle_reachable(&node("one"), false, rig.now);
+    rig.edge.handle_reachable(&node("one"), true, rig.now);
+    assert_eq!(rig.out().tries().len(), 8, "another lane may take more");
 }
 
 #[test]
