@@ -463,20 +463,10 @@ impl Machine {
         self.out.pop_front()
     }
 
-    /// The next message to send on the connection, if one may go now. To be called when [`Machine::poll_output`] is
-    /// empty and while there is room to write.
+    /// The next message to send on the connection, if one may go now, or what goes along with those that went. To be
+    /// called when [`Machine::poll_output`] is empty and while there is room to write.
     pub fn poll_send(&mut self) -> Option<ClientFrame> {
-        let Phase::Live(live) = &mut self.phase else {
-            return None;
-        };
-        if live.leaving.is_some() {
-            return None;
-        }
-        let now = self.now.mono;
-        let send = self.outbox.next(now, live.limits.sends_in_flight as usize)?;
-        live.said = now;
-        self.stats.transmissions += 1;
-        Some(ClientFrame::Send(send))
+        self.next_send()
     }
 
     /// What must survive a restart: the messages not accepted, the cursor, and what is remembered of consumed ones.

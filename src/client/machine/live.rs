@@ -28,6 +28,8 @@ pub(super) struct Live {
     pings: u64,
     /// When the acknowledgements that gather go out.
     ack_at: Option<Mono>,
+    /// Messages went out, so acknowledgements may go with them.
+    sent: bool,
     /// Users that this session subscribed to.
     told: BTreeSet<UserId>,
     /// Asked to go elsewhere: why, and how long to wait for answers.
@@ -45,6 +47,7 @@ impl Live {
             ping: None,
             pings: 0,
             ack_at: None,
+            sent: false,
             told: BTreeSet::new(),
             leaving: None,
         }
@@ -190,15 +193,39 @@ impl Machine {
         }
     }
 
-    pub(super) fn send_acks(&mut self) {
-        if let Phase::Live(live) = &mut self.phase {
-            live.ack_at = None;
-            let acks = self.inbox.acks();
-            if !acks.is_empty() {
-                self.stats.acks += acks.len() as u64;
-                self.say(ClientFrame::Ack(acks));
-            }
+    /// The next message that may go. Behind the last one go the acknowledgements that gather: a packet leaves anyway.
+    pub(super) fn next_send(&mut self) -> Option<ClientFrame> {
+        let Phase::Live(live) = &mut self.phase else {
+            return None;
+        };
+        if live.leaving.is_some() {
+            return None;
         }
+        let now = self.now.mono;
+        if let Some(send) = self.outbox.next(now, live.limits.sends_in_flight as usize) {
+            live.said = now;
+            live.sent = true;
+            self.stats.transmissions += 1;
+            return Some(ClientFrame::Send(send));
+        }
+        let sent = std::mem::take(&mut live.sent);
+        (sent && live.ack_at.is_some()).then(|| self.take_acks())?
+    }
+
+    pub(super) fn send_acks(&mut self) {
+        if let Some(frame) = self.take_acks() {
+            self.say(frame);
+        }
+    }
+
+    fn take_acks(&mut self) -> Option<ClientFrame> {
+        let Phase::Live(live) = &mut self.phase else {
+            return None;
+        };
+        live.ack_at = None;
+        let acks = self.inbox.acks();
+        self.stats.acks += acks.len() as u64;
+        (!acks.is_empty()).then_some(ClientFrame::Ack(acks))
     }
 
     pub(super) fn watch(&mut self, users: Vec<UserId>) {

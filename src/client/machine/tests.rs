@@ -304,6 +304,27 @@ fn acknowledgements_wait_for_the_application_and_go_together() {
 }
 
 #[test]
+fn acknowledgements_that_gather_go_with_what_is_sent() {
+    let mut rig = Rig::new(config());
+    rig.live();
+    for seq in 1..=2 {
+        rig.frame(message(at(seq), "bob", MessageId::v7(seq, [0; 10]), b"x"));
+    }
+    assert_eq!(rig.input(Input::Consumed(at(1))), []);
+    assert_eq!(rig.machine.poll_send(), None, "nothing is sent, so they wait");
+    rig.machine
+        .send(OutgoingMessage::new(user("bob"), "1"), rig.now)
+        .unwrap();
+    let sends = rig.sends();
+    assert!(matches!(sends[0], ClientFrame::Send(_)));
+    assert_eq!(sends[1..], [ClientFrame::Ack(vec![at(1)])]);
+    assert_eq!(rig.input(Input::Consumed(at(2))), []);
+    let (passed, outputs) = rig.wait();
+    assert_eq!(passed, config().tuning.ack_delay);
+    assert_eq!(outputs, [Output::Frame(ClientFrame::Ack(vec![at(2)]))]);
+}
+
+#[test]
 fn a_half_window_of_consumed_messages_is_acknowledged_at_once() {
     let mut rig = Rig::new(config());
     rig.live();
