@@ -9,7 +9,9 @@
 //! | `i` shard user origin seq | the operation of a message |
 //! | `d` shard day id recipient sender | [`DedupRow`]: digests and coordinates |
 //!
-//! Where each day of dedup has a table of its own the key is `d` id recipient sender shard.
+//! Where each day of dedup has a table of its own, records stand in blocks: `b` shard, time of the ids in units of
+//! [`DEDUP_BLOCK_MS`], checkpoint, number, first id, last id. Of earlier builds there are single records, too: `d` id
+//! recipient sender shard.
 //!
 //! Integers are big-endian, so that the order of keys is numeric; ids of variable length have their length (one byte)
 //! before them. Each value begins with a format version. The bytes of a message are stored once: its log entry names
@@ -89,8 +91,48 @@ pub fn dedup(shard: ShardId, key: &DedupKey) -> Vec<u8> {
     writer.text(&key.recipient).text(&key.sender).0
 }
 
-/// The key of a dedup record where each day has a table of its own that is dropped as a whole: by id first, so by time,
-/// which spares the table from sorting new records among old ones.
+/// The ids in a block of dedup records have times in one unit of so many milliseconds: a look for one id reads the
+/// blocks of its unit. A day has a whole number of them.
+pub const DEDUP_BLOCK_MS: u64 = 4_000;
+
+/// The key of a block of dedup records: of one shard and one unit of time, by the commit that its checkpoint covers and
+/// its number therein, so that a later one stands behind. The first and the last id say whether a look into it pays.
+pub fn dedup_block(shard: ShardId, covered: u64, number: u32, first: MessageId, last: MessageId) -> Vec<u8> {
+    let mut key = dedup_blocks_from(shard, first);
+    key.extend_from_slice(&covered.to_be_bytes());
+    key.extend_from_slice(&number.to_be_bytes());
+    key.extend_from_slice(&first.0);
+    key.extend_from_slice(&last.0);
+    key
+}
+
+/// No block of a shard with ids of the same unit of time as this one, or of a later one, stands before this.
+pub fn dedup_blocks_from(shard: ShardId, id: MessageId) -> Vec<u8> {
+    let unit = id.unix_ms().unwrap_or(0) / DEDUP_BLOCK_MS;
+    Writer::new(b'b', 4 + 8 + 8 + 4 + 32).shard(shard).number(unit).0
+}
+
+/// No block of a shard with ids of the same unit of time as this one stands behind this; without an id, none at all.
+pub fn dedup_blocks_to(shard: ShardId, id: Option<MessageId>) -> Vec<u8> {
+    let unit = id.map_or(u64::MAX, |id| id.unix_ms().unwrap_or(0) / DEDUP_BLOCK_MS);
+    let mut key = Writer::new(b'b', 4 + 8 + 8 + 4 + 32).shard(shard).number(unit).0;
+    key.resize(1 + 4 + 8 + 8 + 4 + 32, u8::MAX);
+    key
+}
+
+/// The first and the last id of a block.
+///
+/// # Errors
+/// [`RowError::Key`].
+pub fn dedup_block_ids(key: &[u8]) -> Result<(MessageId, MessageId), RowError> {
+    match key.get(25..).map(<[u8]>::as_chunks::<16>) {
+        Some(([first, last], [])) => Ok((MessageId(*first), MessageId(*last))),
+        _ => Err(RowError::Key("dedup block")),
+    }
+}
+
+/// The key of a single dedup record where each day has a table of its own, as earlier builds wrote them: by id first, so
+/// by time.
 pub fn dedup_in_day(shard: ShardId, key: &DedupKey) -> Vec<u8> {
     let len = 22 + key.recipient.as_str().len() + key.sender.as_str().len();
     let mut writer = Writer::new(b'd', len);

@@ -17,12 +17,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::record::{Extent, Meta, StoredDedup, StoredShard, StoredUser};
+use super::record::{DedupBlock, Extent, Meta, StoredShard, StoredUser};
 use super::tables::{Change, Table, Tables};
 use super::view::{Marks, Recent, View};
 use crate::core::ids::{Coord, Origin, Seq, ShardId, UserId};
 use crate::core::op::kind;
-use crate::core::state::{DEDUP_WEIGHT, Decision, DedupKey, Pieces, Series, ShardState, USER_WEIGHT};
+use crate::core::state::{
+    DEDUP_WEIGHT, Decision, DedupKey, DedupRow, Pieces, Series, ShardState, USER_WEIGHT,
+};
 use crate::store::engine::StoreError;
 use crate::store::keys::{self, LogValue};
 
@@ -30,6 +32,8 @@ use crate::store::keys::{self, LogValue};
 const CHANGE_COST: usize = 64;
 /// Pieces of a thousand dedup records that are sorted in one step: less than a millisecond.
 const SORT_PIECES: usize = 2;
+/// Dedup records in a block, at most: 20 KB or so, which a look for one of them reads.
+const BLOCK_RECORDS: usize = 256;
 /// New dedup records that are looked at in one step of giving memory back: less than a millisecond, and more than come
 /// between two steps.
 const LOOK_RECORDS: usize = 16 * 1024;
@@ -151,6 +155,7 @@ impl<T: Tables> View<T> {
         let ledger = &mut self.state.ledger;
         ledger.round += 1;
         self.dedup.counted = 0;
+        self.dedup.blocks = 0;
         self.spent = 0;
         let mut dirty = Dirty::default();
         for id in ledger.shards.drain(..) {
@@ -196,7 +201,7 @@ impl<T: Tables> View<T> {
                     });
                     return Ok(Step::More);
                 }
-                self.unflushed += self.write_slice(&mut dirty, budget.slice)?;
+                self.unflushed += self.write_slice(&mut dirty, covered, budget.slice)?;
                 let rest = (!dirty.shards.is_empty()).then_some(dirty);
                 match rest {
                     Some(dirty) if self.unflushed < budget.flush => (Phase::Writing(dirty), Step::More),
@@ -240,14 +245,14 @@ impl<T: Tables> View<T> {
     }
 
     /// Writes about `budget` bytes; gives how many.
-    fn write_slice(&mut self, dirty: &mut Dirty, budget: usize) -> Result<usize, StoreError> {
+    fn write_slice(&mut self, dirty: &mut Dirty, covered: u64, budget: usize) -> Result<usize, StoreError> {
         let mut slice = Slice {
             batch: Vec::new(),
             left: budget.max(1),
         };
         while let Some(mut entry) = dirty.shards.first_entry() {
             let id = *entry.key();
-            self.write_shard(id, entry.get_mut(), &mut slice)?;
+            self.write_shard(id, entry.get_mut(), covered, &mut slice)?;
             if slice.left == 0 {
                 break;
             }
@@ -265,6 +270,7 @@ impl<T: Tables> View<T> {
         &mut self,
         id: ShardId,
         dirty: &mut DirtyShard,
+        covered: u64,
         slice: &mut Slice,
     ) -> Result<(), StoreError> {
         while let Some(user) = dirty.users.last() {
@@ -274,30 +280,44 @@ impl<T: Tables> View<T> {
             }
             dirty.users.pop();
         }
-        let shard = self.state.shards.entry(id).or_default();
-        let marks = self.marks.entry(id).or_default();
-        while let Some(key) = dirty.dedup.last() {
-            if let Some(row) = shard.dedup.get(key) {
-                if marks.dropped_at(key.day()).is_some() {
-                    marks.revived.insert(key.day());
-                }
-                let stored = StoredDedup {
-                    as_of: self.last,
-                    row: row.clone(),
-                };
-                self.dedup.newest_ms = self.dedup.newest_ms.max(key.id.unix_ms().unwrap_or(0));
-                slice.put(
-                    Table::Dedup(key.day()),
-                    keys::dedup_in_day(id, key),
-                    keys::encode(&stored),
-                );
-            }
-            dirty.dedup.pop();
+        while !dirty.dedup.is_empty() {
+            self.write_dedup(id, &mut dirty.dedup, covered, slice);
             if slice.left == 0 {
                 return Ok(());
             }
         }
         self.write_head(id, &dirty.logs, slice)
+    }
+
+    /// The records of some keys, in blocks: there is one for each message, and a row of its own costs the tables as much as
+    /// the message cost its commit.
+    fn write_dedup(&mut self, id: ShardId, keys: &mut Vec<DedupKey>, covered: u64, slice: &mut Slice) {
+        let mut some = keys.split_off(keys.len().saturating_sub(BLOCK_RECORDS));
+        some.sort_unstable();
+        some.dedup();
+        let shard = self.state.shards.entry(id).or_default();
+        let marks = self.marks.entry(id).or_default();
+        let unit = |key: &DedupKey| key.id.unix_ms().unwrap_or(0) / keys::DEDUP_BLOCK_MS;
+        for run in some.chunk_by(|a, b| unit(a) == unit(b)) {
+            let known = |key: &DedupKey| Some((key.clone(), shard.dedup.get(key)?.clone()));
+            let rows: Vec<(DedupKey, DedupRow)> = run.iter().filter_map(known).collect();
+            let (Some((first, _)), Some((last, _))) = (rows.first(), rows.last()) else {
+                continue;
+            };
+            let day = first.day();
+            if marks.dropped_at(day).is_some() {
+                marks.revived.insert(day);
+            }
+            let newest = last.id.unix_ms().unwrap_or(0);
+            self.dedup.newest_ms = self.dedup.newest_ms.max(newest);
+            let key = keys::dedup_block(id, covered, self.dedup.blocks, first.id, last.id);
+            self.dedup.blocks += 1;
+            let block = DedupBlock {
+                as_of: self.last,
+                rows,
+            };
+            slice.put(Table::Dedup(day), key, keys::encode(&block));
+        }
     }
 
     /// Messages, deletions, then the row.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::core::ids::{Origin, Seq};
-use crate::core::state::{Decision, DedupRow, ShardRow, UserRow};
+use crate::core::state::{Decision, DedupKey, DedupRow, ShardRow, UserRow};
 use crate::store::keys::{self, RowError};
 use crate::store::opening::StoredIdentity;
 
@@ -94,7 +94,17 @@ pub struct StoredUser {
     pub row: UserRow,
 }
 
-/// A dedup record in the tables.
+/// Dedup records in the tables: of one shard, and of ids of one unit of time
+/// ([`DEDUP_BLOCK_MS`](keys::DEDUP_BLOCK_MS)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DedupBlock {
+    /// The last commit that they include.
+    pub as_of: u64,
+    /// The records, in the order of their keys.
+    pub rows: Vec<(DedupKey, DedupRow)>,
+}
+
+/// A dedup record in the tables by itself, as builds before blocks wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredDedup {
     /// The last commit that it includes.

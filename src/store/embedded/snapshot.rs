@@ -48,7 +48,19 @@ impl<T: Tables> snapshot::Source for Source<'_, T> {
         after: Option<&DedupKey>,
         limit: usize,
     ) -> Result<(DedupRows, Option<DedupKey>), StoreError> {
-        let (mut found, bound) = self.stored_dedup(after, limit)?;
+        let (mut found, bound) = self.single_dedup(after, limit)?;
+        let (newer, newer_bound) = self.dedup_blocks(after, limit)?;
+        found.extend(newer);
+        let bounds = [bound, newer_bound].into_iter().flatten();
+        let mut bound = bounds.min_by_key(|bound| place(bound));
+        if let Some(bound) = &bound {
+            let last = place(bound);
+            found.retain(|at, _| *at <= last);
+        }
+        if found.len() > limit {
+            found = found.into_iter().take(limit).collect();
+            bound = found.last_key_value().map(|(_, (key, _))| key.clone());
+        }
         let behind = |key: &DedupKey| after.is_none_or(|after| place(key) > place(after));
         let before = |key: &DedupKey| bound.as_ref().is_none_or(|bound| place(key) <= place(bound));
         let first = DedupKey {
@@ -147,8 +159,70 @@ fn place(key: &DedupKey) -> Place {
 }
 
 impl<T: Tables> Source<'_, T> {
-    /// Records in the tables, and the last key that was looked at; `None` where nothing lies behind.
-    fn stored_dedup(
+    /// Records in the blocks of the tables, and the last key that was looked at; `None` where nothing lies behind.
+    ///
+    /// The blocks of a unit of time may have anything of it, in any order: a page ends between two units, or where it is
+    /// full with what comes first.
+    fn dedup_blocks(
+        &self,
+        after: Option<&DedupKey>,
+        limit: usize,
+    ) -> Result<(Found, Option<DedupKey>), StoreError> {
+        let mut found = Found::new();
+        let mut cut = false;
+        let last = |found: &Found| found.last_key_value().map(|(_, (key, _))| key.clone());
+        let start = after.map_or(MessageId([0; 16]), |after| after.id);
+        let mut days = self.view.tables.dedup_days();
+        days.sort_unstable();
+        let first_day = after.map_or(0, DedupKey::day);
+        for day in days.into_iter().filter(|day| *day >= first_day) {
+            let marks = self.view.marks.get(&self.shard);
+            if marks.is_some_and(|marks| marks.dropped_all(day)) {
+                continue;
+            }
+            let dropped = marks.and_then(|marks| marks.dropped_at(day));
+            let from = keys::dedup_blocks_from(self.shard, start);
+            let to = keys::dedup_blocks_to(self.shard, None);
+            let (mut unit, mut looked, mut stopped) = (None, 0, false);
+            self.view
+                .tables
+                .range(Table::Dedup(day), &from, &to, &mut |raw, value| {
+                    let (low, high) = keys::dedup_block_ids(raw).map_err(|e| damaged(&e))?;
+                    let enough = cut || found.len() >= limit || (looked >= SCAN && !found.is_empty());
+                    let of = low.unix_ms().unwrap_or(0) / keys::DEDUP_BLOCK_MS;
+                    if enough && unit.replace(of).is_some_and(|unit| unit != of) {
+                        stopped = true;
+                        return Ok(false);
+                    }
+                    unit = Some(of);
+                    let beyond = cut && found.last_key_value().is_some_and(|(place, _)| low > place.0);
+                    if high < start || beyond {
+                        return Ok(true);
+                    }
+                    let block = self.view.dedup_block(&value)?;
+                    looked += block.rows.len();
+                    if dropped.is_none_or(|at| block.as_of >= at) {
+                        let rows = block.rows.into_iter();
+                        let behind =
+                            rows.filter(|(key, _)| after.is_none_or(|after| place(key) > place(after)));
+                        found.extend(behind.map(|(key, row)| (place(&key), (key, row))));
+                    }
+                    while found.len() > limit {
+                        found.pop_last();
+                        cut = true;
+                    }
+                    Ok(true)
+                })?;
+            if stopped || cut || found.len() >= limit {
+                let bound = last(&found);
+                return Ok((found, bound));
+            }
+        }
+        Ok((found, None))
+    }
+
+    /// The same of records by themselves, of builds before blocks.
+    fn single_dedup(
         &self,
         after: Option<&DedupKey>,
         limit: usize,

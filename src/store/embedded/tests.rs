@@ -1,6 +1,7 @@
 //! Whole engines: on a simulated disk with tables in memory, and on real files with fjall.
 
 mod crash;
+mod dedup;
 mod formats;
 mod random;
 mod real;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use super::checkpoint::Checkpoint;
-use super::record::{Extents, StoredDedup, StoredShard, StoredUser};
+use super::record::{DedupBlock, Extents, StoredDedup, StoredShard, StoredUser};
 use super::snapshot::Source;
 use super::tables::{Table, Tables};
 use crate::core::commit::{CONSUME_STEP, Need, StoreOp, TRIM_STEP, needs, needs_more};
@@ -91,6 +91,8 @@ pub(super) struct Recent {
     pub(super) counts: BTreeMap<u64, usize>,
     /// So many of the ledger's records are in the counts: those that came since the last checkpoint began.
     pub(super) counted: usize,
+    /// Blocks of records that the checkpoint under way, or the last one, wrote.
+    pub(super) blocks: u32,
 }
 
 impl Recent {
@@ -213,14 +215,9 @@ impl<T: Tables> View<T> {
             return Ok(());
         }
         let day = key.day();
-        let Some(value) = self
-            .tables
-            .get(Table::Dedup(day), &keys::dedup_in_day(id, &key))?
-        else {
+        let Some(stored) = self.stored_dedup(id, &key)? else {
             return Ok(());
         };
-        let stored: StoredDedup = decode("dedup record", &value)?;
-        self.check_age(stored.as_of)?;
         let dropped = self.marks.get(&id).and_then(|marks| marks.dropped_at(day));
         if dropped.is_none_or(|at| stored.as_of >= at) {
             let shard = self.state.shards.entry(id).or_default();
@@ -229,6 +226,41 @@ impl<T: Tables> View<T> {
             self.loads += 1;
         }
         Ok(())
+    }
+
+    /// The record of a key in the tables: of the blocks that may have it the last one that does.
+    fn stored_dedup(&self, id: ShardId, key: &DedupKey) -> Result<Option<StoredDedup>, StoreError> {
+        let table = Table::Dedup(key.day());
+        let from = keys::dedup_blocks_from(id, key.id);
+        let to = keys::dedup_blocks_to(id, Some(key.id));
+        let mut found = None;
+        self.tables.range(table, &from, &to, &mut |raw, value| {
+            let (first, last) = keys::dedup_block_ids(raw).map_err(|e| damaged(&e))?;
+            if (first..=last).contains(&key.id) {
+                let mut block = self.dedup_block(&value)?;
+                if let Ok(at) = block.rows.binary_search_by(|(known, _)| known.cmp(key)) {
+                    found = Some(StoredDedup {
+                        as_of: block.as_of,
+                        row: block.rows.swap_remove(at).1,
+                    });
+                }
+            }
+            Ok(true)
+        })?;
+        if found.is_none()
+            && let Some(value) = self.tables.get(table, &keys::dedup_in_day(id, key))?
+        {
+            let stored: StoredDedup = decode("dedup record", &value)?;
+            self.check_age(stored.as_of)?;
+            found = Some(stored);
+        }
+        Ok(found)
+    }
+
+    pub(super) fn dedup_block(&self, value: &[u8]) -> Result<DedupBlock, StoreError> {
+        let block: DedupBlock = decode("dedup block", value)?;
+        self.check_age(block.as_of)?;
+        Ok(block)
     }
 
     /// Answers a read.
