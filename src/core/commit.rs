@@ -17,11 +17,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::defect::{self, Defect};
+use super::expire::{self, Looked};
 use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
 use super::retire::{self, Retirement};
 use super::snapshot::{Cut, SnapshotPage};
-use super::state::{Decision, DedupKey, Logged, Next, Recovery, ShardState, State};
+use super::state::{Decision, DedupKey, DeviceRow, Logged, Recovery, ShardState, State};
 use super::vector::Vector;
 
 pub use needs::{Need, needs, needs_more};
@@ -111,6 +112,8 @@ pub enum StoreOp {
         before: u64,
         /// The operations.
         ops: Vec<LoggedOp>,
+        /// Of the devices that expire in them, those that are attached here (R19).
+        attached: Vec<(UserId, DeviceId)>,
     },
     /// Trim logs, and remove what became removable, in bounded steps.
     Trim {
@@ -179,6 +182,28 @@ pub enum StoreOp {
         /// The page.
         page: Arc<SnapshotPage>,
     },
+    /// Replace what is due of a user's messages by holes, in bounded steps; only what the log does not need (R18).
+    Expire {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The user.
+        user: UserId,
+        /// Where the step before ended; `None` begins.
+        looked: Option<Looked>,
+    },
+    /// Log that a device expires that was not heard of for long, or let that take effect where it was left over (R19).
+    ExpireDevice {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Whose device.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+    },
 }
 
 impl StoreOp {
@@ -197,7 +222,9 @@ impl StoreOp {
             | StoreOp::Recover { shard, .. }
             | StoreOp::Retire { shard, .. }
             | StoreOp::Forgo { shard, .. }
-            | StoreOp::Merge { shard, .. } => *shard,
+            | StoreOp::Merge { shard, .. }
+            | StoreOp::Expire { shard, .. }
+            | StoreOp::ExpireDevice { shard, .. } => *shard,
         }
     }
 
@@ -216,7 +243,9 @@ impl StoreOp {
             | StoreOp::Recover { epoch, .. }
             | StoreOp::Retire { epoch, .. }
             | StoreOp::Forgo { epoch, .. }
-            | StoreOp::Merge { epoch, .. } => Some(*epoch),
+            | StoreOp::Merge { epoch, .. }
+            | StoreOp::Expire { epoch, .. }
+            | StoreOp::ExpireDevice { epoch, .. } => Some(*epoch),
         }
     }
 
@@ -228,6 +257,7 @@ impl StoreOp {
                 | StoreOp::Cursor { .. }
                 | StoreOp::Register { .. }
                 | StoreOp::Confirm { .. }
+                | StoreOp::ExpireDevice { .. }
         )
     }
 }
@@ -258,6 +288,11 @@ pub enum Outcome {
     },
     /// What was retired, and what is to be looked for.
     Retired(Retirement),
+    /// Looked through an inbox for what is due.
+    Expired {
+        /// Where to go on, where a bounded step left some.
+        next: Option<Looked>,
+    },
     /// Refused without a trace.
     Refused(Refusal),
 }
@@ -377,7 +412,9 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
     if let StoreOp::Cursor { user, .. }
     | StoreOp::Register { user, .. }
     | StoreOp::Forgo { user, .. }
-    | StoreOp::Remove { user, .. } = op
+    | StoreOp::Remove { user, .. }
+    | StoreOp::Expire { user, .. }
+    | StoreOp::ExpireDevice { user, .. } = op
     {
         work.strip_user(user);
     }
@@ -410,8 +447,9 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             first,
             before,
             ops,
+            attached,
             ..
-        } => work.apply_remote(*origin, region, *first, *before, ops),
+        } => work.apply_remote(*origin, region, *first, *before, (ops, attached)),
         StoreOp::Trim { .. } => work.trim(),
         StoreOp::Remove { user, .. } => {
             let consumed = work.consume(user);
@@ -430,16 +468,9 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
         StoreOp::Retire { unneeded, .. } => work.retire(unneeded),
         StoreOp::Forgo { user, origins, .. } => work.forgo(user, origins),
         StoreOp::Merge { cut, page, .. } => work.merge(cut, page),
+        StoreOp::Expire { user, looked, .. } => work.expire(user, *looked),
+        StoreOp::ExpireDevice { user, device, .. } => work.expire_device(user, device),
     }
-}
-
-/// What [`Work::consume`] did.
-#[derive(Debug, Default)]
-pub(super) struct Consumed {
-    /// Whether work is left for another call.
-    pub(super) more: bool,
-    /// The first message of each origin that it went over.
-    pub(super) first: Vec<(Origin, Seq)>,
 }
 
 /// Decides operations of one shard.
@@ -551,18 +582,29 @@ impl Work<'_> {
             None if claim.is_empty() && row.is_some_and(|row| row.past) => {
                 cursor.raise(retire::RETIRED, retire::CAME_LATER);
             }
+            // While it was expired, what it had not consumed may have gone with retired origins.
+            Some(known) if known.expired && row.is_some_and(|row| row.past) => {
+                cursor.raise(retire::RETIRED, retire::CAME_LATER);
+            }
             Some(known) if known.cursor.of(retire::RETIRED) == 0 => cursor.remove(retire::RETIRED),
             _ => {}
         }
-        if known.is_some_and(|row| !row.expired && row.cursor.includes(&cursor)) {
+        let limits = &self.state.identity.limits;
+        // One that is to expire does not, if it comes under another epoch (R19).
+        let expires = known.is_some_and(|row| row.expired || row.life.expiry.is_some());
+        let fresh = |row: &&DeviceRow| {
+            row.cursor.includes(&cursor)
+                && !expire::is_stale(row.life.seen_ms, limits.device_expiry_ms, self.now_ms)
+        };
+        if known.filter(|_| !expires).is_some_and(|row| fresh(&row)) {
             return Outcome::Done { more: false };
         }
         let live = devices.map_or(0, |devices| devices.values().filter(|row| !row.expired).count());
-        let limit = self.state.identity.limits.devices;
+        let limit = limits.devices;
         if known.is_none_or(|row| row.expired) && live >= limit {
             return Outcome::Refused(Refusal::TooManyDevices { limit: limit as u64 });
         }
-        let epoch = known.map_or(1, |row| row.epoch.max(1) + u32::from(row.expired));
+        let epoch = known.map_or(1, |row| row.epoch.max(1) + u32::from(expires));
         let change = DeviceChange::Register { epoch, cursor };
         self.log(&Op::Device {
             user: user.clone(),
@@ -595,7 +637,7 @@ impl Work<'_> {
         region: &RegionId,
         first: Seq,
         before: u64,
-        ops: &[LoggedOp],
+        (ops, attached): (&[LoggedOp], &[(UserId, DeviceId)]),
     ) -> Outcome {
         if let Some(end) = self.row().row.retired(origin) {
             return Outcome::Applied {
@@ -629,7 +671,7 @@ impl Work<'_> {
         let mut through = have;
         for op in &ops[known..] {
             let seq = through + 1;
-            if let Err(stop) = self.apply_one(origin, region, seq, op) {
+            if let Err(stop) = self.apply_one(origin, region, seq, op, attached) {
                 return Outcome::Applied {
                     through,
                     stopped: Some(stop),
@@ -643,7 +685,14 @@ impl Work<'_> {
         }
     }
 
-    fn apply_one(&mut self, origin: Origin, region: &RegionId, seq: Seq, op: &LoggedOp) -> Result<(), Stop> {
+    fn apply_one(
+        &mut self,
+        origin: Origin,
+        region: &RegionId,
+        seq: Seq,
+        op: &LoggedOp,
+        attached: &[(UserId, DeviceId)],
+    ) -> Result<(), Stop> {
         let decoded = op.decode().map_err(|error| Stop::Unreadable { at: seq, error })?;
         match &decoded {
             Op::Start {
@@ -701,6 +750,7 @@ impl Work<'_> {
         };
         self.record_logged(logged, &decoded);
         let device = matches!(decoded, Op::Device { .. });
+        self.object(op, &decoded, attached);
         let user = match decoded {
             // A cursor can run ahead of the entries it covers, so an entry may be consumed as it arrives; and with a
             // sibling, what a cursor covers here may be an earlier one.
@@ -736,116 +786,8 @@ impl Work<'_> {
         })
     }
 
-    /// Moves the mark of what every device consumed, at most [`CONSUME_STEP`] entries.
-    pub(super) fn consume(&mut self, user: &UserId) -> Consumed {
-        let mut steps = CONSUME_STEP;
-        let mut consumed = Consumed::default();
-        let origins: Vec<Origin> = match self.row().users.get(user) {
-            Some(known) if !known.row.devices.is_empty() || defect::on(Defect::TrimWithoutDevices) => {
-                known.inbox.keys().copied().collect()
-            }
-            _ => return consumed,
-        };
-        for origin in origins {
-            let known = &self.row().users[user];
-            let series = &known.inbox[&origin];
-            let mut to = known.row.consumed.of(origin);
-            let counted = known.row.counted.of(origin);
-            let (from, mut messages, mut bytes) = (to, 0, 0);
-            loop {
-                if steps == 0 {
-                    consumed.more = true;
-                    break;
-                }
-                match series.next(to) {
-                    Next::Item(seq, op) if known.row.all_consumed(Coord { origin, seq }) => {
-                        if to == from {
-                            consumed.first.push((origin, seq));
-                        }
-                        to = seq;
-                        steps -= 1;
-                        if seq > counted {
-                            messages += 1;
-                            bytes += op.len() as u64;
-                        }
-                    }
-                    // Its page ended: another call begins with a new one.
-                    Next::NotLoaded => {
-                        consumed.more = true;
-                        break;
-                    }
-                    Next::Item(..) | Next::End => break,
-                }
-            }
-            if to > from {
-                let user = user.clone();
-                self.record(Decision::Consumed {
-                    shard: self.shard,
-                    user,
-                    origin,
-                    to,
-                    messages,
-                    bytes,
-                });
-            }
-        }
-        consumed
-    }
-
-    /// Removes what is consumed and stable (R10), once it was trimmed from the log: an entry of the log always finds
-    /// its message in the inbox, so a body is stored once. What is trimmed was stable (R9). Where logs are trimmed for a
-    /// snapshot that is not complete, nothing is removed but with the user's page of it ([`Recovery::Merging`]).
-    ///
-    /// `first` is the first message of an origin that the operation at hand consumed or trimmed: what was so before it is
-    /// removed already, as far as it may. Where that lies higher nothing is to be removed, and nothing is said to be: a device
-    /// that comes would be told of a hole where no message was. The mark of what is consumed is a message by itself.
-    pub(super) fn remove(&mut self, user: &UserId, first: &[(Origin, Seq)]) {
-        if self.row().row.recovery != Recovery::Merging {
-            self.remove_below(user, first, None);
-        }
-    }
-
-    /// As [`Work::remove`]; while a snapshot is merged also what lies below its cut, of logs of which nothing is kept here.
-    pub(super) fn remove_below(&mut self, user: &UserId, first: &[(Origin, Seq)], cut: Option<&Cut>) {
-        let shard = self.row();
-        let Some(known) = shard.users.get(user) else {
-            return;
-        };
-        let nobody = known.row.devices.values().all(|device| device.expired);
-        if nobody && !defect::on(Defect::TrimWithoutDevices) {
-            return;
-        }
-        let removable: Vec<(Origin, Seq)> = known
-            .row
-            .consumed
-            .iter()
-            .map(|(origin, consumed)| {
-                let (floor, end) = shard
-                    .row
-                    .logs
-                    .get(&origin)
-                    .map_or((0, 0), |log| (log.floor, log.seq));
-                let below = cut.filter(|_| floor == end).map_or(0, |cut| cut.seq(origin));
-                (origin, consumed, consumed.min(floor.max(below)))
-            })
-            .filter(|(origin, consumed, to)| {
-                let some = to == consumed || first.iter().any(|(of, seq)| of == origin && seq <= to);
-                some && *to > known.row.trimmed.of(*origin)
-            })
-            .map(|(origin, _, to)| (origin, to))
-            .collect();
-        for (origin, to) in removable {
-            self.record(Decision::Removed {
-                shard: self.shard,
-                user: user.clone(),
-                origin,
-                to,
-            });
-        }
-    }
-
     /// Logs an own operation under the next sequence and hybrid time.
-    fn log(&mut self, op: &Op) -> Coord {
+    pub(super) fn log(&mut self, op: &Op) -> Coord {
         self.start_if_new();
         self.log_here(op)
     }

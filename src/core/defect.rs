@@ -55,6 +55,14 @@ pub enum Defect {
     RetiredEarly,
     /// A store that lists an origin forgets that a snapshot said it is retired (R23).
     WordForgotten,
+    /// A snapshot leaves out that expiries of devices were vetoed, or the devices registered again (R11, R19).
+    SnapshotWithoutVetoes,
+    /// A region lets devices expire that are attached there (R19).
+    NoVeto,
+    /// A hole forgets the copies of the messages that it replaces (R15, R18).
+    HoleForgetsSiblings,
+    /// Messages and devices expire whatever the clocks of the other regions say (R20).
+    ExpiresAlone,
     /// Dedup records are dropped as soon as they are stable, window or not (R16).
     DedupDroppedEarly,
     /// A provider ships what its subscriber gave no credit for.

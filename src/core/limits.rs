@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::expire::EXPIRY_MARGIN_MS;
+
 /// Limits and intervals of a node's machines. Every queue of the core is bounded by one of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -65,6 +67,10 @@ pub struct CoreLimits {
     pub session_grace_ms: u64,
     /// A probed client has so long to answer, milliseconds; no answer ends its session.
     pub probe_ms: u64,
+    /// A device that was not heard of in any region for so long expires, milliseconds; 0: none does (R19).
+    pub device_expiry_ms: u64,
+    /// Messages and devices expire so much later, milliseconds: clocks that agree are no further apart (R20).
+    pub expiry_margin_ms: u64,
     /// Seconds of silence after which a client's connection ends.
     pub idle_seconds: u32,
 }
@@ -98,6 +104,8 @@ impl Default for CoreLimits {
             geo_timeout_ms: 2_000,
             session_grace_ms: 3_000,
             probe_ms: 2_000,
+            device_expiry_ms: 30 * 24 * 60 * 60 * 1000,
+            expiry_margin_ms: EXPIRY_MARGIN_MS,
             idle_seconds: 300,
         }
     }

@@ -10,8 +10,9 @@
 //! | [`owner`] | the shards of a partition: deposits, delivery, sessions |
 //! | [`presence`] | who is online: registers that every region writes and all converge on |
 //! | [`link`] | replication between regions: subscriptions, catch-up, relay |
-//! | [`state`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
-//! | [`snapshot`], `trim` | commits that merge a snapshot; commits that let go of what is stable |
+//! | [`state`], [`user`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
+//! | [`expire`] | what goes by time: messages, and devices |
+//! | [`snapshot`], `trim`, `remove` | commits that merge a snapshot; commits that let go of what is stable |
 //! | [`retire`] | old origins: when nobody needs one any more, and how it leaves all vectors |
 //! | [`storage`] | what machines ask of a store, and its answers |
 //! | [`op`] | the logged operations and their encoding |
@@ -27,6 +28,7 @@
 pub mod commit;
 pub mod defect;
 pub mod edge;
+pub mod expire;
 pub mod ids;
 pub mod inspect;
 pub mod limits;
@@ -38,6 +40,7 @@ pub mod op;
 pub mod owner;
 pub mod placement;
 pub mod presence;
+mod remove;
 pub mod retire;
 pub mod series;
 pub mod snapshot;
@@ -45,5 +48,6 @@ pub mod state;
 pub mod storage;
 pub mod time;
 mod trim;
+pub mod user;
 pub mod vector;
 pub mod wire;

@@ -345,7 +345,7 @@ impl Partition {
             return;
         }
         self.edge.handle_timeout(now);
-        self.owner.handle_clocks(self.links.clocks(now));
+        self.owner.handle_clocks(self.links.clocks(now), now);
         self.owner.handle_timeout(now);
         self.links.handle_timeout(now);
     }
@@ -489,6 +489,7 @@ impl Partition {
                 ops,
             } => match self.owner.epoch(shard) {
                 Some(epoch) => {
+                    let attached = self.owner.attached_among(shard, &ops);
                     let op = StoreOp::ApplyRemote {
                         shard,
                         epoch,
@@ -497,6 +498,7 @@ impl Partition {
                         first,
                         before,
                         ops,
+                        attached,
                     };
                     self.queued.push((op, CommitTag::Link { token, shard, origin }));
                 }
@@ -664,7 +666,7 @@ impl Partition {
             // The simulator tells what a commit will hold before it ends.
             return self.links.handle_committed(logged, now);
         }
-        self.owner.handle_clocks(self.links.clocks(now));
+        self.owner.handle_clocks(self.links.clocks(now), now);
         if result.is_err() {
             // What came with this input in one batch waits behind the failed commit, too.
             self.pump();

@@ -113,14 +113,14 @@ pub enum DeviceChange {
         /// What it has consumed already, at most what is applied here.
         cursor: Vector,
     },
-    /// It need not consume any more (R19).
+    /// It need not consume any more, once this is stable and nobody vetoed it (R19).
     Expire {
         /// The epoch that expires.
         epoch: u32,
     },
-    /// It is attached: an expiry of this epoch is void (R19).
+    /// It is attached: an expiry of this epoch is void, whenever it comes, and the device goes on under the next epoch (R19).
     Veto {
-        /// The epoch that stays.
+        /// The epoch whose expiry is void.
         epoch: u32,
     },
 }
@@ -345,6 +345,19 @@ impl LoggedOp {
         std::str::from_utf8(control.get(at..at + len)?).ok()
     }
 
+    /// When a message's time to live ends, unix milliseconds, read without decoding the rest; 0 = never, or no message.
+    pub fn expires_ms(&self) -> u64 {
+        if self.kind() != kind::APPEND {
+            return 0;
+        }
+        // The ninth of the envelope's fields; a short array has one byte before the first.
+        let mut rest = self.control().get(1..);
+        for _ in 0..8 {
+            rest = rest.and_then(skip);
+        }
+        rest.and_then(number).unwrap_or(0)
+    }
+
     /// The running hash after this operation, from the one before it: xxh3-64 seeded with it (R3).
     pub fn running_hash(&self, before: u64) -> u64 {
         xxh3_64_with_seed(&self.0, before)
@@ -389,6 +402,39 @@ pub struct LogEntry {
     pub hash: u64,
     /// The operation.
     pub op: LoggedOp,
+}
+
+/// What follows a MessagePack value, of the kinds that envelopes hold: numbers, texts, bytes.
+fn skip(raw: &[u8]) -> Option<&[u8]> {
+    let (first, rest) = raw.split_first()?;
+    let (len, rest) = match *first {
+        0x00..=0x7f => (0, rest),
+        short @ 0xa0..=0xbf => (usize::from(short & 0x1f), rest),
+        0xc4 | 0xd9 => (usize::from(*rest.first()?), &rest[1..]),
+        0xc5 | 0xda => (
+            usize::from(u16::from_be_bytes(*rest.first_chunk()?)),
+            rest.get(2..)?,
+        ),
+        0xcc => (1, rest),
+        0xcd => (2, rest),
+        0xce => (4, rest),
+        0xcf => (8, rest),
+        _ => return None,
+    };
+    rest.get(len..)
+}
+
+/// A MessagePack number that is not negative.
+fn number(raw: &[u8]) -> Option<u64> {
+    let (first, rest) = raw.split_first()?;
+    Some(match *first {
+        small @ 0x00..=0x7f => small.into(),
+        0xcc => (*rest.first()?).into(),
+        0xcd => u16::from_be_bytes(*rest.first_chunk()?).into(),
+        0xce => u32::from_be_bytes(*rest.first_chunk()?).into(),
+        0xcf => u64::from_be_bytes(*rest.first_chunk()?),
+        _ => return None,
+    })
 }
 
 fn pack<T: Serialize>(value: &T) -> Vec<u8> {
@@ -481,6 +527,25 @@ mod tests {
     }
 
     #[test]
+    fn the_expiry_is_read_without_decoding() {
+        for expires_ms in [0, 1, 127, 128, 300, 70_000, 1_700_000_000_000, u64::MAX] {
+            for (session_seq, trace) in [(0, 0), (200, 64), (u64::MAX, 1)] {
+                let envelope = Envelope {
+                    from: UserId::new(&"a".repeat(200)).unwrap(),
+                    session: SessionId(u64::MAX),
+                    session_seq,
+                    kind: 65_535,
+                    expires_ms,
+                    trace: vec![0xff; trace],
+                    ..envelope()
+                };
+                let op = LoggedOp::encode(&Op::Append(envelope, Bytes::new()), Hlc::default());
+                assert_eq!(op.expires_ms(), expires_ms);
+            }
+        }
+    }
+
+    #[test]
     fn an_unknown_kind_is_kept_but_not_decoded() {
         let mut raw = LoggedOp::encode(&Op::Append(envelope(), Bytes::new()), Hlc::default())
             .bytes()
@@ -493,10 +558,10 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(raw in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
-            let _ = LoggedOp::from_bytes(raw.clone().into()).map(|op| op.decode());
+            let _ = LoggedOp::from_bytes(raw.clone().into()).map(|op| (op.decode(), op.expires_ms()));
             let mut good = LoggedOp::encode(&Op::Append(envelope(), raw.into()), Hlc::default()).bytes().to_vec();
             good.truncate(cut);
-            let _ = LoggedOp::from_bytes(good.into()).map(|op| op.decode());
+            let _ = LoggedOp::from_bytes(good.into()).map(|op| (op.decode(), op.expires_ms()));
         }
     }
 }

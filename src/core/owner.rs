@@ -7,8 +7,10 @@
 //! | [`forget`] | dropping dedup records of ids that cannot come any more (R16) |
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
 //! | [`holes`] | what is gone of an inbox, told in its place |
+//! | [`sweep`] | looking for what expires: messages and devices (R18, R19) |
 //! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
+//! | `asked` | what is asked of the store, and what for |
 //! | `inspect` | what an operator is shown |
 //! | [`retire`] | what old origins are needed for (R23) |
 //! | [`recovery`] | shards that lack what other regions have (R4) |
@@ -17,6 +19,7 @@
 //! and attaches before that are refused retryably. Whatever is committed comes back through
 //! [`Owner::handle_committed`], own operations and applied ones alike; delivery reads only from there and from the store.
 
+mod asked;
 mod copies;
 mod credit;
 mod delivery;
@@ -28,6 +31,7 @@ mod parts;
 mod recovery;
 mod retire;
 mod sessions;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -44,7 +48,7 @@ use super::msg::{Answer, Delivery, ToEdge, ToOwner};
 use super::op::{Op, kind};
 use super::presence::Presence;
 use super::state::{Logged, ShardRow};
-use super::storage::{Read, ReadReply, StoreError};
+use super::storage::{ReadReply, StoreError};
 use super::time::{Clocks, Mono, Now};
 use super::vector::Vector;
 use super::wire::{Code, PresenceEvent};
@@ -52,6 +56,7 @@ use crate::core::commit;
 
 use parts::{PARTS, Parts};
 
+pub use asked::{Question, Tag};
 pub use copies::{DurabilityPolicy, WithoutCopy};
 pub use credit::{TAKEN_STEP, delivery_cost};
 pub use delivery::DeliveryStats;
@@ -114,29 +119,6 @@ pub enum OwnerOutput {
     },
 }
 
-/// What an operation was for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tag {
-    /// Taking a shard over.
-    Bump(ShardId),
-    /// A deposit.
-    Deposit(deposits::DepositTag),
-    /// Registering the device of a session.
-    Register(AttachId),
-    /// Writing a cursor.
-    Cursor(delivery::Unwritten),
-    /// Work whose outcome matters only if it is not done.
-    Remove(ShardId, UserId),
-    /// Periodic work of a shard.
-    Upkeep(ShardId),
-    /// Dropping dedup records.
-    Forget(ShardId, u32),
-    /// Beginning to recover, or opening.
-    Recover(ShardId, bool),
-    /// Retiring old origins.
-    Retire(ShardId),
-}
-
 /// One attachment of a session. A session that is attached again is another one: what was asked for the one before must
 /// not be taken for its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -146,83 +128,6 @@ pub struct AttachId {
     /// The session.
     pub session: SessionId,
     number: u64,
-}
-
-/// A question to the store and what it is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Question {
-    /// The head of a shard, to become active under this epoch.
-    Head(ShardId, Epoch),
-    /// Whether a shard is still ours under this epoch (R2).
-    Verify(ShardId, Epoch),
-    /// The head of a shard that began to recover or has recovered.
-    Recovered(ShardId),
-    /// Users that need an origin (R23).
-    Needed {
-        /// The shard.
-        shard: ShardId,
-        /// Which look.
-        number: u64,
-        /// The origin.
-        origin: Origin,
-        /// Only as far as messages of it wait.
-        stored: bool,
-        /// From this user on.
-        from: Option<UserId>,
-    },
-    /// The row of a user, for a session.
-    User(AttachId, UserId),
-    /// Messages for a session.
-    Inbox {
-        /// For which attachment.
-        at: AttachId,
-        /// Whose.
-        user: UserId,
-        /// Above this.
-        after: Vector,
-        /// At most so many.
-        max_items: usize,
-        /// At most so many bytes.
-        max_bytes: usize,
-    },
-}
-
-impl Question {
-    /// What to ask the store.
-    pub fn read(&self) -> Read {
-        match self {
-            Question::Head(shard, _) | Question::Verify(shard, _) | Question::Recovered(shard) => {
-                Read::Shard(*shard)
-            }
-            Question::Needed {
-                shard,
-                origin,
-                stored,
-                from,
-                ..
-            } => Read::Needed {
-                shard: *shard,
-                origins: BTreeSet::from([*origin]),
-                stored: *stored,
-                from: from.clone(),
-            },
-            Question::User(at, user) => Read::User(at.shard, user.clone()),
-            Question::Inbox {
-                at,
-                user,
-                after,
-                max_items,
-                max_bytes,
-                ..
-            } => Read::Inbox {
-                shard: at.shard,
-                user: user.clone(),
-                after: after.clone(),
-                max_items: *max_items,
-                max_bytes: *max_bytes,
-            },
-        }
-    }
 }
 
 /// Counters of an owner.
@@ -276,6 +181,9 @@ pub struct Owner {
     end_recovery: bool,
     /// What the clocks of the other regions say.
     clocks: Clocks,
+    /// Messages that expire at or before this, unix milliseconds, are not given any more.
+    expired_ms: u64,
+    sweeps: sweep::Sweeps,
     upkeep: Parts,
     flush: Parts,
     presence_at: Mono,
@@ -323,6 +231,7 @@ struct Shard {
     dirty: bool,
     forget: forget::Forget,
     look: retire::Look,
+    sweep: sweep::Sweep,
     /// Sessions whose cursor moved since it was last written.
     moved: BTreeSet<SessionId>,
     presence: Presence,
@@ -345,6 +254,7 @@ impl Shard {
             dirty: false,
             forget: forget::Forget::default(),
             look: retire::Look::default(),
+            sweep: sweep::Sweep::default(),
             moved: BTreeSet::new(),
             presence: Presence::new(region.clone()),
             check_missing: None,
@@ -392,6 +302,8 @@ impl Owner {
             finishing: false,
             end_recovery: false,
             clocks: Clocks::default(),
+            expired_ms: 0,
+            sweeps: sweep::Sweeps::default(),
             upkeep: Parts::new(now.mono, config.limits.confirm_ms),
             flush: Parts::new(now.mono, config.limits.cursor_ms),
             presence_at: now.mono + ms(config.limits.presence_ms),
@@ -451,11 +363,6 @@ impl Owner {
     /// Whether every shard that this partition should own is active.
     pub fn all_active(&self) -> bool {
         self.active == self.wanted.len()
-    }
-
-    /// What the clocks of the other regions say by now.
-    pub fn handle_clocks(&mut self, clocks: Clocks) {
-        self.clocks = clocks;
     }
 
     /// From now on deposits are refused retryably: their edges try again where the shard goes, or here after a restart.
@@ -638,6 +545,7 @@ impl Owner {
                 }
             }
             (Tag::Forget(shard, before), outcome) => self.forgot(shard, before, outcome, now),
+            (Tag::Expire(shard, user), outcome) => self.expired(shard, user, outcome, now),
             (Tag::Recover(shard, on), outcome) => self.recovery_written(shard, on, outcome, now),
             (Tag::Retire(shard), outcome) => self.retired(shard, outcome, now),
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
@@ -655,6 +563,9 @@ impl Owner {
             }
             // Asked again in the next interval.
             (Question::Verify(..), _) => {}
+            (Question::Sweep(shard, _), Ok(ReadReply::Users(users))) => self.swept(shard, users, now),
+            // Gone on with in the next interval.
+            (Question::Sweep(..), _) => self.sweeps.ended(),
             (Question::Recovered(shard), Ok(ReadReply::Shard(row))) => self.recovery_read(shard, &row),
             (Question::Recovered(shard), _) => self.recovery_failed(shard),
             (Question::Needed { shard, number, .. }, Ok(ReadReply::Needed(page))) => {
@@ -693,7 +604,10 @@ impl Owner {
                 shard.own.insert(entry.origin);
             }
             match entry.entry.op.kind() {
-                kind::APPEND => self.appended(entry),
+                kind::APPEND => {
+                    shard.sweep.appended(&entry.entry.op);
+                    self.appended(entry);
+                }
                 kind::CURSOR => {
                     if let Ok(Op::Cursor { user, device, cursor }) = entry.entry.op.decode() {
                         self.consumed_elsewhere(entry.shard, &user, &device, &cursor);
@@ -888,6 +802,7 @@ impl Owner {
 
     fn upkeep(&mut self, part: u32, now: Now) {
         self.forget(part, now);
+        self.sweep(part, now);
         let mut again = Vec::new();
         let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
         for (id, shard) in due {

@@ -39,7 +39,8 @@ use super::defect::{self, Defect};
 use super::ids::{Coord, Origin, RegionId, Seq, UserId};
 use super::op::DeviceChange;
 use super::snapshot::{Cut, MergedUser, UserPage};
-use super::state::{ConfirmRow, Decision, DeviceRow, LogRow, ShardRow, StoreIdentity, UserRow, UserState};
+use super::state::{ConfirmRow, Decision, LogRow, ShardRow, StoreIdentity, UserState};
+use super::user::{DeviceRow, UserRow};
 use super::vector::Vector;
 
 /// Stands for all retired origins, where one has to be named.
@@ -261,6 +262,7 @@ impl UserRow {
         let mut gaps = self.gaps.range((origin, 0)..=(origin, Seq::MAX));
         below(self.trimmed.of(origin))
             || gaps.any(|(_, to)| below(*to))
+            || below(self.timed.last_of(origin))
             || self.siblings.values().flatten().any(|at| at.origin == origin)
     }
 
@@ -275,6 +277,7 @@ impl UserRow {
                 all.any(|at| retired.contains_key(&at.origin))
             })
             || self.gaps.keys().any(|(origin, _)| retired.contains_key(origin))
+            || self.timed.names(retired)
     }
 
     /// Whether messages of retired origins were removed.
@@ -300,14 +303,14 @@ impl UserRow {
             *others = without(others, retired);
         }
         self.gaps.retain(|(origin, _), _| !retired.contains_key(origin));
+        self.timed.strip(retired);
     }
 }
 
 impl UserState {
     /// Whether an origin is needed for this user (R23); `stored`: only as far as its messages wait here.
     pub fn needs(&self, origin: Origin, stored: bool) -> bool {
-        let last = self.inbox.get(&origin).map_or(0, |series| series.last());
-        last > self.row.trimmed.of(origin) || (!stored && self.row.lacks(origin))
+        self.last(origin) > self.row.trimmed.of(origin) || (!stored && self.row.lacks(origin))
     }
 
     /// As [`UserRow::strip`], with what was removed long ago.
@@ -368,6 +371,7 @@ impl UserPage {
         self.past |= names(&self.trimmed, retired);
         strip(&mut self.trimmed, retired);
         self.gaps.retain(|(origin, _), _| !retired.contains_key(origin));
+        self.holes.retain(|(origin, _), _| !retired.contains_key(origin));
         self.siblings.retain(|at, _| !retired.contains_key(&at.origin));
         for others in self.siblings.values_mut() {
             *others = without(others, retired);
@@ -449,8 +453,8 @@ impl Work<'_> {
             return Outcome::Done { more: false };
         };
         let raised = origins.iter().filter_map(|origin| {
-            let last = known.inbox.get(origin).map_or(0, |series| series.last());
-            told.contains_key(origin).then_some((*origin, last))
+            told.contains_key(origin)
+                .then_some((*origin, known.last(*origin)))
         });
         let raised: Vector = raised.collect();
         let devices = known
@@ -462,8 +466,8 @@ impl Work<'_> {
             .map(|(name, device)| {
                 let row = DeviceRow {
                     epoch: device.epoch,
-                    expired: false,
                     cursor: raised.clone(),
+                    ..DeviceRow::default()
                 };
                 (name.clone(), row)
             })

@@ -120,6 +120,18 @@ impl<T: Weigh> Series<T> {
         weight
     }
 
+    /// Drops every item from `from` to `to`; gives the weight of what was in the tail.
+    pub fn drop_range(&mut self, from: Seq, to: Seq) -> usize {
+        let first = self.tail.partition_point(|(seq, _)| *seq < from);
+        let end = self.tail.partition_point(|(seq, _)| *seq <= to);
+        let dropped = self.tail.drain(first..end.max(first));
+        let weight = dropped.map(|(_, item)| item.weight()).sum();
+        if let Some(page) = &mut self.page {
+            page.items.retain(|(seq, _)| !(from..=to).contains(seq));
+        }
+        weight
+    }
+
     /// Leaves every item at or below `to` to the engine, which must have it; gives the weight of what was in the tail.
     pub fn leave_behind(&mut self, to: Seq) -> usize {
         self.behind = self.behind.max(to);
@@ -239,7 +251,11 @@ mod tests {
             items: vec![(3, "three")],
         });
         assert_eq!(series.next(3), Next::NotLoaded);
-        series.drop_to(12);
+        series.push(13, "thirteen");
+        assert_eq!(series.drop_range(4, 12), "twelve".len());
+        assert_eq!(series.next(3), Next::NotLoaded);
+        assert_eq!(series.next(10), Next::Item(13, &"thirteen"));
+        series.drop_to(13);
         assert_eq!(series.next(10), Next::End);
     }
 }

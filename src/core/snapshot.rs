@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::commit::{Outcome, Refusal, Work};
 use super::defect::{self, Defect};
+use super::expire::HoleRow;
 use super::ids::{Coord, DeviceId, Origin, RegionId, Seq, UserId};
 use super::op::{self, LoggedOp, Op};
 use super::retire::or_retired;
@@ -211,6 +212,9 @@ pub struct UserPage {
     /// See [`UserRow::past`].
     #[serde(default)]
     pub past: bool,
+    /// Holes below the cut: see [`Timed::holes`](super::expire::Timed::holes).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub holes: BTreeMap<(Origin, Seq), HoleRow>,
 }
 
 /// A message in a snapshot.
@@ -236,6 +240,8 @@ impl UserPage {
             let others = others.iter().copied().filter(|other| cut.tells(*other));
             (*at, others.collect::<BTreeSet<Coord>>())
         });
+        // What was replaced is not in the log any more, so it lies below the cut.
+        let below = |((origin, _), hole): &(&(Origin, Seq), &HoleRow)| hole.to <= cut.seq(*origin);
         let mut page = Self {
             user,
             devices: row.devices.clone(),
@@ -245,6 +251,13 @@ impl UserPage {
             not_before: row.not_before,
             entries: Vec::new(),
             past: row.has_past(&cut.retired),
+            holes: row
+                .timed
+                .holes
+                .iter()
+                .filter(below)
+                .map(|(at, hole)| (*at, *hole))
+                .collect(),
         };
         page.strip(&cut.retired);
         page
@@ -253,7 +266,8 @@ impl UserPage {
     /// What it counts against the credit of a link, in bytes.
     pub fn weight(&self) -> u64 {
         let cursors = self.devices.values().map(|device| device.cursor.len() as u64);
-        let positions = cursors.sum::<u64>() + (self.trimmed.len() + self.gaps.len()) as u64;
+        let positions =
+            cursors.sum::<u64>() + (self.trimmed.len() + self.gaps.len() + self.holes.len()) as u64;
         let siblings = self.siblings.values().map(|others| others.len() as u64 + 1);
         let entries = self.entries.iter().map(|entry| entry.op.len() as u64);
         ITEM_BYTES + (positions + siblings.sum::<u64>()) * POSITION_BYTES + entries.sum::<u64>()
@@ -283,6 +297,9 @@ pub struct MergedUser {
     /// Messages of origins that are retired were removed (R23).
     #[serde(default)]
     pub past: bool,
+    /// Messages that were replaced there and never came here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub holes: BTreeMap<(Origin, Seq), HoleRow>,
 }
 
 impl Work<'_> {
@@ -340,7 +357,7 @@ impl Work<'_> {
         };
         for (digest, at) in new {
             let at = or_retired(*at, &shard.row.old.retired);
-            for ours in known.coords(*digest).filter(|ours| user.keeps(*ours)) {
+            for ours in known.coords(*digest).filter(|ours| user.stands(*ours)) {
                 learned.entry(ours).or_default().insert(at);
             }
         }
@@ -428,10 +445,12 @@ impl Work<'_> {
     fn judge_user(&self, page: &UserPage) -> MergedUser {
         let known = self.row().users.get(&page.user);
         let ours = |origin| known.map_or(0, |known| known.row.trimmed.of(origin));
+        // The last message that came here: a hole may tell of later ones, from a page that went on.
         let last = |origin: Origin| {
             let series = known.and_then(|known| known.inbox.get(&origin));
             series.map_or(0, |series| series.last())
         };
+        let waits = |origin: Origin| known.is_some_and(|known| known.last(origin) > ours(origin));
         let mut trimmed = Vector::new();
         let mut gaps = BTreeMap::new();
         for (origin, gone) in page.trimmed.iter() {
@@ -439,10 +458,10 @@ impl Work<'_> {
             if gone <= has {
                 continue;
             }
-            if last(origin) <= ours(origin) {
-                trimmed.raise(origin, gone);
-            } else {
+            if waits(origin) {
                 gaps.insert((origin, has + 1), gone);
+            } else {
+                trimmed.raise(origin, gone);
             }
         }
         for ((origin, from), to) in &page.gaps {
@@ -452,13 +471,26 @@ impl Work<'_> {
                 gaps.insert((*origin, from), *to);
             }
         }
+        // What came here expires here by itself.
+        let mut holes: BTreeMap<(Origin, Seq), HoleRow> = BTreeMap::new();
+        for ((origin, from), hole) in &page.holes {
+            let has = self.applied(*origin).max(ours(*origin)).max(last(*origin));
+            let has = has.max(trimmed.of(*origin));
+            if hole.to > has {
+                let here = known.map_or(0, |known| known.count_within(*origin, *from, has));
+                let count = hole.count.saturating_sub(here).max(1);
+                holes.insert((*origin, (*from).max(has + 1)), HoleRow { count, ..*hole });
+            }
+        }
         // Of what is gone here, or never comes, nothing would ever remove them again.
         let comes = |at: &Coord| {
             let new = page.entries.iter().any(|entry| entry.at == *at);
-            new && self.applied(at.origin) < at.seq
+            let mut before = holes.range((at.origin, 0)..=(at.origin, at.seq));
+            let hole = before.next_back().is_some_and(|(_, hole)| at.seq <= hole.to);
+            hole || (new && self.applied(at.origin) < at.seq)
         };
         let without = defect::on(Defect::SnapshotWithoutSiblings);
-        let stays = |at: &Coord| !without && (known.is_some_and(|known| known.keeps(*at)) || comes(at));
+        let stays = |at: &Coord| !without && (known.is_some_and(|known| known.stands(*at)) || comes(at));
         let siblings = page.siblings.iter().filter(|(at, _)| stays(at));
         let siblings = siblings.map(|(at, others)| (*at, others.clone())).collect();
         MergedUser {
@@ -468,6 +500,7 @@ impl Work<'_> {
             siblings,
             not_before: page.not_before,
             past: page.past,
+            holes,
         }
     }
 
@@ -513,7 +546,7 @@ impl Work<'_> {
             .inbox
             .get(&at.origin)
             .is_some_and(|series| series.last() >= at.seq);
-        stored || known.row.trimmed.covers(at)
+        stored || known.row.timed.hole_at(at).is_some() || known.row.trimmed.covers(at)
     }
 
     fn applied(&self, origin: Origin) -> Seq {
@@ -570,16 +603,7 @@ impl ShardRow {
 impl UserRow {
     pub(super) fn apply_merge(&mut self, merged: &MergedUser) {
         for (device, theirs) in &merged.devices {
-            let ours = self.device(device);
-            let returns = ours.expired && theirs.epoch > ours.epoch && !theirs.expired;
-            if theirs.epoch > ours.epoch {
-                ours.epoch = theirs.epoch;
-                ours.expired = theirs.expired;
-            } else if theirs.epoch == ours.epoch {
-                ours.expired |= theirs.expired;
-            }
-            ours.cursor.merge(&theirs.cursor);
-            if returns {
+            if self.device(device).merge(theirs) {
                 self.consumed = self.trimmed.clone();
             }
         }
@@ -591,6 +615,12 @@ impl UserRow {
         for ((origin, from), to) in &merged.gaps {
             let known = self.gaps.entry((*origin, *from)).or_default();
             *known = (*known).max(*to);
+        }
+        for ((origin, from), hole) in &merged.holes {
+            // A page that told of it before may have known less.
+            let within = |(of, first): &(Origin, Seq)| of == origin && (*from..=hole.to).contains(first);
+            self.timed.holes.retain(|at, _| !within(at));
+            self.timed.holes.insert((*origin, *from), *hole);
         }
         for (at, others) in &merged.siblings {
             if !self.trimmed.covers(*at) {
@@ -630,7 +660,7 @@ impl UserState {
             .inbox
             .get(&at.origin)
             .is_some_and(|series| series.last() >= at.seq);
-        stored && !self.row.gone(at)
+        stored && self.row.timed.hole_at(at).is_none() && !self.row.gone(at)
     }
 }
 

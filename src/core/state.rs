@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::commit::{DAY_MS, ID_WINDOW_MS};
 use super::defect::{self, Defect};
-use super::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
-use super::op::{self, DeviceChange, Envelope, LoggedOp, Op};
+use super::expire::EXPIRY_MARGIN_MS;
+use super::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
+use super::op::{self, Envelope, LoggedOp, Op};
 use super::retire::OldOrigins;
 use super::time::Hlc;
 use super::vector::Vector;
@@ -22,6 +23,7 @@ use super::vector::Vector;
 pub use decision::{Decision, Logged};
 
 pub use super::series::{Next, Page, Pieces, Series, Weigh};
+pub use super::user::{DeviceRow, UserRow};
 
 /// Limits that a commit judges. Counts are per user unless they say otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,10 @@ pub struct StoreLimits {
     pub inbox_bytes: u64,
     /// Devices of one user: each must consume before a message may go.
     pub devices: usize,
+    /// A device that was not heard of for so long expires, milliseconds; 0: none does (R19).
+    pub device_expiry_ms: u64,
+    /// What goes by time goes so much later, milliseconds (R20).
+    pub expiry_margin_ms: u64,
 }
 
 impl Default for StoreLimits {
@@ -40,6 +46,8 @@ impl Default for StoreLimits {
             inbox_messages: 100_000,
             inbox_bytes: 256 * 1024 * 1024,
             devices: 32,
+            device_expiry_ms: 30 * DAY_MS,
+            expiry_margin_ms: EXPIRY_MARGIN_MS,
         }
     }
 }
@@ -190,69 +198,6 @@ impl ShardRow {
 /// After so many confirmations of others, or as many as there are holders if that is more, we confirm again, so that they
 /// can be trimmed (R8).
 pub const CONFIRMS_BEFORE_CONFIRM: usize = 8;
-
-/// A device that must consume.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct DeviceRow {
-    /// Its registration.
-    pub epoch: u32,
-    /// Expired under that epoch: need not consume (R19).
-    pub expired: bool,
-    /// What it consumed.
-    pub cursor: Vector,
-}
-
-/// What is known of a user beside the messages.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct UserRow {
-    /// The devices.
-    pub devices: BTreeMap<DeviceId, DeviceRow>,
-    /// Per origin the highest sequence removed from the inbox.
-    pub trimmed: Vector,
-    /// Per origin the sequence to which every device consumed; goes back when a device registers or returns.
-    pub consumed: Vector,
-    /// The furthest that `consumed` ever was: to here `unread` has been counted down.
-    pub counted: Vector,
-    /// Messages that some device has not consumed.
-    pub unread: u64,
-    /// Their bytes.
-    pub unread_bytes: u64,
-    /// Other coordinates of the same message, for the few entries that have any (R15).
-    pub siblings: BTreeMap<Coord, BTreeSet<Coord>>,
-    /// Tokens issued before this unix second are refused; reserved.
-    pub not_before: u64,
-    /// Entries that are gone behind some that wait: by origin and first sequence, to the last (R11, R18).
-    pub gaps: BTreeMap<(Origin, Seq), Seq>,
-    /// Messages of origins that are retired were removed (R23).
-    #[serde(default)]
-    pub past: bool,
-}
-
-impl UserRow {
-    /// Whether a cursor covers an entry or any of its siblings (R15).
-    pub fn covered(&self, cursor: &Vector, at: Coord) -> bool {
-        if defect::on(Defect::AllCopies) {
-            return cursor.covers(at);
-        }
-        cursor.covers(at)
-            || self
-                .siblings
-                .get(&at)
-                .is_some_and(|others| others.iter().any(|other| cursor.covers(*other)))
-    }
-
-    /// Whether there is a device and every one has consumed the entry (R10).
-    pub fn all_consumed(&self, at: Coord) -> bool {
-        let mut any = defect::on(Defect::TrimWithoutDevices);
-        for device in self.devices.values().filter(|device| !device.expired) {
-            any = true;
-            if !self.covered(&device.cursor, at) {
-                return false;
-            }
-        }
-        any
-    }
-}
 
 /// Names one message of one sender to one recipient; ordered by id first, so by time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -545,6 +490,7 @@ impl State {
                     siblings.retain(|at, _| at.origin != *origin || at.seq > *to);
                     let gaps = &mut known.row.gaps;
                     gaps.retain(|(of, _), end| of != origin || *end > *to);
+                    known.row.timed.removed(*origin, *to);
                 }
                 if let Some(series) = known.inbox.get_mut(origin) {
                     ledger.drop(series.drop_to(*to));
@@ -594,7 +540,8 @@ impl State {
             } => {
                 let known = shard.user(id, user, ledger);
                 if parts.user {
-                    known.row.apply_append(*at, op.len(), siblings, false);
+                    let op = (op.len(), op.expires_ms());
+                    known.row.apply_append(*at, op, siblings, false);
                 }
                 if !known.row.trimmed.covers(*at) {
                     let inbox = known.inbox.entry(at.origin).or_default();
@@ -610,6 +557,25 @@ impl State {
             Decision::Merging { .. } => {
                 if parts.shard {
                     shard.row.recovery = Recovery::Merging;
+                }
+            }
+            Decision::Expired { user, hole, .. } => {
+                let known = shard.user(id, user, ledger);
+                ledger.drop(known.apply_expired(hole, parts.user));
+            }
+            Decision::Expires { user, from_ms, .. } => {
+                let known = shard.user(id, user, ledger);
+                if parts.user {
+                    known.row.timed.from_ms = *from_ms;
+                    known.row.timed.new_ms = 0;
+                }
+            }
+            Decision::DeviceExpired {
+                user, device, epoch, ..
+            } => {
+                let known = shard.user(id, user, ledger);
+                if parts.user {
+                    known.row.apply_expiry(device, *epoch);
                 }
             }
             Decision::Jumped { cut, hlc, .. } => {
@@ -774,7 +740,8 @@ impl ShardState {
                 let user = self.user(*id, &envelope.to, ledger);
                 let dropped = !siblings.is_empty() && defect::on(Defect::FirstCopyOnly);
                 if row && !dropped {
-                    user.row.apply_append(at, entry.op.len(), siblings, logged.merged);
+                    let op = (entry.op.len(), envelope.expires_ms);
+                    user.row.apply_append(at, op, siblings, logged.merged);
                 }
                 if !logged.merged && !user.row.trimmed.covers(at) && !dropped {
                     let inbox = user.inbox.entry(*origin).or_default();
@@ -787,73 +754,18 @@ impl ShardState {
                 let cursor = self.row.known(cursor);
                 let user = self.user(*id, user, ledger);
                 if row {
-                    user.row.device(device).cursor.merge(&cursor);
+                    let device = user.row.device(device);
+                    device.cursor.merge(&cursor);
+                    device.life.seen(entry.op.hlc().ms);
                 }
             }
             Some(Op::Device { user, device, change }) => {
                 let change = self.row.known_change(change);
                 let user = self.user(*id, user, ledger);
                 if row {
-                    user.row.apply_change(device, &change);
+                    user.row.apply_change(device, &change, at, entry.op.hlc().ms);
                 }
             }
         }
-    }
-}
-
-impl UserRow {
-    fn apply_append(&mut self, at: Coord, bytes: usize, siblings: &[Coord], known: bool) {
-        if !known {
-            self.fill_gap(at);
-            self.unread += 1;
-            self.unread_bytes += bytes as u64;
-        }
-        if siblings.is_empty() {
-            return;
-        }
-        for sibling in siblings {
-            if !self.gone(*sibling) {
-                self.siblings.entry(*sibling).or_default().insert(at);
-            }
-        }
-        if !self.gone(at) {
-            let known = self.siblings.entry(at).or_default();
-            known.extend(siblings.iter().copied());
-        }
-    }
-
-    fn apply_change(&mut self, device: &DeviceId, change: &DeviceChange) {
-        let row = self.device(device);
-        let returns = match change {
-            DeviceChange::Register { epoch, cursor } => {
-                let returns = row.expired && *epoch > row.epoch;
-                if *epoch > row.epoch {
-                    row.epoch = *epoch;
-                    row.expired = false;
-                }
-                row.cursor.merge(cursor);
-                returns
-            }
-            DeviceChange::Expire { epoch } => {
-                row.expired |= *epoch == row.epoch;
-                false
-            }
-            DeviceChange::Veto { epoch } => {
-                let returns = row.expired && *epoch == row.epoch;
-                row.expired &= !returns;
-                returns
-            }
-        };
-        if returns {
-            self.consumed = self.trimmed.clone();
-        }
-    }
-
-    /// The row of a device; one that was not known starts here, and what it has not seen is unread again.
-    pub(super) fn device(&mut self, device: &DeviceId) -> &mut DeviceRow {
-        self.devices.entry(device.clone()).or_insert_with(|| {
-            self.consumed = self.trimmed.clone();
-            DeviceRow::default()
-        })
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::commit::Outcome;
-use super::ids::{Coord, Origin, Seq, ShardId, UserId};
+use super::expire::{DeviceLife, HoleRow};
+use super::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
 use super::op::{LogEntry, LoggedOp};
 use super::snapshot::{Cut, SnapshotAt, SnapshotPage};
 use super::state::{Logged, ShardRow, UserRow};
@@ -56,6 +57,15 @@ pub enum Read {
         /// At most so many bytes, but at least one operation.
         max_bytes: usize,
     },
+    /// What goes by time of some users of a shard, by length of their names and then by bytes.
+    Users {
+        /// The shard.
+        shard: ShardId,
+        /// Behind this one; `None` begins.
+        after: Option<UserId>,
+        /// At most so many, at most [`MAX_PAGE_ITEMS`].
+        max_items: usize,
+    },
     /// A page of a snapshot of a shard (R11). A page may be empty and yet not be the last: each read looks at a bounded
     /// part of the store.
     Snapshot {
@@ -103,6 +113,8 @@ pub enum ReadReply {
     Inbox(InboxPage),
     /// A run of a log.
     Log(LogPage),
+    /// Users; fewer than were asked for are the last.
+    Users(Vec<UserTimes>),
     /// A page of a snapshot, and the cut that it belongs to.
     Snapshot(Arc<Cut>, Box<SnapshotPage>),
     /// Who needs origins.
@@ -116,6 +128,61 @@ pub struct InboxPage {
     pub entries: Vec<InboxEntry>,
     /// Whether nothing is left beyond them.
     pub end: bool,
+    /// All holes above the position, also beyond the messages, by origin and sequence.
+    pub holes: Vec<InboxHole>,
+}
+
+/// A hole as it waits in the place of messages (R18).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxHole {
+    /// The first that is gone.
+    pub at: Coord,
+    /// To where, how many, and why.
+    pub row: HoleRow,
+    /// Other coordinates of messages that it stands for, by sequence (R15).
+    pub siblings: Vec<(Seq, Vec<Coord>)>,
+}
+
+impl InboxHole {
+    /// The holes of a user above a position.
+    pub fn above(row: &UserRow, after: &Vector) -> Vec<Self> {
+        let holes = row.timed.holes.iter();
+        let above = holes.filter(|((origin, _), hole)| hole.to > after.of(*origin));
+        let hole = |((origin, seq), hole): (&(Origin, Seq), &HoleRow)| {
+            let at = |seq| Coord { origin: *origin, seq };
+            let siblings = row.siblings.range(at(*seq)..=at(hole.to));
+            let siblings = siblings.map(|(at, others)| (at.seq, others.iter().copied().collect()));
+            Self {
+                at: at(*seq),
+                row: *hole,
+                siblings: siblings.collect(),
+            }
+        };
+        above.map(hole).collect()
+    }
+}
+
+/// What goes by time of a user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserTimes {
+    /// Who.
+    pub user: UserId,
+    /// No message that waits expires before this, unix milliseconds; 0: none expires.
+    pub expires_ms: u64,
+    /// The devices that did not expire, with what is known of their lives.
+    pub devices: Vec<(DeviceId, DeviceLife)>,
+}
+
+impl UserTimes {
+    /// Of a user's row.
+    pub fn of(user: UserId, row: &UserRow) -> Self {
+        let devices = row.devices.iter().filter(|(_, device)| !device.expired);
+        Self {
+            user,
+            expires_ms: row.timed.from_ms,
+            devices: devices.map(|(id, device)| (id.clone(), device.life)).collect(),
+        }
+    }
 }
 
 /// A message as it waits.

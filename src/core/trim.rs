@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::commit::{DAY_MS, ID_WINDOW_MS, Outcome, TIME_MARGIN_MS, TRIM_STEP, Work};
 use super::defect::{self, Defect};
-use super::ids::{Origin, Seq, UserId};
+use super::expire::Expiry;
+use super::ids::{Coord, Origin, Seq, UserId};
 use super::op::{LoggedOp, kind};
 use super::state::{Decision, Next, ShardState};
 use super::time::MAX_DRIFT;
@@ -34,8 +35,10 @@ impl Work<'_> {
         let mut last = None;
         // Whose messages they are, and the first of each.
         let mut users: BTreeMap<UserId, Seq> = BTreeMap::new();
+        let mut expiries = Vec::new();
         for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
             last = Some((seq, hash));
+            expiries.extend(Expiry::of(op, Coord { origin, seq }));
             if let Some(user) = op.recipient()
                 && !users.contains_key(user)
             {
@@ -55,6 +58,7 @@ impl Work<'_> {
         for (user, first) in users {
             self.remove(&user, &[(origin, first)]);
         }
+        self.take_effect(expiries);
         to < stable
     }
 

@@ -24,7 +24,7 @@ pub use model::{
     ADMIN_SOCKET, AdminConfig, AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, JwtConfig, JwtKey,
     ListenConfig, LogConfig, LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig, Secret, TlsConfig,
 };
-pub use ranges::{Intervals, Limits, StoreConfig, Timeouts};
+pub use ranges::{Devices, Intervals, Limits, StoreConfig, Timeouts};
 pub use source::{MAX_FILE_BYTES, TomlText};
 pub use units::{ClusterId, Seed, Setting};
 
@@ -189,18 +189,20 @@ impl NodeConfig {
             limits: Limits::default(),
             intervals: Intervals::default(),
             timeouts: Timeouts::default(),
+            devices: Devices::default(),
             log: LogConfig::default(),
         }
     }
 
     /// Limits and intervals of the core's machines.
     pub fn core_limits(&self) -> CoreLimits {
-        self.limits.core_limits(&self.intervals, &self.timeouts)
+        self.limits
+            .core_limits(&self.intervals, &self.timeouts, &self.devices)
     }
 
     /// Limits of the store's commits.
     pub fn store_limits(&self) -> StoreLimits {
-        self.limits.store_limits()
+        self.limits.store_limits(&self.devices)
     }
 
     /// Limits of the connections of clients.
@@ -279,6 +281,7 @@ impl NodeConfig {
         self.store.check(wrong);
         self.intervals.check(wrong);
         self.timeouts.check(wrong);
+        self.devices.check(wrong);
         if self.limits.inbox_bytes < self.limits.max_body {
             wrong(
                 "limits.inbox_bytes",

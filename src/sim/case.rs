@@ -21,6 +21,8 @@ use crate::core::wire::{Code, Status};
 pub const SECOND: Micros = 1_000_000;
 /// A millisecond of virtual time.
 pub const MILLI: Micros = 1_000;
+/// Where devices expire no sooner, nobody notices it in a run.
+const DEVICES_REST_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// All that a run follows from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -280,6 +282,11 @@ pub struct Workload {
     pub copies: u32,
     /// Of a thousand messages so many go to a second user under the same id.
     pub twins: u32,
+    /// Of a thousand messages so many have a time to live.
+    pub expiring: u32,
+    /// The longest time to live.
+    #[serde(with = "span")]
+    pub ttl: Micros,
 }
 
 /// Faults that are drawn.
@@ -320,6 +327,9 @@ pub struct Act {
     /// The status that it takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
+    /// How long the message lives; without it for good.
+    #[serde(default, with = "span::option", skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Micros>,
 }
 
 /// What must hold in the end beside the invariants.
@@ -359,6 +369,12 @@ pub struct Expect {
     /// At least so many commits find the disk full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store_full: Option<u64>,
+    /// At least so many messages are replaced by holes, in all stores together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expired: Option<u64>,
+    /// At least so many devices expire, and nobody objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices_expired: Option<u64>,
 }
 
 /// A final refusal that a scenario may bring about.
@@ -395,7 +411,15 @@ impl Case {
             inbox_messages: self.inbox.messages,
             inbox_bytes: self.inbox.bytes,
             devices: self.inbox.devices,
+            device_expiry_ms: self.limits.device_expiry_ms,
+            expiry_margin_ms: self.limits.expiry_margin_ms,
         }
+    }
+
+    /// Whether devices may expire while it runs: then what is attached is registered again and again, and nothing is ever
+    /// quite at rest.
+    pub fn devices_expire(&self) -> bool {
+        (1..DEVICES_REST_MS).contains(&self.limits.device_expiry_ms)
     }
 
     /// The index of a region.
@@ -589,6 +613,8 @@ impl Default for Workload {
             statuses: 30,
             copies: 0,
             twins: 0,
+            expiring: 0,
+            ttl: 10 * SECOND,
         }
     }
 }

@@ -9,10 +9,10 @@
 //! | logs contiguous, HLC rising, equal coordinates equal bytes, one epoch | each commit |
 //! | shipped => durable at its origin (R5) | each applied operation |
 //! | removed => stable, a device, consumed by all (R9, R10) | after commits, by reading rows |
-//! | a hole has a cause (R18) | each `Hole` |
+//! | a hole has a cause (R18) | each `Hole`; where a store makes one: nothing expires while clocks disagree (R20) |
 //!
-//! Order is in [`super::order`], what is read from stores beside commits in [`super::stored`], queues are in
-//! [`super::queues`], what must hold in the end is in [`super::settle`].
+//! Order is in [`super::order`], what goes by time in [`super::expiry`], what is read from stores beside commits in
+//! [`super::stored`], queues are in [`super::queues`], what must hold in the end is in [`super::settle`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::case::{Accepts, Case};
 use super::device::Device;
+use super::expiry::Lives;
 use super::order::{Blind, Handled};
 use super::trace::Micros;
 use super::world::{Stage, World};
@@ -28,7 +29,6 @@ use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::msg::{Message, ToEdge, ToProvider, ToSubscriber, Verdict};
 use crate::core::op::{DeviceChange, LoggedOp, Op, kind};
-use crate::core::retire::RETIRED;
 use crate::core::snapshot::Cut;
 use crate::core::state::Logged;
 use crate::core::storage::{Committed, LogPage, Read, ReadReply};
@@ -71,6 +71,8 @@ pub(super) struct Durable {
     pub(super) epochs: BTreeMap<ShardId, Epoch>,
     /// Retired as a snapshot said, and listed here with less (R23).
     pub(super) told: BTreeMap<(ShardId, Origin), Seq>,
+    /// Messages for which holes stand, or stood.
+    pub(super) holes: BTreeMap<(UserId, Origin), BTreeSet<Seq>>,
 }
 
 /// An operation as it was first made durable.
@@ -144,6 +146,7 @@ pub(super) struct Checker {
     pub(super) seen: Vec<Seen>,
     /// To where each device is known to have consumed all, or been told.
     pub(super) cursors: Vec<Vector>,
+    pub(super) lives: Lives,
     pub(super) users: BTreeMap<ShardId, Vec<UserId>>,
     plan: Case,
     pub(super) stats: super::Stats,
@@ -179,6 +182,7 @@ impl Checker {
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
             cursors: devices.iter().map(|_| Vector::new()).collect(),
+            lives: Lives::default(),
             users,
             plan: plan.clone(),
             stats: super::Stats::default(),
@@ -584,29 +588,6 @@ impl World {
         self.check_order(device, incoming, number, &region, words);
     }
 
-    /// A device is told that messages are gone: only such as were sent before it was known may be.
-    pub(super) fn check_hole(&mut self, device: usize, hole: &Hole) {
-        self.check.stats.holes += 1;
-        self.check.seen[device].holes.push(hole.clone());
-        let name = self.devices[device].name();
-        let welcomed = self.check.seen[device].welcomed;
-        let user = self.devices[device].user.clone();
-        if hole.origin == RETIRED {
-            return self.check_past(device, hole);
-        }
-        let entries = self.check.inboxes.get(&(user, hole.origin));
-        let wronged = entries
-            .into_iter()
-            .flat_map(|entries| entries.range(hole.from..=hole.to))
-            .map(|(_, number)| *number)
-            .find(|number| welcomed.is_some_and(|at| at < self.check.sent[*number as usize].at));
-        if let Some(number) = wronged {
-            let detail =
-                format!("{name} is told that #{number} is gone ({hole:?}), which was sent when it was known");
-            self.fail("holes have a cause", detail, self.check.words(number));
-        }
-    }
-
     /// Whether a shard drops a day of dedup records for the first time. That has its own time, once a day or later where
     /// something was not stable then: it is no answer to anything, and comes to an end.
     fn drops_a_day(&mut self, region: usize, op: &StoreOp, outcome: &Outcome) -> bool {
@@ -623,8 +604,10 @@ impl World {
         self.check.stats.commits += 1;
         let mut said: Vec<_> = Vec::new();
         if self.stage == Stage::Silence {
+            // What becomes a hole is not told to anybody.
+            let quiet = |op: &StoreOp| matches!(op, StoreOp::Expire { .. });
             let all = ops.iter().zip(&committed.outcomes);
-            said.extend(all.filter(|(op, outcome)| !self.drops_a_day(region, op, outcome)));
+            said.extend(all.filter(|(op, outcome)| !quiet(op) && !self.drops_a_day(region, op, outcome)));
         }
         if !said.is_empty() {
             let name = self.region_name(region).clone();
@@ -657,6 +640,11 @@ impl World {
             }
             self.check_epoch(region, op, outcome);
             self.note_refusal(op, outcome);
+        }
+        for op in ops {
+            if let StoreOp::Expire { shard, user, .. } = op {
+                self.check_expired(region, *shard, user);
+            }
         }
         // What is stored goes by these operations; reading every row after every commit would be most of a run.
         let mut shards: BTreeMap<ShardId, u64> = BTreeMap::new();
@@ -744,6 +732,7 @@ impl World {
             op: logged.entry.op.clone(),
             number,
         };
+        self.check.lives.logged(&entry.op);
         self.check.ledger.insert(key, entry);
         self.check
             .origins

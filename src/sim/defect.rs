@@ -34,7 +34,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 44] = [
+    pub const ALL: [(Defect, &'static str); 48] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -88,6 +88,13 @@ impl Defect {
         (Defect::Core(Core::CursorJumps), "cursor-jumps"),
         (Defect::Core(Core::RetiredEarly), "retired-early"),
         (Defect::Core(Core::WordForgotten), "word-forgotten"),
+        (
+            Defect::Core(Core::SnapshotWithoutVetoes),
+            "snapshot-without-vetoes",
+        ),
+        (Defect::Core(Core::NoVeto), "no-veto"),
+        (Defect::Core(Core::HoleForgetsSiblings), "hole-forgets-siblings"),
+        (Defect::Core(Core::ExpiresAlone), "expires-alone"),
     ];
 
     /// The one of the machines, if it is one.

@@ -89,6 +89,11 @@ defects! {
     ];
     a_merge_that_keeps_its_own_is_found: KeepsOwn within 50 by ["presence is the truth", "watchers see the truth"];
     a_lease_that_is_a_write_is_found: LeaseIsAWrite within 50 by ["silence", "presence is the truth"];
+    a_region_that_does_not_object_is_found: NoVeto within 800 by [
+        "devices that are attached stay (R19)",
+        "accepted is delivered",
+        "consumed by every device (R10)",
+    ];
     a_full_queue_that_drops_is_found: DropsWhenFull within 800 by [
         "bounded queues",
         "refusals have a cause",
@@ -195,6 +200,41 @@ fn death_as_an_event_is_found() {
             "no state of a dead generation",
         ],
     );
+}
+
+/// One region's clock is a day ahead, and messages live for hours: some wait for users who come when all is healed.
+#[test]
+fn what_expires_by_one_clock_is_found() {
+    let ahead = |mut case: Case| {
+        let first = case.places[0].id.clone();
+        for node in case.nodes.iter_mut() {
+            (node.clock_ms, node.drift_ppm) = (0, 0);
+            if node.region == first {
+                node.clock_ms = 86_400_000;
+            }
+        }
+        case.random = None;
+        case.limits.expiry_margin_ms = 1_000;
+        for workload in &mut case.workload {
+            (workload.expiring, workload.ttl) = (800, 6 * 3600 * SECOND);
+        }
+        case
+    };
+    let several = |case: &Case| case.places.len() > 1;
+    let cases = || (0..60).map(draw::draw).filter(several).map(ahead);
+    for case in cases().take(4) {
+        let seed = case.seed;
+        let violation = run_case(case, Options::default()).violation;
+        assert!(
+            violation.is_none(),
+            "seed {seed}, all clocks asked: {violation:?}"
+        );
+    }
+    let by = [
+        "nothing expires while clocks disagree (R20)",
+        "holes have a cause",
+    ];
+    found(Core::ExpiresAlone, cases(), &by);
 }
 
 /// Two regions of three cannot reach each other, and one of them is lost for good: what it accepted reaches the other only

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 use std::time::Duration;
 
-use super::case::{Case, MILLI};
+use super::case::{Act, Case, MILLI};
 use super::trace::Micros;
 use super::world::{EPOCH_MS, Event, Stage, World};
 use crate::client::event::{ClientEvent, CloseCause, Incoming, OutgoingMessage};
@@ -420,25 +420,26 @@ impl World {
             MessageId::v7(EPOCH_MS + self.now / MILLI, random)
         });
         let number = self.check.next_number();
-        self.send(from, to, number, act.bytes, shared);
+        self.send(from, to, number, &act, shared);
         for copy in copies {
-            self.send(copy, to, number, act.bytes, shared);
+            self.send(copy, to, number, &act, shared);
         }
         if let Some(twin) = twin.filter(|twin| *twin != to) {
             let number = self.check.next_number();
-            self.send(from, twin, number, act.bytes, shared);
+            self.send(from, twin, number, &act, shared);
         }
         self.device_pump(from);
     }
 
-    fn send(&mut self, from: usize, to: usize, number: u64, padding: u32, id: Option<MessageId>) {
+    fn send(&mut self, from: usize, to: usize, number: u64, act: &Act, id: Option<MessageId>) {
         let to = self.plan.users[to].user_id();
         let mut body = BytesMut::new();
         body.put_u64(number);
-        body.put_bytes(b'.', padding as usize);
+        body.put_bytes(b'.', act.bytes as usize);
         let now = self.device_now();
         let mut message = OutgoingMessage::new(to.clone(), body.freeze());
         message.id = id;
+        message.ttl_ms = act.ttl.map_or(0, |ttl| ttl / MILLI);
         let Some(machine) = &mut self.devices[from].machine else {
             return;
         };

@@ -31,6 +31,8 @@ pub(super) const CASE: u64 = 1;
 const FAULTS: u64 = 2;
 const ACTS: u64 = 3;
 const ACCEPTS: u64 = 4;
+const EXPIRY: u64 = 5;
+const LIVES: u64 = 6;
 /// The stream of what a run leaves to chance in small.
 pub(super) const RUN: u64 = 0;
 
@@ -75,7 +77,7 @@ pub fn draw(seed: u64) -> Case {
     };
     let inbox = draw_inbox(rng);
     let small = inbox != InboxLimits::default();
-    Case {
+    let mut case = Case {
         name: String::new(),
         seed,
         work,
@@ -124,6 +126,35 @@ pub fn draw(seed: u64) -> Case {
             ..Expect::default()
         },
         places,
+    };
+    draw_expiry(seed, &mut case);
+    case
+}
+
+/// In some cases messages expire, in some devices do, within the run, from numbers of its own: where clocks are right, with a margin of what they may
+/// still be off. Where they are not, the margin is the product's, so that nothing expires here.
+fn draw_expiry(seed: u64, case: &mut Case) {
+    let rng = &mut SimRng::stream(seed, EXPIRY);
+    let wrong = case
+        .nodes
+        .iter()
+        .any(|node| (node.clock_ms, node.drift_ppm) != (0, 0));
+    let jumps = case
+        .random
+        .iter()
+        .any(|random| random.weights.contains_key(&Kind::Clock));
+    if wrong || jumps {
+        return;
+    }
+    case.limits.expiry_margin_ms = rng.between(500, 2_000);
+    if rng.chance(400) {
+        for workload in &mut case.workload {
+            workload.expiring = [100, 500][rng.index(2)];
+            workload.ttl = rng.between(200, 8_000) * MILLI;
+        }
+    }
+    if rng.chance(250) {
+        case.limits.device_expiry_ms = rng.between(3_000, 9_000);
     }
 }
 
@@ -150,8 +181,10 @@ pub fn expand(case: &mut Case) {
         case.faults.extend(drawn);
     }
     let mut rng = SimRng::stream(case.seed, ACTS);
+    let mut lives = SimRng::stream(case.seed, LIVES);
     for workload in std::mem::take(&mut case.workload) {
-        let drawn = draw_acts(&mut rng, case, &workload);
+        let mut drawn = draw_acts(&mut rng, case, &workload);
+        draw_lives(&mut lives, &workload, &mut drawn);
         case.acts.extend(drawn);
     }
     case.faults.sort_by_key(|fault| fault.at);
@@ -578,6 +611,15 @@ fn draw_send(
     act
 }
 
+/// How long messages live, from numbers of its own: the same messages are sent at the same times, whether they expire or not.
+fn draw_lives(rng: &mut SimRng, workload: &Workload, acts: &mut [Act]) {
+    for act in acts.iter_mut().filter(|act| act.to.is_some()) {
+        if workload.expiring > 0 && rng.chance(workload.expiring.into()) {
+            act.ttl = Some(rng.between(1, (workload.ttl / MILLI).max(1)) * MILLI);
+        }
+    }
+}
+
 fn act(at: Micros, device: String) -> Act {
     Act {
         at,
@@ -587,5 +629,6 @@ fn act(at: Micros, device: String) -> Act {
         copies: Vec::new(),
         twin: None,
         status: None,
+        ttl: None,
     }
 }

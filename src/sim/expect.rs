@@ -139,6 +139,12 @@ impl World {
             ),
             ("takeovers", expect.takeovers, stats.takeovers),
             ("commits on a full disk", expect.store_full, stats.store_full),
+            ("messages expired", expect.expired, stats.expired),
+            (
+                "devices expired",
+                expect.devices_expired,
+                self.check.lives.expired(),
+            ),
         ];
         for (what, least, have) in least {
             if let Some(least) = least.filter(|least| have < *least) {

@@ -390,6 +390,7 @@ impl World {
                     self.nodes[*node].clock_ms = self.nodes[*node].clock_ms.saturating_add(step);
                     active.clocks.push((*node, step));
                 }
+                self.check.lives.clock_jumped(self.now);
                 some(&nodes, NO_PLACE)
             }
         };
@@ -457,6 +458,9 @@ impl World {
         for region in active.full {
             let full = self.wrong.store_full(region);
             self.stores[region].full(full);
+        }
+        if !active.clocks.is_empty() {
+            self.check.lives.clock_jumped(self.now);
         }
         for (node, step) in active.clocks {
             self.nodes[node].clock_ms = self.nodes[node].clock_ms.saturating_sub(step);

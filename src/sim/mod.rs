@@ -18,7 +18,7 @@
 //! | `storage` | engines below an effect with latency, crashes |
 //! | `device` | the client machine and an application above it; the workload |
 //! | `faults`, `loss`, `spoil` | how faults strike and end; lost disks and restored backups; deliberate defects |
-//! | `check`, `order`, `stored`, `queues`, `ghosts`, `settle`, `expect` | what must hold all along, and in the end |
+//! | `check`, `order`, `stored`, `expiry`, `queues`, `ghosts`, `settle`, `expect` | what must hold all along, and in the end |
 //! | [`scenario`], [`validate`] | scenario files; whether a case makes sense |
 //! | [`trace`], [`timeline`], `report` | the hash of a run, its story, its picture |
 //!
@@ -33,6 +33,7 @@ mod defect_tests;
 mod device;
 pub mod draw;
 mod expect;
+mod expiry;
 pub mod fault;
 mod faults;
 mod ghosts;
@@ -99,6 +100,8 @@ pub struct Stats {
     pub handled: u64,
     /// Holes that devices were told.
     pub holes: u64,
+    /// Messages that stores replaced by holes.
+    pub expired: u64,
     /// Sessions that stood.
     pub sessions: u64,
     /// Messages that came to an edge on one connection after their client had sent them again on another.

@@ -152,10 +152,10 @@ impl World {
         }
     }
 
-    /// Whether a device came when a message had been sent.
+    /// Whether a device came when a message had been sent, or may have expired and come back since.
     fn came_after(&self, device: usize, number: u64) -> bool {
         let came = self.check.seen[device].welcomed;
-        came.is_none_or(|came| came >= self.check.sent[number as usize].at)
+        came.is_none_or(|came| came >= self.check.sent[number as usize].at) || self.lapsed(device)
     }
 
     /// Whether a device was told that a message is gone: in its place, or with the retired origins that stood before it

@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 35] = shipped![
+const TEXTS: [(&str, &str); 38] = shipped![
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-behind",
@@ -20,15 +20,18 @@ const TEXTS: [(&str, &str); 35] = shipped![
     "clogged-links",
     "close-lost-with-owner",
     "core-crash-in-commits",
+    "device-expiry",
     "disk-full",
     "disk-replaced",
     "edge-and-core-together",
     "edge-crash-under-load",
+    "expiry-clock-a-day-ahead",
     "flapping-link",
     "geo-cut-off",
     "geo-region-lost-for-good",
     "gray-link",
     "inbox-full",
+    "message-expiry",
     "narrow-link",
     "one-way-partition",
     "ownership-churn",

@@ -7,7 +7,7 @@ use super::world::World;
 use crate::core::ids::{Coord, DeviceId, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::op::Op;
 use crate::core::snapshot::Cut;
-use crate::core::state::Logged;
+use crate::core::state::{DeviceRow, Logged};
 use crate::core::storage::{LogPage, Read, ReadReply};
 use crate::core::time::Hlc;
 use crate::core::vector::Vector;
@@ -64,7 +64,9 @@ impl World {
                     .or_default();
                 let before = std::mem::replace(trimmed, to);
                 if before < to {
-                    let alone = row.devices.values().all(|device| device.expired);
+                    // It may have been removed before the last device expired.
+                    let expired = |device: &DeviceRow| device.expired && !self.plan.devices_expire();
+                    let alone = row.devices.values().all(expired);
                     self.check_gone(region, shard, &user, origin, (before, to), alone);
                 }
             }
@@ -138,6 +140,8 @@ impl World {
                 self.devices[*device].user == *user
                     && seen.welcomed.is_some_and(|welcomed| welcomed < sent)
                     && !seen.consumed.contains(&number)
+                    && !self.told_gone(*device, number)
+                    && !self.lapsed(*device)
             });
             if let Some(device) = missing {
                 let device = self.devices[device].name();

@@ -253,10 +253,12 @@ impl Case {
                 ("statuses", workload.statuses),
                 ("copies", workload.copies),
                 ("twins", workload.twins),
+                ("expiring", workload.expiring),
             ] {
                 number(wrongs, &key(name), share.into(), 0, 1000);
             }
             within(wrongs, &key("start"), workload.start, 0, self.work);
+            within(wrongs, &key("ttl"), workload.ttl, MILLI, MAX_WORK);
             let stop = workload.stop.unwrap_or(self.work).min(self.work);
             let drawn = stop.saturating_sub(workload.start) / workload.every.max(1) * 5;
             if drawn.min(workload.count) > MAX_ACTS {

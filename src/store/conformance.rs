@@ -1,10 +1,11 @@
 //! What every engine must do, whatever it keeps its rows in.
 //!
-//! [`cases`], and those of [`recovery`] and [`retire`], are told one by one; [`run`] runs all of them against an engine. `random` drives engines with the same
+//! [`cases`], and those of [`recovery`], [`retire`] and [`expire`], are told one by one; [`run`] runs all of them against an engine. `random` drives engines with the same
 //! random operations and compares every outcome and read, and `model` is a naive reference written from the rules.
 //! `snapshots` does so with two stores, of which one loses something and takes it back from the other.
 
 mod cases;
+mod expire;
 mod forget;
 pub(crate) mod kit;
 pub(crate) mod model;
@@ -27,7 +28,8 @@ pub(crate) trait Harness {
 
 /// Runs every case.
 pub(crate) fn run(harness: &mut dyn Harness) {
-    for (name, case) in cases::ALL.iter().chain(recovery::ALL).chain(retire::ALL) {
+    let more = recovery::ALL.iter().chain(retire::ALL).chain(expire::ALL);
+    for (name, case) in cases::ALL.iter().chain(more) {
         println!("{name}");
         case(harness);
     }

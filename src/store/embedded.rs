@@ -639,7 +639,10 @@ fn size_of_op(op: &StoreOp) -> usize {
         + match op {
             StoreOp::Append { body, envelope, .. } => body.len() + envelope.trace.len(),
             StoreOp::ApplyRemote { ops, .. } => ops.iter().map(|op| op.len() + OP_OVERHEAD).sum(),
-            StoreOp::Trim { .. } | StoreOp::Confirm { .. } | StoreOp::Forgo { .. } => TRIM_OVERHEAD,
+            StoreOp::Trim { .. }
+            | StoreOp::Confirm { .. }
+            | StoreOp::Forgo { .. }
+            | StoreOp::Expire { .. } => TRIM_OVERHEAD,
             StoreOp::Cursor { cursor, .. } => 64 * cursor.len(),
             StoreOp::Register { claim, .. } => 64 * claim.len(),
             StoreOp::Merge { cut, page, .. } => TRIM_OVERHEAD + 4 * (page.weight() + cut.weight()) as usize,
@@ -647,7 +650,8 @@ fn size_of_op(op: &StoreOp) -> usize {
             | StoreOp::Retire { .. }
             | StoreOp::Remove { .. }
             | StoreOp::DropDedup { .. }
-            | StoreOp::Recover { .. } => 0,
+            | StoreOp::Recover { .. }
+            | StoreOp::ExpireDevice { .. } => 0,
         }
 }
 

@@ -283,6 +283,14 @@ impl Engine for MemoryEngine {
                 });
                 ReadReply::Log(page?)
             }
+            Read::Users {
+                shard,
+                after,
+                max_items,
+            } => {
+                let source = load::Source { rows, shard: *shard };
+                ReadReply::Users(snapshot::times(&source, after.as_ref(), *max_items)?)
+            }
             Read::Snapshot {
                 shard,
                 cut,
@@ -336,7 +344,15 @@ impl Touched {
             Decision::DedupMerged { key, .. } => {
                 self.dedup.insert((shard, key.clone()));
             }
-            Decision::UserMerged { user, .. } => {
+            Decision::UserMerged { user, .. }
+            | Decision::Expires { user, .. }
+            | Decision::DeviceExpired { user, .. } => {
+                self.users.insert((shard, user.clone()));
+            }
+            Decision::Expired { user, hole, .. } => {
+                let from = keys::inbox(shard, user, hole.origin, hole.from);
+                let to = keys::inbox(shard, user, hole.origin, hole.to.saturating_add(1));
+                self.writes.push(Write::DeleteRange(from, to));
                 self.users.insert((shard, user.clone()));
             }
             Decision::Merged { user, at, op, .. } => {

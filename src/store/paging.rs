@@ -8,6 +8,7 @@ use crate::core::ids::{Coord, Origin, Seq};
 use crate::core::op::{LogEntry, LoggedOp};
 use crate::core::retire::or_retired;
 use crate::core::state::{LogRow, Page, UserRow};
+use crate::core::storage::InboxHole;
 use crate::core::vector::Vector;
 
 /// Counts what goes into a page: at most so many items and bytes, but at least one item.
@@ -79,6 +80,19 @@ pub fn inbox_page(
     mut room: Room,
     mut next: impl FnMut(Origin, Seq) -> Result<Option<(Seq, LoggedOp)>, StoreError>,
 ) -> Result<InboxPage, StoreError> {
+    // What a hole replaced may still lie there.
+    let mut next = |origin: Origin, after: Seq| {
+        let mut after = after;
+        loop {
+            let Some((seq, op)) = next(origin, after)? else {
+                return Ok(None);
+            };
+            match row.timed.hole_at(Coord { origin, seq }) {
+                Some((_, hole)) => after = hole.to,
+                None => return Ok(Some((seq, op))),
+            }
+        }
+    };
     let mut heads = BinaryHeap::new();
     let mut ops = BTreeMap::new();
     for origin in origins.into_iter().filter(|origin| !retired.contains_key(origin)) {
@@ -88,7 +102,10 @@ pub fn inbox_page(
             ops.insert(origin, op);
         }
     }
-    let mut page = InboxPage::default();
+    let mut page = InboxPage {
+        holes: InboxHole::above(row, after),
+        ..InboxPage::default()
+    };
     while let Some(Reverse((_, origin, seq))) = heads.pop() {
         let op = ops.remove(&origin).expect("each head has its operation");
         if !room.take(op.len()) {

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::engine::{InboxPage, StoreError};
+use super::engine::{InboxPage, MAX_PAGE_ITEMS, StoreError};
 use super::paging::Room;
 use crate::core::ids::{Origin, Seq, UserId};
 use crate::core::retire::NEEDED_STEP;
 use crate::core::snapshot::{Cut, SNAPSHOT_PAGE_ITEMS, SnapshotAt, SnapshotEntry, SnapshotPage, UserPage};
 use crate::core::state::{DedupKey, DedupRow, Series, ShardRow, UserRow, UserState};
-use crate::core::storage::NeededPage;
+use crate::core::storage::{NeededPage, UserTimes};
 use crate::core::vector::Vector;
 
 /// What an engine gives of a shard.
@@ -150,6 +150,24 @@ pub fn page(
     }
     page.next = read_users(source, &cut, after, Room::new(items, max_bytes), &mut page.users)?;
     Ok((cut, page))
+}
+
+/// What goes by time of some users behind one, in the order of a snapshot; fewer than `max_items` are the last.
+///
+/// # Errors
+/// Those of the source.
+pub fn times(
+    source: &impl Source,
+    after: Option<&UserId>,
+    max_items: usize,
+) -> Result<Vec<UserTimes>, StoreError> {
+    let users = source.users(after, max_items.clamp(1, MAX_PAGE_ITEMS))?;
+    let mut out = Vec::with_capacity(users.len());
+    for user in users {
+        let row = source.user(&user)?;
+        out.push(UserTimes::of(user, &row));
+    }
+    Ok(out)
 }
 
 fn read_users(

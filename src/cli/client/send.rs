@@ -31,6 +31,7 @@ const SUPERSEDED_PAUSE: Duration = Duration::from_millis(300);
 Examples:
   iris client send --as alice --to bob 'see you at noon'
   iris client send --as alice --to bob --region eu-west 'from the other side'
+  iris client send --as alice --to bob --ttl 10m 'the door code is 4711'
   echo 'a long text' | iris client send --as alice --to bob -
   iris client send --endpoint edge.example.org:7101 --ca ca.pem --token-file alice.jwt --to bob hello")]
 pub struct Send {
@@ -47,6 +48,10 @@ pub struct Send {
     /// The application's kind of content.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     kind: u16,
+    /// How long the message is worth delivering, such as 30s or 24h. After that, and a minute for clocks, who has not read it
+    /// is told that it expired. Without it the message waits for good.
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    ttl: Option<Duration>,
     /// How long to try.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = args::duration)]
     timeout: Duration,
@@ -68,6 +73,7 @@ impl Send {
             let mut message = OutgoingMessage {
                 id: self.id,
                 kind: self.kind,
+                ttl_ms: self.ttl.map_or(0, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
                 ..OutgoingMessage::new(self.to.clone(), body)
             };
             let mut last = String::from("no answer from any endpoint");

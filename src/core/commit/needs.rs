@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::StoreOp;
+use crate::core::expire::{self, Expiry};
 use crate::core::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
 use crate::core::op::{Envelope, LoggedOp, Op};
 use crate::core::snapshot;
@@ -35,7 +36,9 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
             StoreOp::Cursor { user, .. }
             | StoreOp::Register { user, .. }
             | StoreOp::Forgo { user, .. }
-            | StoreOp::Remove { user, .. } => {
+            | StoreOp::Remove { user, .. }
+            | StoreOp::Expire { user, .. }
+            | StoreOp::ExpireDevice { user, .. } => {
                 out.push(Need::User(shard, user.clone()));
             }
             StoreOp::ApplyRemote { ops, .. } => {
@@ -111,6 +114,13 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
             StoreOp::Remove { user, .. } | StoreOp::Forgo { user, .. } => {
                 inbox_needs(id, shard, user, From::Consumed, &mut out);
             }
+            StoreOp::Expire { user, looked, .. } => {
+                let parts = expire::looked_at(shard, user, looked.map(|looked| looked.to));
+                out.extend(parts.map(|(origin, after)| Need::Inbox(id, user.clone(), origin, after)));
+            }
+            StoreOp::ExpireDevice { user, .. } => {
+                inbox_needs(id, shard, user, From::Device(None), &mut out);
+            }
             StoreOp::ApplyRemote {
                 origin, first, ops, ..
             } => {
@@ -146,8 +156,10 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     let stable = shard.row.trim_to(*origin, &state.identity);
                     let to = if moves { Seq::MAX } else { stable };
                     let mut users = BTreeSet::new();
-                    for (_, _, op) in trimmable(shard, *origin, log.floor, to) {
+                    for (seq, _, op) in trimmable(shard, *origin, log.floor, to) {
                         users.extend(op.recipient());
+                        let at = Coord { origin: *origin, seq };
+                        out.extend(Expiry::of(op, at).map(|expiry| Need::User(id, expiry.user())));
                     }
                     let users = users.into_iter().filter_map(|user| UserId::new(user).ok());
                     out.extend(users.map(|user| Need::User(id, user)));

@@ -20,7 +20,7 @@ use crate::core::state::{Logged, UserRow};
 use crate::core::storage::{InboxPage, StoreError};
 use crate::core::time::Now;
 use crate::core::vector::{MAX_ORIGINS, Vector};
-use crate::core::wire::Code;
+use crate::core::wire::{Code, Hole};
 
 /// A page of the inbox holds at most so many messages, whatever the window.
 const PAGE_ITEMS: usize = 256;
@@ -64,6 +64,8 @@ pub(super) struct Attachment {
     flights: BTreeMap<Origin, VecDeque<Flight>>,
     /// What is gone and not told yet.
     pub(super) gone: Gone,
+    /// What was found to be expired since the last message that was given, by origin.
+    pub(super) expired: BTreeMap<Origin, Hole>,
     pub(super) window_messages: usize,
     window_bytes: usize,
     pub(super) mode: Mode,
@@ -153,7 +155,7 @@ impl Attachment {
     }
 
     /// Moves the cursor over what was acknowledged and what was passed behind it.
-    fn settle(&mut self, origin: Origin, acked: Seq) -> u64 {
+    pub(super) fn settle(&mut self, origin: Origin, acked: Seq) -> u64 {
         let mut settled = 0;
         let Some(flights) = self.flights.get_mut(&origin) else {
             self.cursor.raise(origin, acked);
@@ -243,6 +245,7 @@ impl Owner {
             position,
             flights: BTreeMap::new(),
             gone: Gone::new(),
+            expired: BTreeMap::new(),
             window_messages: 0,
             window_bytes: 0,
             waits: false,
@@ -353,11 +356,13 @@ impl Owner {
             return;
         };
         attachment.mode = Mode::Live;
+        holes::add(&mut attachment.gone, page.holes);
         for entry in page.entries {
             if !self.give(id, session, entry.at, &entry.siblings, &entry.op) {
                 break;
             }
         }
+        self.tell_expired(id, session, None);
         let live = |owner: &mut Self| {
             let attachment = owner.attachment(id, session);
             attachment.is_some_and(|attachment| attachment.mode == Mode::Live)
@@ -390,7 +395,9 @@ impl Owner {
             match &mut attachment.mode {
                 Mode::Reading { more } => *more = true,
                 Mode::Live => {
-                    if self.give(id, session, logged.coord(), &logged.siblings, &logged.entry.op) {
+                    let given = self.give(id, session, logged.coord(), &logged.siblings, &logged.entry.op);
+                    self.tell_expired(id, session, None);
+                    if given {
                         self.stats.delivery.live += 1;
                     }
                 }
@@ -624,14 +631,22 @@ impl Owner {
             self.config.limits.window_messages,
             self.config.limits.window_bytes,
         );
-        let most = self.config.limits.lane_bytes;
+        let (most, expired_ms) = (self.config.limits.lane_bytes, self.expired_ms);
         let Some(attachment) = self.attachment(id, session) else {
             return false;
         };
-        if attachment.position.covers(at) {
+        if attachment.position.covers(at) || attachment.expired_through(at.origin) >= at.seq {
             return true;
         }
-        if !attachment.gone.is_empty() && !self.tell_holes(id, session, Some(at)) {
+        let copied = siblings.iter().any(|other| attachment.cursor.covers(*other));
+        let consumed = attachment.cursor.covers(at)
+            || (copied && !defect::on(Defect::AllCopies))
+            || attachment.passed_by_time(op);
+        if !consumed && (1..=expired_ms).contains(&op.expires_ms()) {
+            return self.found_expired(id, session, at);
+        }
+        let told = self.tell_expired(id, session, Some(at.origin));
+        if !told || !self.tell_holes(id, session, Some(at)) {
             return false;
         }
         let Some(shard) = self.shards.get_mut(&id) else {
@@ -640,10 +655,6 @@ impl Owner {
         let Some(attachment) = shard.sessions.get_mut(&session) else {
             return false;
         };
-        let copied = siblings.iter().any(|other| attachment.cursor.covers(*other));
-        let consumed = attachment.cursor.covers(at)
-            || (copied && !defect::on(Defect::AllCopies))
-            || attachment.passed_by_time(op);
         if consumed {
             attachment.flight(at, 0, true);
             let acked = attachment.cursor.of(at.origin);

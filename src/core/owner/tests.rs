@@ -5,6 +5,7 @@ mod deposits;
 mod forget;
 mod holes;
 mod recovery;
+mod sweep;
 
 use bytes::Bytes;
 
@@ -49,10 +50,15 @@ fn envelope(seq: u64) -> Envelope {
 }
 
 fn message(seq: u64) -> LoggedOp {
-    LoggedOp::encode(
-        &Op::Append(envelope(seq), Bytes::new()),
-        Hlc { ms: seq, logical: 0 },
-    )
+    timed(seq, 0)
+}
+
+fn timed(seq: u64, expires_ms: u64) -> LoggedOp {
+    let envelope = Envelope {
+        expires_ms,
+        ..envelope(seq)
+    };
+    LoggedOp::encode(&Op::Append(envelope, Bytes::new()), Hlc { ms: seq, logical: 0 })
 }
 
 /// The session of Bob's phone, on a lane of its edge.
@@ -132,6 +138,10 @@ impl Script {
                 OwnerOutput::Read(question @ Question::User(..)) => {
                     let row = ReadReply::User(Box::<UserRow>::default());
                     self.owner.handle_answer(question, Ok(row), NOW);
+                }
+                OwnerOutput::Read(question @ Question::Sweep(..)) => {
+                    let users = ReadReply::Users(Vec::new());
+                    self.owner.handle_answer(question, Ok(users), NOW);
                 }
                 OwnerOutput::Read(question) => pages.push(question),
                 OwnerOutput::ToEdge {
@@ -260,6 +270,7 @@ impl Script {
         let page = InboxPage {
             entries: seqs.iter().map(entry).collect(),
             end: true,
+            ..InboxPage::default()
         };
         self.owner
             .handle_answer(question, Ok(ReadReply::Inbox(page)), NOW);

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::DedupKey;
-use crate::core::ids::{Coord, Epoch, Origin, RegionId, Seq, ShardId, UserId};
+use crate::core::expire::Expired;
+use crate::core::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::op::{LogEntry, LoggedOp};
 use crate::core::snapshot::{Cut, MergedUser};
 use crate::core::time::Hlc;
@@ -134,6 +135,35 @@ pub enum Decision {
         /// Its last sequence.
         seq: Seq,
     },
+    /// Messages of a user are replaced by a hole (R18).
+    Expired {
+        /// The shard.
+        shard: ShardId,
+        /// The user.
+        user: UserId,
+        /// The hole.
+        hole: Expired,
+    },
+    /// A look through a user's inbox began or ended: no message that waits expires before this.
+    Expires {
+        /// The shard.
+        shard: ShardId,
+        /// The user.
+        user: UserId,
+        /// Unix milliseconds; 0: none expires.
+        from_ms: u64,
+    },
+    /// The expiry of a device takes effect (R19).
+    DeviceExpired {
+        /// The shard.
+        shard: ShardId,
+        /// Whose device.
+        user: UserId,
+        /// The device.
+        device: DeviceId,
+        /// Its registration.
+        epoch: u32,
+    },
 }
 
 /// An operation that was logged.
@@ -184,7 +214,10 @@ impl Decision {
             | Decision::Jumped { shard, .. }
             | Decision::Needed { shard, .. }
             | Decision::Retired { shard, .. }
-            | Decision::Merging { shard } => *shard,
+            | Decision::Merging { shard }
+            | Decision::Expired { shard, .. }
+            | Decision::Expires { shard, .. }
+            | Decision::DeviceExpired { shard, .. } => *shard,
         }
     }
 }

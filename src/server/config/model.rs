@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::ranges::{Intervals, Limits, StoreConfig, Timeouts};
+use super::ranges::{Devices, Intervals, Limits, StoreConfig, Timeouts};
 use super::units::{ClusterId, Seed};
 use crate::core::ids::DEFAULT_SHARDS;
 use crate::net::address::HostPort;
@@ -54,6 +54,9 @@ pub struct NodeConfig {
     /// How long something may take.
     #[serde(default)]
     pub timeouts: Timeouts,
+    /// Devices of users.
+    #[serde(default)]
+    pub devices: Devices,
     /// What is logged, and how.
     #[serde(default)]
     pub log: LogConfig,

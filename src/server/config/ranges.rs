@@ -158,10 +158,23 @@ section! {
     }
 }
 
+section! {
+    /// Devices of users.
+    Devices at "devices" {
+        /// After which a device expires that attached nowhere: it holds back nothing any more, and begins anew when it comes
+        /// back. 0: none expires. The longest of all regions counts.
+        expire_after: Duration = ms(core().device_expiry_ms), in Duration::ZERO => DAY * 3_650;
+    }
+}
+
 impl Limits {
     /// For the machines of the core; the rest of what they need is in intervals and timeouts.
-    pub(super) fn core_limits(&self, intervals: &Intervals, timeouts: &Timeouts) -> CoreLimits {
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    pub(super) fn core_limits(
+        &self,
+        intervals: &Intervals,
+        timeouts: &Timeouts,
+        devices: &Devices,
+    ) -> CoreLimits {
         CoreLimits {
             max_body: u32::try_from(self.max_body).unwrap_or(u32::MAX),
             sends_in_flight: self.sends_in_flight,
@@ -189,16 +202,19 @@ impl Limits {
             session_grace_ms: millis(timeouts.resume_grace),
             probe_ms: millis(timeouts.probe),
             idle_seconds: u32::try_from(timeouts.idle.as_secs()).unwrap_or(u32::MAX),
+            device_expiry_ms: millis(devices.expire_after),
             ..core()
         }
     }
 
     /// For the commits of a store.
-    pub(super) fn store_limits(&self) -> StoreLimits {
+    pub(super) fn store_limits(&self, devices: &Devices) -> StoreLimits {
         StoreLimits {
             inbox_messages: self.inbox_messages.into(),
             inbox_bytes: self.inbox_bytes,
             devices: self.devices_per_user as usize,
+            device_expiry_ms: millis(devices.expire_after),
+            ..StoreLimits::default()
         }
     }
 
@@ -226,6 +242,10 @@ fn core() -> CoreLimits {
     CoreLimits::default()
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn number(default: u64) -> u32 {
     u32::try_from(default).unwrap_or(u32::MAX)
 }
@@ -247,6 +267,7 @@ pub(super) fn range(key: &str) -> Option<String> {
             StoreConfig::range,
             Intervals::range,
             Timeouts::range,
+            Devices::range,
         ];
         sections.iter().find_map(|range| range(key))
     };
@@ -280,13 +301,18 @@ mod tests {
         StoreConfig::default().check(&mut wrong);
         Intervals::default().check(&mut wrong);
         Timeouts::default().check(&mut wrong);
+        Devices::default().check(&mut wrong);
     }
 
     #[test]
     fn the_defaults_are_those_of_the_machines() {
         let (limits, intervals, timeouts) = (Limits::default(), Intervals::default(), Timeouts::default());
-        assert_eq!(limits.core_limits(&intervals, &timeouts), CoreLimits::default());
-        assert_eq!(limits.store_limits(), StoreLimits::default());
+        let devices = Devices::default();
+        assert_eq!(
+            limits.core_limits(&intervals, &timeouts, &devices),
+            CoreLimits::default()
+        );
+        assert_eq!(limits.store_limits(&devices), StoreLimits::default());
         assert!(limits.client_limits(&timeouts).check().is_ok());
         let largest = Limits {
             max_body: MAX_BODY as u64,

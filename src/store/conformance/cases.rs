@@ -376,10 +376,15 @@ fn no_device(harness: &mut dyn Harness) {
     store.cursor("bob", "phone", vector(&[(10, one.seq)]));
     let (user, device) = (user("bob"), device("phone"));
     let change = DeviceChange::Expire { epoch: 1 };
-    there.push(T0, &Op::Device { user, device, change });
-    there.confirm(T0, vector(&[(10, 100)]));
+    store.now += 40 * DAY_MS;
+    there.push(store.now, &Op::Device { user, device, change });
+    there.confirm(store.now, vector(&[(20, 2)]));
     assert_eq!(store.apply(&there, 1, 3), applied(3));
     store.confirm();
+    store.trim();
+    assert!(store.user("bob").devices[&super::kit::device("phone")].expired);
+    there.confirm(store.now, vector(&[(10, 100), (20, 3)]));
+    assert_eq!(store.apply(&there, 4, 4), applied(4));
     store.trim();
     store.remove("bob");
     assert_eq!(store.coords("bob"), [one]);
@@ -396,15 +401,20 @@ fn returning_device(harness: &mut dyn Harness) {
         device: device("tablet"),
         change,
     };
-    there.push(T0, &change(DeviceChange::Expire { epoch: 1 }));
-    assert_eq!(store.apply(&there, 1, 2), applied(2));
+    store.now += 40 * DAY_MS;
+    there.push(store.now, &change(DeviceChange::Expire { epoch: 1 }));
+    there.confirm(store.now, vector(&[(20, 2)]));
+    assert_eq!(store.apply(&there, 1, 3), applied(3));
+    store.confirm();
+    store.trim();
     store.cursor("bob", "phone", vector(&[(10, one.seq)]));
     assert_eq!(store.user("bob").consumed, vector(&[(10, one.seq)]));
     // It comes back before the entry was stable: it must consume it again.
     store.register("bob", "tablet", Vector::new());
+    assert_eq!(store.user("bob").devices[&device("tablet")].epoch, 2);
     store.confirm();
-    there.confirm(T0, vector(&[(10, 100)]));
-    assert_eq!(store.apply(&there, 3, 3), applied(3));
+    there.confirm(store.now, vector(&[(10, 100), (20, 3)]));
+    assert_eq!(store.apply(&there, 4, 4), applied(4));
     store.trim();
     assert_eq!(store.coords("bob"), [one]);
     store.cursor("bob", "tablet", vector(&[(10, one.seq)]));

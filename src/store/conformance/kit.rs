@@ -389,6 +389,7 @@ impl Remote {
             first,
             before: self.hash(first - 1),
             ops: self.ops[first as usize - 1..last as usize].to_vec(),
+            attached: Vec::new(),
         }
     }
 }

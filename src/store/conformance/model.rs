@@ -2,18 +2,21 @@
 //! no marks, no counters, nothing removed. It says what an operation must come to, and which of the things that a store
 //! shows may be missing.
 
+mod shown;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::commit::{ID_FUTURE_MS, ID_WINDOW_MS, Outcome, Refusal, Stop, StoreOp, TIME_MARGIN_MS};
 use crate::core::ids::{Coord, DeviceId, Epoch, MessageId, Origin, RegionId, Seq, UserId};
 use crate::core::op::{DeviceChange, LoggedOp, Op, digest, kind};
-use crate::core::retire::{CAME_LATER, IN_RETIRED, RETIRED};
+use crate::core::retire::{CAME_LATER, RETIRED};
 use crate::core::snapshot::Cut;
 use crate::core::state::{DedupKey, Logged, StoreIdentity};
 use crate::core::time::Hlc;
 use crate::core::vector::Vector;
-use crate::store::engine::InboxEntry;
 
+/// Clocks that agree are no further apart.
+const MARGIN_MS: u64 = 60_000;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// One shard, as the rules have it.
@@ -81,6 +84,8 @@ pub(crate) struct Log {
     pub(crate) ops: Vec<LoggedOp>,
     /// Highest sequence that ever was stable.
     pub(crate) was_stable: Seq,
+    /// To here it was trimmed.
+    floor: Seq,
 }
 
 #[derive(Debug, Clone)]
@@ -95,6 +100,8 @@ pub(crate) struct Message {
     remembered: bool,
     /// Whether it ever was stable and consumed by every device, so that it may be gone.
     may_go: bool,
+    /// A hole stands for it.
+    expired: bool,
 }
 
 /// What a commit says that it logged.
@@ -102,9 +109,13 @@ pub(crate) type Reported<'a> = std::slice::Iter<'a, Logged>;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Device {
-    epoch: u32,
+    pub(crate) epoch: u32,
     expired: bool,
     cursor: BTreeMap<Origin, Seq>,
+    /// When it was heard of last.
+    seen: u64,
+    /// Expiries of its epoch that have no effect yet.
+    pending: Vec<Coord>,
 }
 
 impl Model {
@@ -170,6 +181,7 @@ impl Model {
                 | StoreOp::Cursor { .. }
                 | StoreOp::Register { .. }
                 | StoreOp::Confirm { .. }
+                | StoreOp::ExpireDevice { .. }
         );
         if own && self.recovers {
             assert_eq!(*outcome, Outcome::Refused(Refusal::Recovering));
@@ -235,7 +247,7 @@ impl Model {
                 let limit = self.identity.limits.inbox_messages as usize;
                 let of_user = || self.messages.iter().filter(|m| m.to == envelope.to);
                 let waiting = of_user()
-                    .filter(|m| m.at.seq > self.prefix(&m.to, m.at.origin))
+                    .filter(|m| m.at.seq > self.prefix(&m.to, m.at.origin) && !m.expired)
                     .count();
                 if let Outcome::Refused(Refusal::InboxFull { messages, .. }) = outcome {
                     assert_eq!(*messages, waiting as u64);
@@ -264,10 +276,16 @@ impl Model {
                 let mut cursor = clamp(claim, &self.applied());
                 let known = self.devices.get(&(user.clone(), device.clone()));
                 let mut of_user = self.messages.iter().filter(|m| m.to == *user);
-                if known.is_none() && claim.is_empty() && of_user.any(|m| !self.lists(m.at.origin)) {
+                let mut past = of_user.any(|m| !self.lists(m.at.origin));
+                past &= known.map_or(claim.is_empty(), |known| known.expired);
+                if past {
                     cursor.raise(RETIRED, CAME_LATER);
                 }
-                if !known.is_some_and(|known| !known.expired && known.covers_all(&cursor)) {
+                let after = self.identity.limits.device_expiry_ms;
+                let fresh = |known: &Device| after == 0 || known.seen + after / 4 > now;
+                let expires = known.is_some_and(|known| known.expired || !known.pending.is_empty());
+                let renews = expires || !known.is_some_and(fresh);
+                if renews || !known.is_some_and(|known| known.covers_all(&cursor)) {
                     let live = self.devices.iter();
                     let live = live.filter(|((of, _), known)| of == user && !known.expired);
                     let limit = self.identity.limits.devices;
@@ -276,10 +294,14 @@ impl Model {
                         assert_eq!(*outcome, Outcome::Refused(Refusal::TooManyDevices { limit }));
                         return;
                     }
-                    let epoch = known.map_or(1, |known| known.epoch.max(1) + u32::from(known.expired));
+                    let epoch = known.map_or(1, |known| known.epoch.max(1) + u32::from(expires));
                     let (user, device) = (user.clone(), device.clone());
                     let change = DeviceChange::Register { epoch, cursor };
-                    self.take_claim(now, &Op::Device { user, device, change }, logged);
+                    let op = Op::Device { user, device, change };
+                    match renews {
+                        true => _ = self.take_own(now, &op, logged),
+                        false => self.take_claim(now, &op, logged),
+                    }
                 }
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
@@ -313,10 +335,36 @@ impl Model {
                 first,
                 before,
                 ops,
+                attached,
                 ..
-            } => self.apply_remote(*origin, region, *first, *before, ops, outcome, logged),
-            StoreOp::Trim { .. } | StoreOp::Remove { .. } => {
+            } => self.apply_remote(*origin, region, *first, *before, (ops, attached), outcome, logged),
+            StoreOp::Trim { .. } => {
                 assert_eq!(*outcome, Outcome::Done { more: false });
+                self.trim();
+            }
+            StoreOp::Remove { .. } => assert_eq!(*outcome, Outcome::Done { more: false }),
+            StoreOp::Expire { user, .. } => {
+                assert_eq!(*outcome, Outcome::Expired { next: None });
+                if !self.recovers {
+                    self.expire(user, now);
+                }
+            }
+            StoreOp::ExpireDevice { user, device, .. } => {
+                assert_eq!(*outcome, Outcome::Done { more: false });
+                let after = self.identity.limits.device_expiry_ms;
+                let known = self.devices.get(&(user.clone(), device.clone()));
+                let known = known.filter(|known| !known.expired && known.pending.is_empty() && after > 0);
+                if let Some(known) = known.filter(|known| known.seen + after + MARGIN_MS <= now) {
+                    let change = match known.seen {
+                        0 => DeviceChange::Register {
+                            epoch: known.epoch.max(1),
+                            cursor: Vector::new(),
+                        },
+                        _ => DeviceChange::Expire { epoch: known.epoch },
+                    };
+                    let (user, device) = (user.clone(), device.clone());
+                    self.take_own(now, &Op::Device { user, device, change }, logged);
+                }
             }
             StoreOp::DropDedup { day, .. } => {
                 let left_window = |day: u32| (u64::from(day) + 1) * DAY_MS + ID_WINDOW_MS;
@@ -354,7 +402,7 @@ impl Model {
         region: &RegionId,
         first: Seq,
         before: u64,
-        ops: &[LoggedOp],
+        (ops, attached): (&[LoggedOp], &[(UserId, DeviceId)]),
         outcome: &Outcome,
         logged: &mut Reported<'_>,
     ) {
@@ -409,9 +457,60 @@ impl Model {
             assert_eq!((entry.origin, entry.entry.seq, entry.own), (origin, seq, false));
             assert_eq!(entry.entry.op, *op);
             self.record(entry);
+            self.take_veto(op, attached, logged);
             through = seq;
         }
         expect(through, None);
+    }
+
+    /// A device that is attached here, or was heard of later than the other region knew, is said to stay (R19).
+    fn take_veto(&mut self, op: &LoggedOp, attached: &[(UserId, DeviceId)], logged: &mut Reported<'_>) {
+        let Ok(Op::Device {
+            user,
+            device,
+            change: DeviceChange::Expire { epoch },
+        }) = op.decode()
+        else {
+            return;
+        };
+        let key = (user, device);
+        let known = &self.devices[&key];
+        let lately = known.seen + self.identity.limits.device_expiry_ms > op.hlc().ms;
+        let objects = lately || self.identity.limits.device_expiry_ms == 0 || attached.contains(&key);
+        if known.epoch == epoch && !known.pending.is_empty() && objects && !self.recovers {
+            let (user, device) = key;
+            let change = DeviceChange::Veto { epoch };
+            self.take_own(0, &Op::Device { user, device, change }, logged);
+        }
+    }
+
+    /// Logs lose what is stable; expiries of devices among it take effect, since every holder has them and none objected.
+    fn trim(&mut self) {
+        let told = self.told();
+        let to = |(origin, log): (&Origin, &Log)| match told.contains_key(origin) {
+            true => (*origin, log.ops.len() as Seq),
+            false => (*origin, self.stable(*origin)),
+        };
+        let floors: BTreeMap<Origin, Seq> = self.logs.iter().map(to).collect();
+        for (origin, log) in &mut self.logs {
+            log.floor = log.floor.max(floors[origin]);
+        }
+        for device in self.devices.values_mut() {
+            let stable = |at: &Coord| at.seq <= floors.get(&at.origin).copied().unwrap_or(0);
+            if device.pending.iter().any(stable) {
+                device.expired = true;
+                device.pending.clear();
+            }
+        }
+    }
+
+    /// What is due and left the log becomes a hole (R18).
+    fn expire(&mut self, user: &UserId, now: u64) {
+        for message in self.messages.iter_mut().filter(|m| m.to == *user) {
+            let expires = message.op.envelope().map_or(0, |envelope| envelope.expires_ms);
+            let due = expires != 0 && expires + MARGIN_MS <= now;
+            message.expired |= due && message.at.seq <= self.logs[&message.at.origin].floor;
+        }
     }
 
     /// The next logged operations are this one, after a start where the origin is new.
@@ -494,6 +593,7 @@ impl Model {
         let log = self.logs.entry(at.origin).or_insert_with(|| Log {
             ops: Vec::new(),
             was_stable: 0,
+            floor: 0,
         });
         assert_eq!(at.seq, log.ops.len() as Seq + 1, "sequences are contiguous");
         log.ops.push(op.clone());
@@ -515,22 +615,31 @@ impl Model {
                 op: op.clone(),
                 remembered: true,
                 may_go: false,
+                expired: false,
             }),
             Op::Cursor { user, device, cursor } => {
-                self.devices.entry((user, device)).or_default().merge(&cursor);
+                let device = self.devices.entry((user, device)).or_default();
+                device.merge(&cursor);
+                device.seen = device.seen.max(op.hlc().ms);
             }
             Op::Device { user, device, change } => {
                 let device = self.devices.entry((user, device)).or_default();
                 match change {
                     DeviceChange::Register { epoch, cursor } => {
-                        if epoch > device.epoch {
-                            device.epoch = epoch;
-                            device.expired = false;
-                        }
+                        device.raise(epoch);
                         device.merge(&cursor);
+                        device.seen = device.seen.max(op.hlc().ms);
                     }
-                    DeviceChange::Expire { epoch } => device.expired |= device.epoch == epoch,
-                    DeviceChange::Veto { epoch } => device.expired &= device.epoch != epoch,
+                    DeviceChange::Expire { epoch } => {
+                        device.raise(epoch);
+                        if device.epoch == epoch && !device.expired {
+                            device.pending.push(at);
+                        }
+                    }
+                    DeviceChange::Veto { epoch } => {
+                        device.raise(epoch + 1);
+                        device.seen = device.seen.max(op.hlc().ms);
+                    }
                 }
             }
             Op::Confirm {
@@ -741,70 +850,6 @@ impl Model {
         }
         self.remember();
     }
-
-    /// Checks an inbox: nothing is missing that may not be, everything has the right bytes and stands in order.
-    pub(crate) fn check_inbox(&self, user: &UserId, inbox: &[InboxEntry]) {
-        let present: BTreeSet<Coord> = inbox.iter().map(|entry| entry.at).collect();
-        assert_eq!(present.len(), inbox.len(), "an entry comes twice");
-        for message in self.messages.iter().filter(|m| m.to == *user) {
-            let is = present.contains(&message.at);
-            assert!(is || message.may_go, "{} is gone (R10)", message.at);
-        }
-        for entry in inbox {
-            let message = self.messages.iter().find(|m| m.at == entry.at);
-            let message = message.expect("what is in an inbox was logged");
-            assert_eq!((&message.to, &message.op), (user, &entry.op));
-            let mut copies = self.copies(message);
-            copies.remove(&message.at);
-            let retired = |at: &Coord| !self.lists(at.origin);
-            if copies.iter().any(retired) {
-                copies.retain(|at| !retired(at));
-                copies.insert(IN_RETIRED);
-            }
-            let siblings: BTreeSet<Coord> = entry.siblings.iter().copied().collect();
-            assert!(siblings.is_subset(&copies), "siblings that are none");
-        }
-        // Each origin in its order; between origins the lowest hybrid time among the heads.
-        let mut rest: BTreeMap<Origin, Vec<&InboxEntry>> = BTreeMap::new();
-        for entry in inbox {
-            rest.entry(entry.at.origin).or_default().push(entry);
-        }
-        for entries in rest.values_mut() {
-            entries.sort_by_key(|entry| std::cmp::Reverse(entry.at.seq));
-        }
-        for entry in inbox {
-            let heads = rest.values().filter_map(|entries| entries.last());
-            let first = heads.min_by_key(|entry| (entry.op.hlc(), entry.at.origin));
-            let first = first.expect("as many heads as entries").at;
-            assert_eq!(entry.at, first, "delivery order");
-            rest.get_mut(&first.origin).and_then(Vec::pop);
-        }
-    }
-
-    /// After all was trimmed and removed: nothing consumed and stable is left, of each origin in its order.
-    pub(crate) fn check_settled(&self, user: &UserId, inbox: &[InboxEntry]) {
-        let mut seen = BTreeSet::new();
-        let mut entries: Vec<Coord> = inbox.iter().map(|entry| entry.at).collect();
-        entries.sort_unstable();
-        for at in entries {
-            if !seen.insert(at.origin) {
-                continue;
-            }
-            let index = self.messages.iter().position(|m| m.at == at).expect("logged");
-            let stable = at.seq <= self.stable(at.origin);
-            assert!(
-                !(stable && self.consumed(index) && self.knows_copies(index)),
-                "{at} of {user} is stable and consumed, and still there"
-            );
-        }
-    }
-
-    /// Copies that were logged when the id was forgotten do not know each other.
-    fn knows_copies(&self, index: usize) -> bool {
-        let message = &self.messages[index];
-        let alone = self.copies(message).len() == 1;
-        alone || message.remembered
-    }
 }
 
 impl Device {
@@ -816,6 +861,15 @@ impl Device {
         cursor
             .iter()
             .all(|(origin, seq)| self.covers(Coord { origin, seq }))
+    }
+
+    /// Registered under a later epoch: what was of the one before is over.
+    fn raise(&mut self, epoch: u32) {
+        if epoch > self.epoch {
+            self.epoch = epoch;
+            self.expired = false;
+            self.pending.clear();
+        }
     }
 
     fn merge(&mut self, cursor: &Vector) {

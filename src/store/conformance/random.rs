@@ -11,16 +11,18 @@ use super::Harness;
 use super::kit::{HERE, Remote, S, T0, THERE, device, envelope, id, identity, user, vector};
 use super::model::Model;
 use crate::core::commit::{Outcome, StoreOp};
-use crate::core::ids::{Coord, Epoch, Origin, Seq, UserId};
-use crate::core::op::{DeviceChange, Op};
+use crate::core::ids::{Coord, Epoch, MessageId, Origin, Seq, UserId};
+use crate::core::op::{DeviceChange, Envelope, Op};
 use crate::core::retire::Retirement;
 use crate::core::snapshot::{Cut, SnapshotAt};
 use crate::core::state::{DedupKey, ShardRow, StoreIdentity};
+use crate::core::storage::InboxHole;
 use crate::core::vector::Vector;
 use crate::store::engine::{Engine, InboxEntry, LogPage, Read, ReadReply};
 use crate::store::snapshot::order;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+const HOUR_MS: u64 = 60 * 60 * 1000;
 const USERS: [&str; 3] = ["bob", "carol", "dave"];
 const DEVICES: [&str; 3] = ["phone", "tablet", "laptop"];
 const SENDERS: [&str; 2] = ["alice", "erin"];
@@ -36,6 +38,10 @@ pub(crate) enum Act {
     Confirm,
     Trim,
     Remove(u8),
+    /// What is due of a user becomes holes.
+    Expire(u8),
+    /// A device that was not heard of for long expires.
+    ExpireDevice(u8, u8),
     Bump,
     DropDedup(u8),
     /// An operation under an old epoch.
@@ -94,6 +100,8 @@ pub(crate) fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
         4 => Just(Act::Confirm),
         3 => Just(Act::Trim),
         2 => any::<u8>().prop_map(Act::Remove),
+        4 => any::<u8>().prop_map(Act::Expire),
+        2 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Act::ExpireDevice(a, b)),
         1 => Just(Act::Bump),
         1 => (0u8..30).prop_map(Act::DropDedup),
         1 => any::<u8>().prop_map(Act::Fenced),
@@ -130,6 +138,7 @@ pub(crate) fn drive(mut harnesses: Vec<&mut dyn Harness>, acts: &[Act], both: bo
     let mut first = identity(1_000, if both { &[HERE, THERE] } else { &[HERE] });
     first.limits.inbox_messages = 5;
     first.limits.devices = 2;
+    first.limits.device_expiry_ms = DAY_MS;
     let engines = harnesses.iter_mut().map(|harness| harness.create(first.clone()));
     let engines = engines.collect();
     let mut run = Run {
@@ -170,7 +179,7 @@ impl Run<'_> {
                 self.batch.push(StoreOp::Append {
                     shard,
                     epoch,
-                    envelope: Box::new(envelope(pick(&USERS, *to), pick(&SENDERS, *from), id)),
+                    envelope: Box::new(self.envelope(*to, *from, id)),
                     body: Bytes::from_static(body.as_bytes()),
                     seen_ms: if *from > 250 { self.now + DAY_MS } else { 0 },
                     known_only: *known_only,
@@ -201,7 +210,23 @@ impl Run<'_> {
                 });
             }
             Act::Confirm => self.batch.push(StoreOp::Confirm { shard, epoch }),
-            Act::Trim => self.batch.push(StoreOp::Trim { shard, epoch }),
+            Act::Trim => {
+                self.batch.push(StoreOp::Trim { shard, epoch });
+                // What a device that expires held back is looked at when the batch ends.
+                self.commit();
+            }
+            Act::Expire(of) => self.batch.push(StoreOp::Expire {
+                shard,
+                epoch,
+                user: user(pick(&USERS, *of)),
+                looked: None,
+            }),
+            Act::ExpireDevice(of, with) => self.batch.push(StoreOp::ExpireDevice {
+                shard,
+                epoch,
+                user: user(pick(&USERS, *of)),
+                device: device(pick(&DEVICES, *with)),
+            }),
             Act::Remove(of) => self.batch.push(StoreOp::Remove {
                 shard,
                 epoch,
@@ -270,7 +295,18 @@ impl Run<'_> {
             self.model.step(op, self.now, outcome, &mut logged);
         }
         assert_eq!(logged.next(), None, "more was logged than was asked for");
-        committed.outcomes.clone()
+        let outcomes = committed.outcomes.clone();
+        self.model.remember();
+        outcomes
+    }
+
+    /// A message: some have a time to live, of hours or of days.
+    fn envelope(&self, to: u8, from: u8, id: MessageId) -> Envelope {
+        let lives = [0, 0, HOUR_MS, 3 * DAY_MS][usize::from(id.0[15]) % 4];
+        Envelope {
+            expires_ms: if lives == 0 { 0 } else { self.now + lives },
+            ..envelope(pick(&USERS, to), pick(&SENDERS, from), id)
+        }
     }
 
     fn settle(&mut self) {
@@ -284,9 +320,9 @@ impl Run<'_> {
         self.commit();
         for name in USERS {
             let user = user(name);
-            let inbox = self.inbox(&user, 100);
-            self.model.check_inbox(&user, &inbox);
-            self.model.check_settled(&user, &inbox);
+            let (inbox, holes) = (self.inbox(&user, 100), self.holes(&user));
+            self.model.check_inbox(&user, &inbox, &holes);
+            self.model.check_settled(&user, &inbox, &holes);
         }
         let ReadReply::Shard(row) = self.read(&Read::Shard(S)) else {
             panic!("not a shard");
@@ -407,9 +443,14 @@ impl Run<'_> {
         for name in USERS {
             let user = user(name);
             self.read(&Read::User(S, user.clone()));
-            let inbox = self.inbox(&user, page);
-            self.model.check_inbox(&user, &inbox);
+            let (inbox, holes) = (self.inbox(&user, page), self.holes(&user));
+            self.model.check_inbox(&user, &inbox, &holes);
         }
+        self.read(&Read::Users {
+            shard: S,
+            after: page.is_multiple_of(2).then(|| user(USERS[0])),
+            max_items: page,
+        });
         for (origin, log) in &row.logs {
             self.check_log(*origin, log.floor, page);
         }
@@ -497,6 +538,20 @@ impl Run<'_> {
         }
     }
 
+    fn holes(&mut self, user: &UserId) -> Vec<InboxHole> {
+        let read = Read::Inbox {
+            shard: S,
+            user: user.clone(),
+            after: Vector::new(),
+            max_items: 1,
+            max_bytes: 1,
+        };
+        match self.read(&read) {
+            ReadReply::Inbox(page) => page.holes,
+            _ => panic!("not an inbox"),
+        }
+    }
+
     /// The same from every engine.
     fn read(&mut self, read: &Read) -> ReadReply {
         let mut replies = self.engines.iter_mut().map(|engine| engine.read(read).unwrap());
@@ -510,6 +565,17 @@ impl Run<'_> {
     fn there(&mut self, what: &There) {
         let now = self.now;
         let known = self.model.applied();
+        let model = self.model.clone();
+        let epoch = |of: &u8, with: &u8| {
+            let at = (user(pick(&USERS, *of)), device(pick(&DEVICES, *with)));
+            model.devices.get(&at).map_or(1, |known| known.epoch.max(1))
+        };
+        let made = match what {
+            There::Append(to, from, number, _) => {
+                Some(self.envelope(*to, *from, id(now / DAY_MS * DAY_MS, u64::from(*number))))
+            }
+            _ => None,
+        };
         let log = self.logs.last_mut().expect("there is always one");
         let change = |of: &u8, with: &u8, change| Op::Device {
             user: user(pick(&USERS, *of)),
@@ -517,10 +583,9 @@ impl Run<'_> {
             change,
         };
         let op = match what {
-            There::Append(to, from, number, odd) => {
-                let id = id(now / DAY_MS * DAY_MS, u64::from(*number));
+            There::Append(.., odd) => {
                 let body = if *odd { "odd" } else { "even" };
-                let envelope = envelope(pick(&USERS, *to), pick(&SENDERS, *from), id);
+                let envelope = made.expect("a message was made");
                 Op::Append(envelope, Bytes::from_static(body.as_bytes()))
             }
             There::Cursor(of, with, origin, back) => {
@@ -536,10 +601,17 @@ impl Run<'_> {
             }
             There::Register(of, with) => {
                 let cursor = Vector::new();
-                change(of, with, DeviceChange::Register { epoch: 1, cursor })
+                let epoch = epoch(of, with);
+                change(of, with, DeviceChange::Register { epoch, cursor })
             }
-            There::Expire(of, with) => change(of, with, DeviceChange::Expire { epoch: 1 }),
-            There::Veto(of, with) => change(of, with, DeviceChange::Veto { epoch: 1 }),
+            There::Expire(of, with) => {
+                let epoch = epoch(of, with);
+                change(of, with, DeviceChange::Expire { epoch })
+            }
+            There::Veto(of, with) => {
+                let epoch = epoch(of, with);
+                change(of, with, DeviceChange::Veto { epoch })
+            }
             There::Confirm(back) => {
                 let back = u64::from(*back);
                 let mut applied: Vector = known
@@ -599,7 +671,16 @@ impl Run<'_> {
             // Another history before the run.
             log.ops.swap(0, first as usize - 2);
         }
-        self.batch.push(log.run(self.epoch(), first, to));
+        let mut run = log.run(self.epoch(), first, to);
+        if let StoreOp::ApplyRemote { attached, .. } = &mut run
+            && repeat == 1
+        {
+            let all = USERS
+                .iter()
+                .flat_map(|of| DEVICES.iter().map(|with| (user(of), device(with))));
+            attached.extend(all);
+        }
+        self.batch.push(run);
     }
 
     /// A position in one of the logs that are here, or behind their end.

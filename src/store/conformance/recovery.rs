@@ -314,6 +314,7 @@ fn merged(harness: &mut dyn Harness) {
         first: cut.seq(Origin(20)) + 1,
         before: cut.logs[&Origin(20)].hash,
         ops: log,
+        attached: Vec::new(),
     };
     let end = there_end(&row, &run);
     assert_eq!(store.one(run), applied(end));
@@ -531,6 +532,7 @@ fn trimmed_in_steps(harness: &mut dyn Harness) {
         first: 1,
         before: 0,
         ops: log.into_iter().map(|entry| entry.op).collect(),
+        attached: Vec::new(),
     };
     assert_eq!(store.one(run), applied(count + 1));
     recover(&mut store, true);

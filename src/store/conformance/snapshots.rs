@@ -19,6 +19,7 @@ use node::{Node, Past};
 use super::Harness;
 use super::kit::{HERE, S, T0, THERE, device, envelope, id, identity, region, user};
 use crate::core::commit::{Outcome, Refusal, Stop, StoreOp};
+use crate::core::expire::EXPIRY_MARGIN_MS;
 use crate::core::ids::{Coord, DeviceId, Epoch, Origin, Seq, UserId};
 use crate::core::op::{Envelope, LoggedOp, Op};
 use crate::core::snapshot::{Cut, SnapshotAt, SnapshotPage};
@@ -29,6 +30,7 @@ use crate::store::engine::{LogPage, Read, ReadReply};
 const USERS: [&str; 3] = ["bob", "carol", "erin-marie"];
 const DEVICES: [&str; 3] = ["phone", "tablet", "laptop"];
 const SENDERS: [&str; 2] = ["alice", "dave"];
+const DUE: u64 = T0 - EXPIRY_MARGIN_MS;
 
 /// Which of the two stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub(crate) enum Life {
     Register(u8, u8),
     Confirm,
     Trim,
+    /// What is due of a user becomes holes.
+    Expire(u8),
     Idle,
     /// It crashes and opens again.
     Restart,
@@ -93,6 +97,7 @@ pub(crate) fn plans() -> impl Strategy<Value = Plan> {
             3 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Life::Register(a, b)),
             2 => Just(Life::Confirm),
             2 => Just(Life::Trim),
+            3 => any::<u8>().prop_map(Life::Expire),
             2 => Just(Life::Idle),
             1 => Just(Life::Restart),
             5 => (1u8..12).prop_map(Life::Ship),
@@ -263,6 +268,15 @@ impl<'a> Run<'a> {
             Life::Trim => {
                 self.one(side, StoreOp::Trim { shard, epoch });
             }
+            Life::Expire(of) => {
+                let op = StoreOp::Expire {
+                    shard,
+                    epoch,
+                    user: user(pick(&USERS, *of)),
+                    looked: None,
+                };
+                assert_eq!(self.one(side, op), Outcome::Expired { next: None });
+            }
             Life::Idle => {
                 for engine in &mut self.node(side).engines {
                     engine.idle().unwrap();
@@ -329,6 +343,7 @@ impl<'a> Run<'a> {
                     first: have + 1,
                     before,
                     ops: entries.into_iter().map(|entry| entry.op).collect(),
+                    attached: Vec::new(),
                 };
                 match self.one(to, op) {
                     Outcome::Applied {
@@ -538,7 +553,11 @@ fn append(epoch: Epoch, to: &str, from: &str, number: u8, odd: bool) -> StoreOp 
     StoreOp::Append {
         shard: S,
         epoch,
-        envelope: Box::new(envelope(to, from, id(T0, u64::from(number)))),
+        envelope: Box::new(Envelope {
+            // Some are due as soon as the log does not need them.
+            expires_ms: if number.is_multiple_of(3) { DUE } else { 0 },
+            ..envelope(to, from, id(T0, u64::from(number)))
+        }),
         body: Bytes::from_static(if odd { b"odd" } else { b"even" }),
         seen_ms: 0,
         known_only: false,

@@ -125,9 +125,17 @@ impl<T: Tables> View<T> {
     /// Notes what else applied decisions did; what they touched is in the ledger, until a checkpoint takes it.
     pub(super) fn absorb(&mut self, decisions: &[Decision]) {
         for decision in decisions {
-            if let Decision::DedupDropped { shard, day } = decision {
-                let marks = self.marks.entry(*shard).or_default();
-                marks.drop_through(*day, self.last);
+            match decision {
+                Decision::DedupDropped { shard, day } => {
+                    let marks = self.marks.entry(*shard).or_default();
+                    marks.drop_through(*day, self.last);
+                }
+                Decision::Expired { shard, user, hole } => {
+                    let holes = &mut self.marks.entry(*shard).or_default().holes;
+                    let of_user = holes.entry(user.clone()).or_default();
+                    of_user.push((hole.origin, hole.from, hole.to));
+                }
+                _ => {}
             }
         }
         let noted = &self.state.ledger.dedup;
@@ -344,6 +352,19 @@ impl<T: Tables> View<T> {
                 false => known.row.trimmed.of(*origin),
             };
             slice.delete(&self.tables, Table::Inbox, extent, gone, key)?;
+        }
+        let mut holes = marks.holes.remove(user).unwrap_or_default();
+        while let Some((origin, from, to)) = holes.last().copied() {
+            let key = |seq| keys::inbox(id, user, origin, seq);
+            let mut within = Extent { lo: from - 1, hi: to };
+            slice.delete(&self.tables, Table::Inbox, &mut within, to, key)?;
+            if slice.left == 0 {
+                break;
+            }
+            holes.pop();
+        }
+        if !holes.is_empty() {
+            marks.holes.insert(user.clone(), holes);
         }
         extents.retain(|_, extent| extent.lo < extent.hi);
         let stored = StoredUser {

@@ -81,7 +81,10 @@ impl<'a, T: Tables> Replay<'a, T> {
                 extent.hi = extent.hi.max(*to);
                 false
             }
-            Decision::UserMerged { user, .. } => self.lacks(commit, id, user)?,
+            Decision::UserMerged { user, .. }
+            | Decision::Expired { user, .. }
+            | Decision::Expires { user, .. }
+            | Decision::DeviceExpired { user, .. } => self.lacks(commit, id, user)?,
             Decision::Merged { user, at, op, .. } => {
                 if let Ok(envelope) = op.envelope() {
                     self.view.load_dedup(id, DedupKey::of(&envelope))?;

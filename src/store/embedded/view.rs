@@ -59,6 +59,8 @@ pub(super) struct Marks {
     pub(super) revived: BTreeSet<u32>,
     /// Of users in memory; one without an entry has no items in the tables.
     pub(super) users: BTreeMap<UserId, Extents>,
+    /// Messages that were replaced by holes and may still lie in the tables: from one sequence to another.
+    pub(super) holes: BTreeMap<UserId, Vec<(Origin, Seq, Seq)>>,
 }
 
 impl Marks {
@@ -317,6 +319,17 @@ impl<T: Tables> View<T> {
                 let room = Room::new(*max_items, *max_bytes);
                 ReadReply::Log(self.read_log(*id, *origin, *after, room)?)
             }
+            Read::Users {
+                shard,
+                after,
+                max_items,
+            } => {
+                let source = Source {
+                    view: self,
+                    shard: *shard,
+                };
+                ReadReply::Users(snapshot::times(&source, after.as_ref(), *max_items)?)
+            }
             Read::Snapshot {
                 shard,
                 cut,
@@ -413,8 +426,8 @@ impl<T: Tables> View<T> {
             None => {
                 let Some(row) = self.stored_user(id, user)? else {
                     return Ok(InboxPage {
-                        entries: Vec::new(),
                         end: true,
+                        ..InboxPage::default()
                     });
                 };
                 stored = row;

@@ -1,11 +1,13 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::core::expire::{DeviceLife, HoleRow, Timed};
 use crate::core::ids::{Coord, Epoch, SessionId};
 use crate::core::op::{DeviceChange, Envelope, Op, OpError, kind};
 use crate::core::retire::OldOrigins;
 use crate::core::state::{ConfirmRow, DeviceRow, LogRow, Recovery};
 use crate::core::time::Hlc;
+use crate::core::wire::HoleReason;
 use crate::store::conformance::kit::{
     HERE, Remote, T0, at, device, hex, id, region, unhex_lines, user, variants, vector,
 };
@@ -54,8 +56,8 @@ fn shard_row() -> ShardRow {
 fn user_row() -> UserRow {
     let phone = DeviceRow {
         epoch: 1,
-        expired: false,
         cursor: vector(&[(10, 9)]),
+        ..DeviceRow::default()
     };
     UserRow {
         devices: [(device("phone"), phone)].into(),
@@ -67,7 +69,35 @@ fn user_row() -> UserRow {
         siblings: [(at(10, 5), [at(20, 6)].into())].into(),
         not_before: 0,
         gaps: [((Origin(20), 3), 4)].into(),
-        past: false,
+        ..UserRow::default()
+    }
+}
+
+fn timed_row() -> UserRow {
+    let row = |epoch, expired, seen_ms, expiry| DeviceRow {
+        epoch,
+        expired,
+        cursor: vector(&[(10, 9)]),
+        life: DeviceLife { seen_ms, expiry },
+    };
+    let hole = HoleRow {
+        to: 8,
+        count: 2,
+        reason: HoleReason::Expired,
+    };
+    UserRow {
+        devices: [
+            (device("phone"), row(2, false, T0, Some(at(20, 7)))),
+            (device("tablet"), row(1, true, T0 - 1, None)),
+        ]
+        .into(),
+        past: true,
+        timed: Timed {
+            holes: [((Origin(20), 5), hole)].into(),
+            from_ms: T0 + 1,
+            new_ms: T0 + 2,
+        },
+        ..user_row()
     }
 }
 
@@ -104,6 +134,11 @@ fn the_formats_are_those_of_the_fixture() {
             super::dedup_in_day(s, &dedup_key),
             encode(&dedup_row),
         ),
+        (
+            "user whom time did something to",
+            super::user(s, &user("carol")),
+            encode(&timed_row()),
+        ),
     ];
     let text: String = rows
         .iter()
@@ -134,6 +169,9 @@ fn reads_back(fixture: &str) {
     assert_eq!(decode_inbox(&lines[9].clone().into()), Ok(log.ops[1].clone()));
     assert_eq!(dedup_of(&lines[10]), Ok((s, dedup_key)));
     assert_eq!(decode_row::<DedupRow>(&lines[11]), Ok(dedup_row));
+    if let Some(timed) = lines.get(15) {
+        assert_eq!(decode_row::<UserRow>(timed), Ok(timed_row()));
+    }
 }
 
 /// Operations of every kind, with every change of a device, and with all that each may hold.

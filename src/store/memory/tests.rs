@@ -166,6 +166,7 @@ fn rounds_until_silence(holders: usize) -> usize {
                 first: first.entry.seq,
                 before,
                 ops: logged.iter().map(|logged| logged.entry.op.clone()).collect(),
+                attached: Vec::new(),
             };
             for other in (0..holders).filter(|other| *other != n) {
                 let run = run(stores[other].epoch);

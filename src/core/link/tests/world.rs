@@ -732,6 +732,7 @@ impl World {
                     first,
                     before,
                     ops,
+                    attached: Vec::new(),
                 };
                 let at = self.now + 500 + self.random.below(20_000);
                 self.at(

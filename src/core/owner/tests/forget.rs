@@ -38,7 +38,7 @@ fn later(minutes: u64, days: u64) -> Now {
 #[test]
 fn each_day_is_dropped_once_and_what_is_left_is_asked_for_again() {
     let mut script = Script::new();
-    script.owner.handle_clocks(AGREE);
+    script.owner.handle_clocks(AGREE, NOW);
     let last = ((NOW.wall_ms - ID_WINDOW_MS - TIME_MARGIN_MS - 1) / DAY_MS) as u32 - 1;
     assert_eq!(asked(&mut script, later(1, 0), false), [last]);
     assert_eq!(asked(&mut script, later(5, 0), false), Vec::<u32>::new());
@@ -57,8 +57,8 @@ fn nothing_is_forgotten_while_the_clocks_disagree() {
         agree: false,
         ..AGREE
     };
-    script.owner.handle_clocks(disagree);
+    script.owner.handle_clocks(disagree, NOW);
     assert_eq!(asked(&mut script, later(1, 3650), false), Vec::<u32>::new());
-    script.owner.handle_clocks(AGREE);
+    script.owner.handle_clocks(AGREE, NOW);
     assert_eq!(asked(&mut script, later(5, 0), false).len(), 1);
 }

@@ -6,6 +6,7 @@ use super::*;
 use crate::core::msg::SessionAck;
 use crate::core::retire::{CAME_LATER, KNOWS, RETIRED, Retirement};
 use crate::core::state::{DeviceRow, LogRow};
+use crate::core::storage::InboxHole;
 
 const OTHER: Origin = Origin(8);
 /// What is applied of each origin.
@@ -33,9 +34,13 @@ struct Rig {
     row: UserRow,
     kept: Vec<(Origin, u64)>,
     siblings: BTreeMap<Coord, Vec<Coord>>,
+    /// When messages expire.
+    expires: BTreeMap<Coord, u64>,
     told: Vec<(SessionId, Told)>,
     /// As the last session that stands was told.
     stable: Vector,
+    /// How many messages each hole stood for.
+    counts: Vec<u64>,
     lane: u64,
 }
 
@@ -78,8 +83,10 @@ impl Rig {
             },
             kept: kept.to_vec(),
             siblings: BTreeMap::new(),
+            expires: BTreeMap::new(),
             told: Vec::new(),
             stable: Vector::new(),
+            counts: Vec::new(),
             lane: 0,
         };
         rig.owner.handle_placement(BTreeSet::from([SHARD]), NOW);
@@ -116,6 +123,7 @@ impl Rig {
                     }
                     ToEdge::Attached { stable, .. } => self.stable = stable,
                     ToEdge::Hole { session, hole } => {
+                        self.counts.push(hole.count);
                         self.told.push((session, Hole(hole.origin, hole.from, hole.to)));
                     }
                     _ => {}
@@ -141,11 +149,12 @@ impl Rig {
         let entry = |at: Coord| InboxEntry {
             at,
             siblings: self.siblings.get(&at).cloned().unwrap_or_default(),
-            op: message(at.seq),
+            op: timed(at.seq, self.expires.get(&at).copied().unwrap_or(0)),
         };
         InboxPage {
             entries: waiting.into_iter().map(entry).collect(),
             end,
+            holes: InboxHole::above(&self.row, after),
         }
     }
 
@@ -208,6 +217,8 @@ fn of(origin: Origin, told: &[Told]) -> Vec<Told> {
         .filter(|told| told.end().origin == origin)
         .collect()
 }
+
+mod expired;
 
 #[test]
 fn holes_come_in_their_place_first_in_the_middle_and_last() {
@@ -272,8 +283,8 @@ fn each_device_is_told_what_it_has_not_passed() {
     let mut rig = Rig::new(100, &[(ORIGIN, 2), (ORIGIN, 9)], &[(ORIGIN, 4, 6), (OTHER, 3, 5)]);
     let row = DeviceRow {
         epoch: 1,
-        expired: false,
         cursor: [(ORIGIN, 5), (OTHER, 5)].into_iter().collect(),
+        ..DeviceRow::default()
     };
     rig.row.devices.insert(DeviceId::new("tablet").unwrap(), row);
     let tablet = Attach {
@@ -324,8 +335,8 @@ fn what_is_gone_with_retired_origins_is_told_once_to_a_device_that_came_later() 
     let mut rig = Rig::new(100, &[(ORIGIN, 2)], &[]);
     let row = |cursor| DeviceRow {
         epoch: 1,
-        expired: false,
         cursor,
+        ..DeviceRow::default()
     };
     let phone_came = |seq| row([(RETIRED, seq)].into_iter().collect());
     let device = phone().device;

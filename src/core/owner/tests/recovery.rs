@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::core::commit::decide;
 use crate::core::state::{State, StoreIdentity, StoreLimits};
+use crate::core::storage::Read;
 
 /// An owner, an edge, and the rows of a store.
 struct Region {
@@ -105,8 +106,8 @@ impl Region {
                             ReadReply::User(Box::new(row.unwrap_or_default()))
                         }
                         Read::Inbox { .. } => ReadReply::Inbox(InboxPage {
-                            entries: Vec::new(),
                             end: true,
+                            ..InboxPage::default()
                         }),
                         _ => ReadReply::Shard(Box::new(shard.row.clone())),
                     };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::super::kit::{S, user};
-use super::{Provider, Receiver, Run, Side, USERS};
+use super::{Life, Provider, Receiver, Run, Side, USERS};
 use crate::core::commit::{Outcome, StoreOp};
 use crate::core::ids::{Coord, DeviceId, Origin, UserId};
 use crate::core::op::Envelope;
@@ -54,6 +54,22 @@ impl Run<'_> {
                         copies.contains(sibling) && *sibling != at,
                         "{at} takes {sibling} for a copy"
                     );
+                }
+            }
+            for ((origin, from), hole) in &row.timed.holes {
+                let within = self.messages.iter().filter(|(at, (envelope, _))| {
+                    envelope.to == user && at.origin == *origin && (*from..=hole.to).contains(&at.seq)
+                });
+                let within: Vec<Coord> = within.map(|(at, _)| *at).collect();
+                assert_eq!(
+                    within.len() as u64,
+                    hole.count,
+                    "{from} to {hole:?} of {origin:?}: {within:?}"
+                );
+                for at in within {
+                    assert_ne!(self.messages[&at].0.expires_ms, 0, "{at} does not expire");
+                    assert!(!coords.contains(&at), "{at} waits, and is in a hole");
+                    assert!(!row.trimmed.covers(at), "{at} is in a hole, and removed");
                 }
             }
             let unread = inbox.iter().filter(|entry| !row.counted.covers(entry.at));
@@ -105,7 +121,7 @@ impl Run<'_> {
             for entry in self.provider.inbox(&user) {
                 // Of a device that came only here the provider does not know yet.
                 let consumed = there.all_consumed(entry.at) || here.all_consumed(entry.at);
-                let consumed = consumed || self.removed[&user].covers(entry.at);
+                let consumed = consumed || self.removed[&user].covers(entry.at) || in_hole(&here, entry.at);
                 assert!(
                     consumed || inbox.contains(&entry.at),
                     "{} of {user} is missing",
@@ -118,8 +134,10 @@ impl Run<'_> {
             for (at, _) in messages {
                 let gone = there.trimmed.covers(*at) || here.all_consumed(*at);
                 let gone = gone || self.removed[&user].covers(*at);
+                let gone = gone || in_hole(&there, *at) || in_hole(&here, *at);
                 assert!(gone, "{at} of {user} is missing");
                 let told = here.trimmed.covers(*at) || in_gap(&here, *at) || here.all_consumed(*at);
+                let told = told || in_hole(&here, *at);
                 assert!(told, "{at} of {user} is gone, and nobody is told: {here:?}");
             }
         }
@@ -153,6 +171,12 @@ impl Run<'_> {
         for _ in 0..4 {
             self.round();
         }
+        for side in [Provider, Receiver] {
+            for of in 0..USERS.len() as u8 {
+                self.live(side, &Life::Expire(of));
+            }
+            self.check_shape(side);
+        }
         self.note_removed(&before);
         assert_eq!(self.provider.shard().applied(), self.receiver.shard().applied());
         for name in USERS {
@@ -160,8 +184,16 @@ impl Run<'_> {
             let (there, here) = (self.provider.user(&user), self.receiver.user(&user));
             assert_eq!(there.devices, here.devices, "{user}");
             let inbox: BTreeSet<Coord> = self.receiver.inbox(&user).iter().map(|entry| entry.at).collect();
+            // What is due is replaced in both.
+            for (at, (envelope, _)) in self.messages.iter().filter(|(at, _)| in_hole(&there, **at)) {
+                let gone =
+                    here.all_consumed(*at) || self.removed[&user].covers(*at) || here.trimmed.covers(*at);
+                let other = envelope.to != user || gone;
+                assert!(other || in_hole(&here, *at), "{at} of {user} is in no hole");
+            }
             for entry in self.provider.inbox(&user) {
                 let at = entry.at;
+                assert_eq!(self.messages[&at].0.expires_ms, 0, "{at} is due, and waits");
                 assert!(
                     here.all_consumed(at) || inbox.contains(&at) || self.removed[&user].covers(at),
                     "{at} of {user} is missing"
@@ -235,11 +267,16 @@ impl Run<'_> {
                 if !row.devices.is_empty() {
                     let inbox = self.node(side).inbox(&user);
                     assert_eq!(inbox, Vec::new(), "{user} at the {side:?}: {row:?}");
+                    assert!(row.timed.is_empty(), "{user} at the {side:?}: {row:?}");
                     assert_eq!(row.siblings, BTreeMap::new(), "{user} at the {side:?}");
                 }
             }
         }
     }
+}
+
+fn in_hole(row: &UserRow, at: Coord) -> bool {
+    row.timed.hole_at(at).is_some()
 }
 
 fn in_gap(row: &UserRow, at: Coord) -> bool {

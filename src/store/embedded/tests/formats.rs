@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::core::expire::{DeviceLife, Expired, HoleRow};
 use crate::core::ids::{Epoch, Origin, ShardId};
 use crate::core::op::LogEntry;
 use crate::core::snapshot::{Cut, CutLog, MergedUser};
 use crate::core::state::{ConfirmRow, DedupKey, DedupRow, DeviceRow, Logged, ShardRow, UserRow};
 use crate::core::time::Hlc;
+use crate::core::wire::HoleReason;
 use crate::store::conformance::kit::{
     HERE, Remote, T0, at, device, hex, id, identity, region, unhex_lines, user, variants, vector,
 };
@@ -138,6 +140,7 @@ fn recovery() -> Vec<(&'static str, Decision)> {
         epoch: 1,
         expired,
         cursor: vector(&[(10, 2)]),
+        ..DeviceRow::default()
     };
     let merged = MergedUser {
         devices: [(device("phone"), row(false)), (device("tablet"), row(true))].into(),
@@ -145,7 +148,7 @@ fn recovery() -> Vec<(&'static str, Decision)> {
         gaps: [((Origin(20), 5), 6)].into(),
         siblings: [(at(10, 2), [at(20, 5)].into())].into(),
         not_before: 4,
-        past: false,
+        ..MergedUser::default()
     };
     let past = MergedUser {
         past: true,
@@ -252,6 +255,74 @@ fn retirement() -> Vec<(&'static str, Decision)> {
     ]
 }
 
+/// Decisions about what goes by time.
+fn expiry() -> Vec<(&'static str, Decision)> {
+    let (shard, user) = (ShardId(3), user("bob"));
+    let hole = HoleRow {
+        to: 8,
+        count: 2,
+        reason: HoleReason::Expired,
+    };
+    let phone = DeviceRow {
+        epoch: 2,
+        expired: false,
+        cursor: vector(&[(10, 2)]),
+        life: DeviceLife {
+            seen_ms: T0,
+            expiry: Some(at(20, 7)),
+        },
+    };
+    let merged = MergedUser {
+        devices: [(device("phone"), phone)].into(),
+        holes: [((Origin(20), 5), hole)].into(),
+        ..MergedUser::default()
+    };
+    let expired = Expired {
+        origin: Origin(20),
+        from: 5,
+        to: 8,
+        count: 2,
+        messages: 1,
+        bytes: 300,
+    };
+    let decisions = [
+        (
+            "messages expired",
+            Decision::Expired {
+                shard,
+                user: user.clone(),
+                hole: expired,
+            },
+        ),
+        (
+            "messages expire",
+            Decision::Expires {
+                shard,
+                user: user.clone(),
+                from_ms: T0,
+            },
+        ),
+        (
+            "device expired",
+            Decision::DeviceExpired {
+                shard,
+                user: user.clone(),
+                device: device("phone"),
+                epoch: 2,
+            },
+        ),
+        (
+            "user merged, holes and a device to expire",
+            Decision::UserMerged {
+                shard,
+                user,
+                merged: Box::new(merged),
+            },
+        ),
+    ];
+    decisions.into()
+}
+
 #[test]
 fn the_decisions_of_a_recovery_are_those_of_the_fixture() {
     let one = |decision: Decision| {
@@ -259,7 +330,7 @@ fn the_decisions_of_a_recovery_are_those_of_the_fixture() {
         encode_decisions(&[decision], &mut record);
         record
     };
-    let decisions = || recovery().into_iter().chain(retirement());
+    let decisions = || recovery().into_iter().chain(retirement()).chain(expiry());
     let text: String = decisions()
         .map(|(name, decision)| format!("{name}\n  {}\n", hex(&one(decision))))
         .collect();
@@ -278,7 +349,7 @@ fn the_decisions_of_a_recovery_are_those_of_the_fixture() {
 
 #[test]
 fn every_decision_is_in_a_fixture() {
-    let later = recovery().into_iter().chain(retirement());
+    let later = recovery().into_iter().chain(retirement()).chain(expiry());
     let later = later.map(|(_, decision)| decision);
     let found = decisions()
         .into_iter()
@@ -298,6 +369,9 @@ fn every_decision_is_in_a_fixture() {
             Decision::Merging { .. } => "Merging",
             Decision::Needed { .. } => "Needed",
             Decision::Retired { .. } => "Retired",
+            Decision::Expired { .. } => "Expired",
+            Decision::Expires { .. } => "Expires",
+            Decision::DeviceExpired { .. } => "DeviceExpired",
         });
     assert_eq!(found.collect::<BTreeSet<_>>(), variants::<Decision>());
 }
@@ -305,7 +379,7 @@ fn every_decision_is_in_a_fixture() {
 #[test]
 fn damaged_records_are_refused() {
     let mut record = Vec::new();
-    let later = recovery().into_iter().chain(retirement());
+    let later = recovery().into_iter().chain(retirement()).chain(expiry());
     let later = later.map(|(_, decision)| decision);
     let all: Vec<Decision> = decisions().into_iter().chain(later).collect();
     encode_decisions(&all, &mut record);

@@ -1,0 +1,720 @@
+//! Cases of what goes by time: messages (R18), devices (R19), and not too early (R20).
+
+use bytes::Bytes;
+
+use super::Harness;
+use super::cases::Case;
+use super::kit::{HERE, Remote, S, Store, T0, THERE, at, device, done, envelope, id, identity, user, vector};
+use crate::core::commit::{DAY_MS, Outcome, StoreOp};
+use crate::core::expire::{EXPIRE_STEP, EXPIRY_MARGIN_MS, HoleRow, Looked, MAX_HOLES};
+use crate::core::ids::{Coord, Origin, Seq};
+use crate::core::op::{DeviceChange, Envelope, Op};
+use crate::core::snapshot::{SnapshotAt, SnapshotPage};
+use crate::core::state::{DeviceRow, StoreIdentity};
+use crate::core::storage::{InboxHole, UserTimes};
+use crate::core::vector::Vector;
+use crate::core::wire::HoleReason;
+use crate::store::engine::{Read, ReadReply};
+
+pub(super) const ALL: &[(&str, Case)] = &[
+    ("a message that is due becomes a hole in its place", in_place),
+    ("neighbours become one hole", neighbours),
+    ("the log keeps what it needs, whatever is due", kept_for_the_log),
+    ("a hole keeps the copies of what it replaced", copies),
+    ("what is due is found, also after a start", found),
+    ("an inbox is looked through in steps", steps),
+    ("a row has so many holes", many_holes),
+    ("a snapshot brings holes", snapshot_of_holes),
+    ("a device that nobody heard of expires", device_expires),
+    ("a device that is attached stays", vetoed),
+    ("a veto counts in any order", any_order),
+    ("a device that comes back before it expired stays", comes_back),
+    ("a snapshot brings vetoes", snapshot_of_vetoes),
+    ("an expiry that was left over takes effect", left_over),
+];
+
+/// When messages of these cases expire, and from when on they are due.
+const EXPIRES: u64 = T0 + 60 * 60 * 1000;
+const DUE: u64 = EXPIRES + EXPIRY_MARGIN_MS;
+/// Devices expire after this.
+const AFTER: u64 = 30 * DAY_MS;
+
+fn here(harness: &mut dyn Harness) -> Store {
+    Store::own(harness.create(identity(10, &[HERE])))
+}
+
+fn both(harness: &mut dyn Harness) -> Store {
+    Store::own(harness.create(identity(10, &[HERE, THERE])))
+}
+
+fn reopened(harness: &mut dyn Harness, store: Store, identity: StoreIdentity) -> Store {
+    Store {
+        engine: harness.reopen(store.engine, identity),
+        epoch: store.epoch,
+        now: store.now,
+    }
+}
+
+fn expiring(n: u64, expires_ms: u64) -> Envelope {
+    Envelope {
+        expires_ms,
+        ..envelope("bob", "alice", id(T0, n))
+    }
+}
+
+impl Store {
+    /// A message to bob with number `n`, which expires then.
+    fn timed(&mut self, n: u64, expires_ms: u64) -> Coord {
+        let op = StoreOp::Append {
+            shard: S,
+            epoch: self.epoch,
+            envelope: Box::new(expiring(n, expires_ms)),
+            body: Bytes::from(format!("message {n}")),
+            seen_ms: 0,
+            known_only: false,
+        };
+        match self.one(op) {
+            Outcome::Appended(at) => at,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Confirms and trims what that makes stable, in a region that is alone.
+    fn rest(&mut self) {
+        self.confirm();
+        while self.trim() != done() {}
+    }
+
+    fn expire(&mut self, looked: Option<Looked>) -> Option<Looked> {
+        let op = StoreOp::Expire {
+            shard: S,
+            epoch: self.epoch,
+            user: user("bob"),
+            looked,
+        };
+        match self.one(op) {
+            Outcome::Expired { next } => next,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn expire_all(&mut self) {
+        let mut next = self.expire(None);
+        while next.is_some() {
+            next = self.expire(next);
+        }
+    }
+
+    fn expire_device(&mut self, with: &str) -> Outcome {
+        self.one(StoreOp::ExpireDevice {
+            shard: S,
+            epoch: self.epoch,
+            user: user("bob"),
+            device: device(with),
+        })
+    }
+
+    fn holes(&mut self) -> Vec<InboxHole> {
+        self.inbox_page("bob", Vector::new(), 1, 1).holes
+    }
+
+    /// The holes, in short: from, to, count.
+    fn short(&mut self) -> Vec<(Coord, Seq, u64)> {
+        let holes = self.holes().into_iter();
+        holes.map(|hole| (hole.at, hole.row.to, hole.row.count)).collect()
+    }
+
+    fn device(&mut self, with: &str) -> DeviceRow {
+        self.user("bob").devices[&device(with)].clone()
+    }
+
+    fn times(&mut self) -> Vec<UserTimes> {
+        let read = Read::Users {
+            shard: S,
+            after: None,
+            max_items: 10,
+        };
+        match self.engine.read(&read).unwrap() {
+            ReadReply::Users(users) => users,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All pages of a snapshot, merged by another store.
+    fn snapshot_into(&mut self, other: &mut Store) {
+        let (mut cut, mut next) = (None, Some(SnapshotAt::Start));
+        while let Some(after) = next {
+            let read = Read::Snapshot {
+                shard: S,
+                cut: cut.take(),
+                after,
+                max_items: 2,
+                max_bytes: 200,
+            };
+            let ReadReply::Snapshot(of, page) = self.engine.read(&read).unwrap() else {
+                panic!("no snapshot");
+            };
+            next = page.next.clone();
+            let page: std::sync::Arc<SnapshotPage> = (*page).into();
+            let op = StoreOp::Merge {
+                shard: S,
+                epoch: other.epoch,
+                cut: of.clone(),
+                page,
+            };
+            while other.one(op.clone()) != done() {}
+            cut = Some(of);
+        }
+    }
+}
+
+fn change(change: DeviceChange) -> Op {
+    Op::Device {
+        user: user("bob"),
+        device: device("phone"),
+        change,
+    }
+}
+
+fn in_place(harness: &mut dyn Harness) {
+    let mut store = here(harness);
+    let first = store.appended("bob", 1);
+    let timed = store.timed(2, EXPIRES);
+    let last = store.appended("bob", 3);
+    store.rest();
+    store.now = DUE - 1;
+    store.expire_all();
+    assert_eq!(store.coords("bob"), [first, timed, last]);
+    store.now = DUE;
+    store.expire_all();
+    assert_eq!(store.coords("bob"), [first, last]);
+    let row = HoleRow {
+        to: timed.seq,
+        count: 1,
+        reason: HoleReason::Expired,
+    };
+    let hole = InboxHole {
+        at: timed,
+        row,
+        siblings: Vec::new(),
+    };
+    assert_eq!(store.holes(), std::slice::from_ref(&hole));
+    // It counts no more, and nothing is left that expires.
+    let kept: u64 = store.inbox("bob").iter().map(|entry| entry.op.len() as u64).sum();
+    let row = store.user("bob");
+    assert_eq!((row.unread, row.unread_bytes, row.timed.from_ms), (2, kept, 0));
+    while store.engine.idle().unwrap() {}
+    let mut store = reopened(harness, store, identity(11, &[HERE]));
+    assert_eq!(
+        (store.coords("bob"), store.holes()),
+        (vec![first, last], vec![hole])
+    );
+    // It is consumed like a message: what lies behind it goes no sooner.
+    store.register("bob", "phone", Vector::new());
+    store.cursor("bob", "phone", vector(&[(10, first.seq)]));
+    assert_eq!((store.coords("bob"), store.short().len()), (vec![last], 1));
+    store.cursor("bob", "phone", vector(&[(10, timed.seq)]));
+    assert_eq!((store.coords("bob"), store.short().len()), (vec![last], 0));
+    assert_eq!(store.user("bob").trimmed, vector(&[(10, timed.seq)]));
+    store.cursor("bob", "phone", vector(&[(10, last.seq)]));
+    assert_eq!(store.user("bob").unread, 0);
+}
+
+fn neighbours(harness: &mut dyn Harness) {
+    let mut store = here(harness);
+    let late = EXPIRES + 1000;
+    let times = [EXPIRES, late, EXPIRES, 0, EXPIRES, late];
+    let at: Vec<Coord> = times.iter().zip(1..).map(|(ms, n)| store.timed(n, *ms)).collect();
+    store.rest();
+    store.now = DUE;
+    store.expire_all();
+    let hole = |from: usize, to: usize, count| (at[from], at[to].seq, count);
+    assert_eq!(store.short(), [hole(0, 0, 1), hole(2, 2, 1), hole(4, 4, 1)]);
+    while store.engine.idle().unwrap() {}
+    store.now = DUE + 1000;
+    store.expire_all();
+    assert_eq!(store.short(), [hole(0, 2, 3), hole(4, 5, 2)]);
+    assert_eq!(store.coords("bob"), [at[3]]);
+    // What registers later is told of them, and of nothing twice.
+    assert_eq!(store.user("bob").unread, 1);
+}
+
+fn kept_for_the_log(harness: &mut dyn Harness) {
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    let timed = store.timed(1, EXPIRES);
+    let log = store.log(10);
+    store.now = DUE;
+    store.confirm();
+    store.trim();
+    store.expire_all();
+    // The other region was cut off: it gets the same bytes as ever.
+    assert_eq!(store.coords("bob"), [timed]);
+    assert_eq!(store.log(10)[..log.len()], log);
+    // It is looked at again later.
+    assert_eq!(store.user("bob").timed.from_ms, store.now);
+    there.confirm(store.now, vector(&[(10, timed.seq)]));
+    store.apply(&there, 1, 2);
+    store.trim();
+    store.expire_all();
+    assert_eq!(store.short(), [(timed, timed.seq, 1)]);
+}
+
+fn copies(harness: &mut dyn Harness) {
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    store.register("bob", "phone", Vector::new());
+    let (first, second) = (store.timed(1, EXPIRES), store.timed(2, EXPIRES));
+    let body = |n| Bytes::from(format!("message {n}"));
+    let copy = there.push(T0, &Op::Append(expiring(1, 0), body(1)));
+    store.confirm();
+    there.confirm(T0, vector(&[(10, 100), (20, 2)]));
+    store.apply(&there, 1, 3);
+    store.trim();
+    store.now = DUE;
+    store.expire_all();
+    assert_eq!(store.short(), [(first, second.seq, 2)]);
+    assert_eq!(store.holes()[0].siblings, [(first.seq, vec![copy])]);
+    // Another copy comes after that.
+    let late = there.push(T0, &Op::Append(expiring(2, 0), body(2)));
+    there.confirm(T0, vector(&[(10, 100), (20, late.seq)]));
+    store.apply(&there, 4, 5);
+    assert_eq!(store.holes()[0].siblings.len(), 2);
+    // The device consumed the copies elsewhere: it needs not be told.
+    store.cursor("bob", "phone", vector(&[(20, copy.seq)]));
+    assert_eq!(store.short().len(), 1);
+    store.cursor("bob", "phone", vector(&[(20, late.seq)]));
+    assert_eq!(store.user("bob").consumed.of(Origin(10)), second.seq);
+    store.remove("bob");
+    assert_eq!(store.short(), []);
+    assert_eq!(store.user("bob").trimmed.of(Origin(10)), second.seq);
+}
+
+fn found(harness: &mut dyn Harness) {
+    let mut store = here(harness);
+    assert_eq!(store.times(), []);
+    store.timed(1, EXPIRES + 5);
+    store.timed(2, EXPIRES);
+    store.timed(3, 0);
+    store.register("bob", "phone", Vector::new());
+    store.appended("carol", 4);
+    store.rest();
+    let check = |store: &mut Store| {
+        let times = store.times();
+        let names: Vec<&str> = times.iter().map(|times| times.user.as_str()).collect();
+        assert_eq!(names, ["bob", "carol"]);
+        assert_eq!((times[0].expires_ms, times[1].expires_ms), (EXPIRES, 0));
+        let [(phone, life)] = &times[0].devices[..] else {
+            panic!("{times:?}");
+        };
+        assert_eq!((phone, life.expiry), (&device("phone"), None));
+        assert!(life.seen_ms >= T0);
+    };
+    check(&mut store);
+    while store.engine.idle().unwrap() {}
+    let mut store = reopened(harness, store, identity(11, &[HERE]));
+    check(&mut store);
+    store.now = DUE;
+    store.expire_all();
+    assert_eq!(store.times()[0].expires_ms, EXPIRES + 5);
+    // All was consumed: nothing is left that expires.
+    store.cursor("bob", "phone", vector(&[(10, 100)]));
+    assert_eq!(store.coords("bob"), []);
+    assert_eq!(store.times()[0].expires_ms, 0);
+}
+
+fn steps(harness: &mut dyn Harness) {
+    let mut store = here(harness);
+    let count = 2 * EXPIRE_STEP as u64 + 10;
+    for chunk in 0..count.div_ceil(500) {
+        let numbers = (chunk * 500..(chunk + 1) * 500).take_while(|n| *n < count);
+        let ops = numbers.map(|n| StoreOp::Append {
+            shard: S,
+            epoch: store.epoch,
+            envelope: Box::new(expiring(n, EXPIRES)),
+            body: Bytes::from_static(b"x"),
+            seen_ms: 0,
+            known_only: false,
+        });
+        let ops = ops.collect();
+        store.commit(ops);
+    }
+    store.rest();
+    while store.engine.idle().unwrap() {}
+    let mut store = reopened(harness, store, identity(9, &[HERE]));
+    store.now = DUE;
+    let mut next = store.expire(None);
+    assert!(next.is_some(), "a step is not all");
+    assert!(store.coords("bob").len() as u64 >= count - EXPIRE_STEP as u64);
+    // What comes meanwhile is not forgotten, wherever it stands.
+    let late = store.timed(count, DUE);
+    store.rest();
+    while next.is_some() {
+        next = store.expire(next);
+    }
+    assert_eq!(store.coords("bob"), [late]);
+    let timed = store.user("bob").timed;
+    assert_eq!((timed.from_ms, timed.new_ms), (DUE, 0));
+    let holes = store.short();
+    let [(from, to, told)] = holes[..] else {
+        panic!("{holes:?}");
+    };
+    assert_eq!((told, to - from.seq + 1), (count, count));
+    assert_eq!(store.user("bob").unread, 1);
+    // All of it goes at once.
+    store.register("bob", "phone", vector(&[(10, to)]));
+    assert_eq!(store.short(), []);
+}
+
+fn many_holes(harness: &mut dyn Harness) {
+    let mut store = here(harness);
+    let count = 2 * (MAX_HOLES as u64 + 3);
+    for chunk in 0..count.div_ceil(500) {
+        let numbers = (chunk * 500..(chunk + 1) * 500).take_while(|n| *n < count);
+        let ops = numbers.map(|n| StoreOp::Append {
+            shard: S,
+            epoch: store.epoch,
+            envelope: Box::new(expiring(n, if n % 2 == 0 { EXPIRES } else { 0 })),
+            body: Bytes::from_static(b"x"),
+            seen_ms: 0,
+            known_only: false,
+        });
+        let ops = ops.collect();
+        store.commit(ops);
+    }
+    store.rest();
+    store.now = DUE;
+    store.expire_all();
+    assert_eq!(store.short().len(), MAX_HOLES);
+    assert_eq!(store.coords("bob").len() as u64, count - MAX_HOLES as u64);
+    // What did not find room is not forgotten.
+    assert_eq!(store.user("bob").timed.from_ms, store.now);
+    let tenth = store.coords("bob")[9];
+    store.register("bob", "phone", vector(&[(10, tenth.seq)]));
+    store.expire_all();
+    let kept = store.inbox("bob");
+    assert!(kept.iter().all(|entry| entry.op.expires_ms() == 0));
+    assert_eq!(store.user("bob").timed.from_ms, 0);
+}
+
+/// A store that joins, and recovers therefore.
+fn joining(harness: &mut dyn Harness) -> Store {
+    let identity = StoreIdentity {
+        joining: true,
+        ..identity(30, &[HERE, THERE])
+    };
+    Store::own(harness.create(identity))
+}
+
+fn open(store: &mut Store) {
+    let (shard, epoch) = (S, store.epoch);
+    let recovering = false;
+    let op = StoreOp::Recover {
+        shard,
+        epoch,
+        recovering,
+    };
+    assert_eq!(store.one(op), done());
+}
+
+fn snapshot_of_holes(harness: &mut dyn Harness) {
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    let times = [EXPIRES, 0, EXPIRES, EXPIRES, 0, EXPIRES];
+    let at: Vec<Coord> = times.iter().zip(1..).map(|(ms, n)| store.timed(n, *ms)).collect();
+    let copy = there.push(T0, &Op::Append(expiring(4, 0), Bytes::from_static(b"message 4")));
+    store.apply(&there, 1, 2);
+    store.confirm();
+    there.confirm(T0, vector(&[(10, 100), (20, copy.seq)]));
+    store.apply(&there, 3, 3);
+    store.trim();
+    store.now = DUE;
+    store.expire_all();
+    let (kept, holes) = (store.coords("bob"), store.holes());
+    assert_eq!(kept.iter().filter(|kept| kept.origin == Origin(10)).count(), 2);
+    assert_eq!(holes.len(), 3);
+    assert_eq!(holes[1].siblings, [(at[3].seq, vec![copy])]);
+    let mut other = joining(harness);
+    other.now = DUE;
+    store.snapshot_into(&mut other);
+    assert_eq!(
+        (other.coords("bob"), other.holes()),
+        (kept.clone(), holes.clone())
+    );
+    // Another one changes nothing.
+    store.snapshot_into(&mut other);
+    assert_eq!((other.coords("bob"), other.holes()), (kept, holes));
+    open(&mut other);
+    let (ours, theirs) = (other.user("bob"), store.user("bob"));
+    assert_eq!(
+        (ours.unread, ours.unread_bytes),
+        (theirs.unread, theirs.unread_bytes)
+    );
+    other.register("bob", "phone", vector(&[(10, 100), (20, 100)]));
+    assert_eq!((other.coords("bob"), other.short()), (Vec::new(), Vec::new()));
+}
+
+fn device_expires(harness: &mut dyn Harness) {
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    store.register("bob", "phone", Vector::new());
+    store.register("bob", "tablet", Vector::new());
+    let one = store.appended("bob", 1);
+    let seen = store.device("phone").life.seen_ms;
+    store.now = seen + AFTER + EXPIRY_MARGIN_MS - 1;
+    assert_eq!(store.expire_device("phone"), done());
+    assert_eq!(store.device("phone").life.expiry, None);
+    store.now += 1;
+    store.cursor("bob", "tablet", vector(&[(10, one.seq)]));
+    assert_eq!(store.expire_device("phone"), done());
+    let life = store.device("phone").life;
+    let expiry = life.expiry.expect("it is to expire");
+    // Once is enough; and nothing comes of it before every region has it.
+    assert_eq!(store.expire_device("phone"), done());
+    assert_eq!(store.shard().logs[&Origin(10)].seq, expiry.seq);
+    store.confirm();
+    store.trim();
+    assert!(!store.device("phone").expired);
+    assert_eq!(store.coords("bob"), [one]);
+    there.confirm(store.now, vector(&[(10, expiry.seq)]));
+    store.apply(&there, 1, 2);
+    store.trim();
+    let phone = store.device("phone");
+    assert_eq!((phone.expired, phone.epoch, phone.life.expiry), (true, 1, None));
+    // It holds nothing back any more.
+    assert_eq!(store.coords("bob"), []);
+    assert_eq!(store.expire_device("phone"), done());
+    while store.engine.idle().unwrap() {}
+    let mut store = reopened(harness, store, identity(11, &[HERE, THERE]));
+    assert_eq!(store.device("phone"), phone);
+    // It comes back under the next epoch, with what is still there, and what comes late for the one before is void.
+    let op = store.append_op("bob", id(store.now, 2), "later");
+    let Outcome::Appended(two) = store.one(op) else {
+        panic!("not accepted");
+    };
+    store.register("bob", "phone", Vector::new());
+    let back = store.device("phone");
+    assert_eq!((back.expired, back.epoch), (false, 2));
+    there.push(store.now, &change(DeviceChange::Expire { epoch: 1 }));
+    store.apply(&there, 3, 3);
+    assert_eq!(store.device("phone").life.expiry, None);
+    store.cursor("bob", "tablet", vector(&[(11, two.seq)]));
+    assert_eq!(store.coords("bob"), [two]);
+}
+
+fn vetoed(harness: &mut dyn Harness) {
+    for attached in [true, false] {
+        let mut store = both(harness);
+        let mut there = Remote::new(THERE, 20, None, T0);
+        store.register("bob", "phone", Vector::new());
+        let seen = store.device("phone").life.seen_ms;
+        // Attached, or heard of later than the other region knew.
+        let when = seen + AFTER - u64::from(!attached);
+        store.now = when + 10;
+        there.push(when, &change(DeviceChange::Expire { epoch: 1 }));
+        let mut op = there.run(store.epoch, 1, 2);
+        if let StoreOp::ApplyRemote { attached: list, .. } = &mut op
+            && attached
+        {
+            list.push((user("bob"), device("phone")));
+        }
+        let committed = store.commit(vec![op]);
+        let last = &committed.logged.last().expect("a veto").entry.op;
+        assert_eq!(last.decode().unwrap(), change(DeviceChange::Veto { epoch: 1 }));
+        let phone = store.device("phone");
+        assert_eq!((phone.epoch, phone.expired, phone.life.expiry), (2, false, None));
+        store.confirm();
+        there.confirm(store.now, vector(&[(10, 100), (20, 2)]));
+        store.apply(&there, 3, 3);
+        store.trim();
+        assert_eq!(store.device("phone").epoch, 2);
+        assert!(!store.device("phone").expired);
+    }
+    // Neither: nobody objects.
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    store.register("bob", "phone", Vector::new());
+    let when = store.device("phone").life.seen_ms + AFTER;
+    there.push(when, &change(DeviceChange::Expire { epoch: 1 }));
+    let op = there.run(store.epoch, 1, 2);
+    assert_eq!(store.commit(vec![op]).logged.len(), 2);
+    assert_eq!(store.device("phone").life.expiry, Some(at(20, 2)));
+}
+
+fn any_order(harness: &mut dyn Harness) {
+    let three = [HERE, THERE, "ap-south"];
+    let mut store = Store::own(harness.create(identity(10, &three)));
+    let later = T0 + 40 * DAY_MS;
+    store.register("bob", "phone", Vector::new());
+    let mut there = Remote::new(THERE, 20, None, T0);
+    there.push(later, &change(DeviceChange::Expire { epoch: 1 }));
+    let mut third = Remote::new("ap-south", 30, None, T0);
+    third.push(later, &change(DeviceChange::Veto { epoch: 1 }));
+    // The veto comes before what it vetoes.
+    store.now = later;
+    store.apply(&third, 1, 2);
+    store.apply(&there, 1, 2);
+    let all = vector(&[(10, 2), (20, 2), (30, 2)]);
+    there.confirm(later, all.clone());
+    third.confirm(later, all);
+    store.apply(&there, 3, 3);
+    store.apply(&third, 3, 3);
+    store.confirm();
+    store.trim();
+    let phone = store.device("phone");
+    assert_eq!((phone.epoch, phone.expired, phone.life.expiry), (2, false, None));
+    // An expiry under an epoch whose registration comes later, from another log, counts.
+    let end = later + 2 * AFTER;
+    store.now = end;
+    third.push(
+        later,
+        &change(DeviceChange::Register {
+            epoch: 3,
+            cursor: Vector::new(),
+        }),
+    );
+    there.push(end, &change(DeviceChange::Expire { epoch: 3 }));
+    store.apply(&there, 4, 4);
+    store.apply(&third, 4, 4);
+    let phone = store.device("phone");
+    assert_eq!((phone.epoch, phone.life.expiry), (3, Some(at(20, 4))));
+}
+
+fn comes_back(harness: &mut dyn Harness) {
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    store.register("bob", "phone", Vector::new());
+    // A device that is attached and idle is heard of again, but not all the time.
+    let seq = |store: &mut Store| store.shard().logs[&Origin(10)].seq;
+    let before = seq(&mut store);
+    let seen = store.device("phone").life.seen_ms;
+    store.now = seen + AFTER / 4 - 1;
+    store.register("bob", "phone", Vector::new());
+    assert_eq!(seq(&mut store), before);
+    store.now += 1;
+    store.register("bob", "phone", Vector::new());
+    assert_eq!(seq(&mut store), before + 1);
+    assert_eq!(store.device("phone").life.seen_ms, store.now);
+    // It is to expire, and comes while that has no effect yet.
+    store.now += AFTER + EXPIRY_MARGIN_MS;
+    store.expire_device("phone");
+    let expiry = store.device("phone").life.expiry.expect("it is to expire");
+    store.register("bob", "phone", Vector::new());
+    assert_eq!(store.device("phone").epoch, 2);
+    store.confirm();
+    there.confirm(store.now, vector(&[(10, expiry.seq)]));
+    store.apply(&there, 1, 2);
+    store.trim();
+    let phone = store.device("phone");
+    assert_eq!((phone.epoch, phone.expired), (2, false));
+}
+
+/// A store that has the expiry of a device, and a snapshot in which it was vetoed.
+fn snapshot_of_vetoes(harness: &mut dyn Harness) {
+    let later = T0 + 40 * DAY_MS;
+    let mut there = Remote::new(THERE, 20, None, T0);
+    there.push(
+        T0,
+        &change(DeviceChange::Register {
+            epoch: 1,
+            cursor: Vector::new(),
+        }),
+    );
+    let expiry = there.push(later, &change(DeviceChange::Expire { epoch: 1 }));
+    let mut provider = both(harness);
+    provider.now = later;
+    let mut op = there.run(provider.epoch, 1, 3);
+    if let StoreOp::ApplyRemote { attached, .. } = &mut op {
+        attached.push((user("bob"), device("phone")));
+    }
+    provider.one(op);
+    provider.confirm();
+    there.confirm(later, vector(&[(10, 3), (20, 3)]));
+    provider.apply(&there, 4, 4);
+    provider.confirm();
+    there.confirm(later, vector(&[(10, 4), (20, 4)]));
+    provider.apply(&there, 5, 5);
+    provider.trim();
+    assert!(provider.shard().logs[&Origin(20)].floor >= expiry.seq);
+    // The other has the expiry by log, and nothing of the region that objected.
+    let mut store = joining(harness);
+    store.now = later;
+    store.apply(&there, 1, 3);
+    assert_eq!(store.device("phone").life.expiry, Some(expiry));
+    provider.snapshot_into(&mut store);
+    open(&mut store);
+    assert!(
+        store
+            .shard()
+            .stable(Origin(20), &identity(30, &[HERE, THERE]).holders)
+            >= expiry.seq
+    );
+    store.trim();
+    store.expire_device("phone");
+    let phone = store.device("phone");
+    assert_eq!((phone.epoch, phone.expired, phone.life.expiry), (2, false, None));
+}
+
+/// Where the log was trimmed for a snapshot, what the snapshot does not tell of is found by the round over devices.
+fn left_over(harness: &mut dyn Harness) {
+    let later = T0 + 40 * DAY_MS;
+    let mut there = Remote::new(THERE, 20, None, T0);
+    there.push(
+        T0,
+        &change(DeviceChange::Register {
+            epoch: 1,
+            cursor: Vector::new(),
+        }),
+    );
+    there.push(later, &change(DeviceChange::Expire { epoch: 1 }));
+    let mut provider = both(harness);
+    provider.now = later;
+    provider.apply(&there, 1, 3);
+    provider.confirm();
+    there.confirm(later, vector(&[(10, 2), (20, 3)]));
+    provider.apply(&there, 4, 4);
+    let mut store = joining(harness);
+    store.now = later;
+    store.apply(&there, 1, 3);
+    provider.trim();
+    assert!(provider.device("phone").expired);
+    provider.snapshot_into(&mut store);
+    open(&mut store);
+    store.trim();
+    store.expire_device("phone");
+    assert!(store.device("phone").expired);
+    assert_eq!(store.device("phone").life.expiry, None);
+}
+
+#[cfg(test)]
+mod defects {
+    use super::*;
+    use crate::core::defect::{self, Defect};
+    use crate::store::memory::tests::Memory;
+
+    /// The case passes, and fails with the defect.
+    fn finds(defect: Defect, case: Case) {
+        case(&mut Memory::default());
+        let found = std::panic::catch_unwind(|| {
+            defect::set(Some(defect));
+            case(&mut Memory::default());
+        });
+        defect::set(None);
+        assert!(found.is_err(), "{defect:?} is not found");
+    }
+
+    #[test]
+    fn a_hole_that_forgets_its_siblings_is_found() {
+        finds(Defect::HoleForgetsSiblings, copies);
+    }
+
+    #[test]
+    fn a_snapshot_without_vetoes_is_found() {
+        finds(Defect::SnapshotWithoutVetoes, snapshot_of_vetoes);
+    }
+
+    #[test]
+    fn a_region_that_does_not_object_is_found() {
+        finds(Defect::NoVeto, vetoed);
+    }
+}
