@@ -54,7 +54,7 @@ pub const REFRESHES: u64 = 4;
 pub struct HoleRow {
     /// To this sequence; from which it begins is its key.
     pub to: Seq,
-    /// How many messages it stands for.
+    /// How many messages it stands for; 0 where that is not known.
     pub count: u64,
     /// Why.
     pub reason: HoleReason,
@@ -115,9 +115,28 @@ impl Timed {
         };
         self.holes.remove(&(at.origin, from));
         let count = hole.count.saturating_sub(1);
-        if at.seq < hole.to && count > 0 {
+        if at.seq < hole.to && (count > 0 || hole.count == 0) {
             self.holes
                 .insert((at.origin, at.seq + 1), HoleRow { count, ..hole });
+        }
+    }
+
+    /// What is gone for another reason is in no hole: of those that reach into a range the rest stays, and how many messages
+    /// that stands for nobody knows.
+    pub(super) fn cut(&mut self, origin: Origin, from: Seq, to: Seq) {
+        let before = self.hole_at(Coord { origin, seq: from });
+        let first = before.map_or(from, |(first, _)| first);
+        let reach = self.holes.range((origin, first)..=(origin, to));
+        let reach: Vec<(Seq, HoleRow)> = reach.map(|((_, first), hole)| (*first, *hole)).collect();
+        for (first, hole) in reach {
+            self.holes.remove(&(origin, first));
+            let rest = |to| HoleRow { to, count: 0, ..hole };
+            if first < from {
+                self.holes.insert((origin, first), rest(from - 1));
+            }
+            if to < hole.to {
+                self.holes.insert((origin, to + 1), rest(hole.to));
+            }
         }
     }
 
@@ -220,17 +239,25 @@ impl UserState {
         series.max(self.row.timed.last_of(origin))
     }
 
-    /// How many messages of an origin wait from a sequence to another, those that holes stand for too, as far as is loaded.
-    pub fn count_within(&self, origin: Origin, from: Seq, to: Seq) -> u64 {
+    /// How many messages of an origin wait from a sequence to another, those that holes stand for too; `None` where that is
+    /// not known: some are gone, or not loaded.
+    pub fn count_within(&self, origin: Origin, from: Seq, to: Seq) -> Option<u64> {
         let (mut after, mut count) = (from.saturating_sub(1), 0);
+        if after < self.row.trimmed.of(origin) || self.row.gap_between(origin, after, to.saturating_add(1)) {
+            return None;
+        }
         while after < to {
             match self.next_entry(origin, after) {
                 NextEntry::Item(seq, _) if seq <= to => (after, count) = (seq, count + 1),
-                NextEntry::Hole(_, hole) if hole.to <= to => (after, count) = (hole.to, count + hole.count),
+                NextEntry::Hole(_, hole) if hole.to <= to && hole.count > 0 => {
+                    (after, count) = (hole.to, count + hole.count);
+                }
+                NextEntry::Hole(begins, _) if begins <= to => return None,
+                NextEntry::NotLoaded => return None,
                 _ => break,
             }
         }
-        count
+        Some(count)
     }
 
     /// Whether a message waits, or a hole in its place.
@@ -275,7 +302,7 @@ pub struct Expired {
     pub from: Seq,
     /// It ends here.
     pub to: Seq,
-    /// How many messages it stands for.
+    /// How many messages it stands for; 0 where that is not known.
     pub count: u64,
     /// Messages that leave the count of unread ones.
     pub messages: u64,
@@ -296,7 +323,8 @@ impl Run {
         match &mut self.open {
             Some((open, any)) => {
                 open.to = part.to;
-                open.count += part.count;
+                let known = open.count > 0 && part.count > 0;
+                open.count = if known { open.count + part.count } else { 0 };
                 open.messages += part.messages;
                 open.bytes += part.bytes;
                 *any |= new;
@@ -337,6 +365,8 @@ impl Work<'_> {
         for origin in known.origins().into_iter().filter(|origin| *origin >= first) {
             let floor = shard.row.logs.get(&origin).map_or(0, |log| log.floor);
             let counted = known.row.counted.of(origin);
+            // What was consumed goes before the rest: no hole reaches over the mark.
+            let consumed = known.row.consumed.of(origin);
             let mut after = known.row.trimmed.of(origin);
             if let Some(from) = from.filter(|from| from.origin == origin) {
                 after = after.max(from.seq);
@@ -351,7 +381,7 @@ impl Work<'_> {
                     NextEntry::End => break false,
                     NextEntry::NotLoaded => break true,
                     NextEntry::Hole(from, hole) => {
-                        if known.row.gap_between(origin, after, from) {
+                        if known.row.gap_between(origin, after, from) || after == consumed {
                             run.close();
                         }
                         after = hole.to;
@@ -366,7 +396,7 @@ impl Work<'_> {
                         run.extend(part, false);
                     }
                     NextEntry::Item(seq, op) => {
-                        let gap = known.row.gap_between(origin, after, seq);
+                        let gap = known.row.gap_between(origin, after, seq) || after == consumed;
                         let expires_ms = op.expires_ms();
                         let due = (1..=due_ms).contains(&expires_ms);
                         after = seq;
@@ -632,7 +662,7 @@ pub(super) fn looked_at(
 
 impl UserRow {
     /// Whether messages are gone between two that wait, for another reason.
-    fn gap_between(&self, origin: Origin, after: Seq, before: Seq) -> bool {
+    pub(super) fn gap_between(&self, origin: Origin, after: Seq, before: Seq) -> bool {
         let mut gaps = self.gaps.range((origin, 0)..(origin, before));
         gaps.next_back().is_some_and(|(_, to)| *to > after)
     }

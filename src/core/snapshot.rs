@@ -471,16 +471,39 @@ impl Work<'_> {
                 gaps.insert((*origin, from), *to);
             }
         }
-        // What came here expires here by itself.
+        // What came here expires here by itself, and what was removed there is in no hole.
         let mut holes: BTreeMap<(Origin, Seq), HoleRow> = BTreeMap::new();
         for ((origin, from), hole) in &page.holes {
             let has = self.applied(*origin).max(ours(*origin)).max(last(*origin));
-            let has = has.max(trimmed.of(*origin));
-            if hole.to > has {
-                let here = known.map_or(0, |known| known.count_within(*origin, *from, has));
-                let count = hole.count.saturating_sub(here).max(1);
-                holes.insert((*origin, (*from).max(has + 1)), HoleRow { count, ..*hole });
+            let has = has.max(page.trimmed.of(*origin));
+            if hole.to <= has {
+                continue;
             }
+            let (mut first, mut hole) = (*from, *hole);
+            if first <= has {
+                let here = match known {
+                    _ if first <= page.trimmed.of(*origin) => None,
+                    Some(known) => known.count_within(*origin, first, has),
+                    None => Some(0),
+                };
+                hole.count = here.map_or(0, |here| hole.count.saturating_sub(here));
+                first = has + 1;
+            }
+            // A page that told of it before, of another region perhaps, may have known more.
+            let at = Coord {
+                origin: *origin,
+                seq: first,
+            };
+            let before = known.and_then(|known| known.row.timed.hole_at(at));
+            if let Some((begins, told)) = before.filter(|(begins, _)| *begins > has) {
+                let mut between = gaps.range((*origin, begins)..=(*origin, first));
+                if between.next().is_none() && (begins < first || told.to > hole.to) {
+                    hole.count = if told.to >= hole.to { told.count } else { 0 };
+                    hole.to = told.to.max(hole.to);
+                    first = begins;
+                }
+            }
+            holes.insert((*origin, first), hole);
         }
         // Of what is gone here, or never comes, nothing would ever remove them again.
         let comes = |at: &Coord| {
@@ -611,16 +634,18 @@ impl UserRow {
             self.trimmed.raise(origin, to);
             self.consumed.raise(origin, to);
             self.counted.raise(origin, to);
+            self.timed.cut(origin, 1, to);
         }
         for ((origin, from), to) in &merged.gaps {
             let known = self.gaps.entry((*origin, *from)).or_default();
             *known = (*known).max(*to);
+            self.timed.cut(*origin, *from, *to);
         }
         for ((origin, from), hole) in &merged.holes {
             // A page that told of it before may have known less.
-            let within = |(of, first): &(Origin, Seq)| of == origin && (*from..=hole.to).contains(first);
-            self.timed.holes.retain(|at, _| !within(at));
+            self.timed.cut(*origin, *from, hole.to);
             self.timed.holes.insert((*origin, *from), *hole);
+            self.cut_gaps(*origin, *from, hole.to);
         }
         for (at, others) in &merged.siblings {
             if !self.trimmed.covers(*at) {
@@ -636,6 +661,22 @@ impl UserRow {
         let mut before = self.gaps.range((at.origin, 0)..=(at.origin, at.seq));
         let gap = before.next_back().is_some_and(|(_, to)| at.seq <= *to);
         gap || self.trimmed.covers(at)
+    }
+
+    /// What was taken for gone is in a hole.
+    fn cut_gaps(&mut self, origin: Origin, from: Seq, to: Seq) {
+        let reach = self.gaps.range((origin, 0)..=(origin, to));
+        let reach = reach.filter(|(_, end)| **end >= from);
+        let reach: Vec<(Seq, Seq)> = reach.map(|((_, first), end)| (*first, *end)).collect();
+        for (first, end) in reach {
+            self.gaps.remove(&(origin, first));
+            if first < from {
+                self.gaps.insert((origin, first), from - 1);
+            }
+            if to < end {
+                self.gaps.insert((origin, to + 1), end);
+            }
+        }
     }
 
     /// What was taken for gone comes after all.

@@ -80,7 +80,9 @@ impl UserRow {
         self.by_all(|cursor| {
             let passed = cursor.of(origin);
             passed >= hole.to
-                || (passed < from && self.copies_covered(cursor, origin, from, hole) >= hole.count)
+                || (passed < from
+                    && hole.count > 0
+                    && self.copies_covered(cursor, origin, from, hole) >= hole.count)
         })
     }
 

@@ -642,8 +642,12 @@ impl World {
             self.note_refusal(op, outcome);
         }
         for op in ops {
-            if let StoreOp::Expire { shard, user, .. } = op {
-                self.check_expired(region, *shard, user);
+            match op {
+                StoreOp::Expire { shard, user, .. } => self.check_expired(region, *shard, user),
+                StoreOp::ApplyRemote { attached, .. } if !attached.is_empty() => {
+                    self.check_objected(region, attached, &committed.logged);
+                }
+                _ => {}
             }
         }
         // What is stored goes by these operations; reading every row after every commit would be most of a run.

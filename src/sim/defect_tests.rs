@@ -89,11 +89,6 @@ defects! {
     ];
     a_merge_that_keeps_its_own_is_found: KeepsOwn within 50 by ["presence is the truth", "watchers see the truth"];
     a_lease_that_is_a_write_is_found: LeaseIsAWrite within 50 by ["silence", "presence is the truth"];
-    a_region_that_does_not_object_is_found: NoVeto within 800 by [
-        "devices that are attached stay (R19)",
-        "accepted is delivered",
-        "consumed by every device (R10)",
-    ];
     a_full_queue_that_drops_is_found: DropsWhenFull within 800 by [
         "bounded queues",
         "refusals have a cause",
@@ -235,6 +230,33 @@ fn what_expires_by_one_clock_is_found() {
         "holes have a cause",
     ];
     found(Core::ExpiresAlone, cases(), &by);
+}
+
+/// A region is cut off for longer than devices live that nobody hears of; what is attached there stays.
+#[test]
+fn a_region_that_does_not_object_is_found() {
+    let cut = |mut case: Case| {
+        let names: Vec<String> = case.places.iter().map(|place| place.id.to_string()).collect();
+        case.work = 20 * SECOND;
+        case.random = None;
+        for node in &mut case.nodes {
+            (node.clock_ms, node.drift_ppm) = (0, 0);
+        }
+        (case.limits.expiry_margin_ms, case.limits.device_expiry_ms) = (500, 3_000);
+        case.faults = (1..3)
+            .map(|other| {
+                Fault::new(4 * SECOND, Kind::Cut)
+                    .between(names[0].clone(), names[other].clone())
+                    .lasting(9 * SECOND)
+            })
+            .collect();
+        case
+    };
+    let of_three = |case: &Case| case.places.len() == 3;
+    let cases = || (0..60).map(draw::draw).filter(of_three).map(cut);
+    sound(cases().take(8));
+    let by = ["devices that are attached stay (R19)"];
+    found(Core::NoVeto, cases(), &by);
 }
 
 /// Two regions of three cannot reach each other, and one of them is lost for good: what it accepted reaches the other only

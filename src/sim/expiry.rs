@@ -8,7 +8,7 @@ use super::world::World;
 use crate::core::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
 use crate::core::op::{DeviceChange, LoggedOp, Op, kind};
 use crate::core::retire::RETIRED;
-use crate::core::state::UserRow;
+use crate::core::state::{Logged, UserRow};
 use crate::core::storage::{InboxHole, Read, ReadReply};
 use crate::core::vector::Vector;
 use crate::core::wire::{Hole, HoleReason};
@@ -165,7 +165,7 @@ impl World {
                 .copied()
                 .collect();
             self.check.stats.expired += new.len() as u64;
-            if row.count != entries.len() as u64 {
+            if row.count > 0 && row.count != entries.len() as u64 {
                 let detail = format!("{name}: {row:?} of {user} at {at}, where {entries:?} stood");
                 return self.fail("holes have a cause", detail, vec![user.to_string()]);
             }
@@ -184,6 +184,45 @@ impl World {
                 let detail = format!("{name} replaces #{number} at {at}, which most clocks do not call due");
                 let words = self.check.words(number);
                 return self.fail("nothing expires while clocks disagree (R20)", detail, words);
+            }
+        }
+    }
+
+    /// Expiries were applied of devices that are attached in the region: it objected in the same commit (R19).
+    pub(super) fn check_objected(
+        &mut self,
+        region: usize,
+        attached: &[(UserId, DeviceId)],
+        logged: &[Logged],
+    ) {
+        let applied = logged.iter().filter(|logged| !logged.own);
+        let expiries = applied.filter_map(|logged| match logged.entry.op.decode() {
+            Ok(Op::Device {
+                user,
+                device,
+                change: DeviceChange::Expire { .. },
+            }) => Some((logged.shard, (user, device))),
+            _ => None,
+        });
+        let expiries: Vec<(ShardId, (UserId, DeviceId))> =
+            expiries.filter(|(_, at)| attached.contains(at)).collect();
+        for (shard, (user, device)) in expiries {
+            let recovers = self
+                .shard_row(region, shard)
+                .is_none_or(|row| row.recovery.recovers());
+            let row = self.user_row(region, shard, &user);
+            let row = row.and_then(|row| row.devices.get(&device).cloned());
+            let Some(row) = row.filter(|row| row.expired || row.life.expiry.is_some()) else {
+                continue;
+            };
+            if !recovers {
+                let name = self.region_name(region);
+                let detail = format!("{name} lets {user}/{device} expire, which is attached there: {row:?}");
+                return self.fail(
+                    "devices that are attached stay (R19)",
+                    detail,
+                    vec![user.to_string()],
+                );
             }
         }
     }

@@ -99,11 +99,26 @@ fn messages_and_holes_take_turns() {
         }
     }
     assert_eq!(seen, [(2, 2), (3, 5), (6, 6), (8, 8), (9, 9)]);
-    assert_eq!(user.count_within(O, 1, 9), 6);
-    assert_eq!(user.count_within(O, 6, 8), 2);
+    assert_eq!(user.count_within(O, 1, 9), Some(6));
+    assert_eq!(user.count_within(O, 6, 8), Some(2));
     assert_eq!(user.origins().len(), 2);
     // A hole at once behind needs no look; one that lies further on does.
     user.inbox.get_mut(&O).unwrap().leave_behind(9);
     assert!(matches!(user.next_entry(O, 2), NextEntry::Hole(3, _)));
     assert_eq!(user.next_entry(O, 0), NextEntry::NotLoaded);
+}
+
+#[test]
+fn what_is_gone_for_another_reason_is_cut_out() {
+    for (from, to, left) in [
+        (1, 4, &[(5, 9, 5), (12, 14, 2)][..]),
+        (1, 6, &[(7, 9, 0), (12, 14, 2)]),
+        (6, 7, &[(5, 5, 0), (8, 9, 0), (12, 14, 2)]),
+        (9, 12, &[(5, 8, 0), (13, 14, 0)]),
+        (5, 20, &[]),
+    ] {
+        let mut holes = timed(&[(5, 9, 5), (12, 14, 2)]);
+        holes.cut(O, from, to);
+        assert_eq!(holes, timed(left), "{from} to {to}");
+    }
 }

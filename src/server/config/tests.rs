@@ -119,6 +119,32 @@ fn layers_override_each_other_and_each_value_knows_its_own() {
     );
 }
 
+/// The owner and the store judge by the same time; so both are given it.
+#[test]
+fn when_devices_expire_is_said_to_the_machines_and_to_the_store() {
+    let files = Files::new(GOOD);
+    let limits = |text: &str| {
+        let options = LoadOptions {
+            file: Some(files.0.path().join("iris.toml")),
+            ..LoadOptions::default()
+        };
+        let loaded = files.load_with(options.flag("--set", "devices.expire_after", text));
+        let config = loaded.map(|loaded| loaded.config);
+        config.map(|config| {
+            let (core, store) = (config.core_limits(), config.store_limits());
+            assert_eq!(core.expiry_margin_ms, store.expiry_margin_ms);
+            assert_eq!(core.device_expiry_ms, store.device_expiry_ms);
+            store.device_expiry_ms
+        })
+    };
+    let day = 24 * 60 * 60 * 1000;
+    assert_eq!(limits("7d"), Ok(7 * day));
+    assert_eq!(limits("0s"), Ok(0));
+    assert_eq!(limits("3650d"), Ok(3_650 * day));
+    let error = limits("3651d").expect_err("too long");
+    assert!(error.contains("devices.expire_after"), "{error}");
+}
+
 #[test]
 fn what_is_printed_loads_again() {
     let files = Files::new(GOOD);

@@ -25,6 +25,7 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("an inbox is looked through in steps", steps),
     ("a row has so many holes", many_holes),
     ("a snapshot brings holes", snapshot_of_holes),
+    ("what is gone is in a hole or in a gap", apart),
     ("a device that nobody heard of expires", device_expires),
     ("a device that is attached stays", vetoed),
     ("a veto counts in any order", any_order),
@@ -452,6 +453,84 @@ fn snapshot_of_holes(harness: &mut dyn Harness) {
     );
     other.register("bob", "phone", vector(&[(10, 100), (20, 100)]));
     assert_eq!((other.coords("bob"), other.short()), (Vec::new(), Vec::new()));
+}
+
+/// Pages of regions that removed more, or less, than another had when it told of a hole.
+fn apart(harness: &mut dyn Harness) {
+    let mut provider = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    let at: Vec<Coord> = (1..=6).map(|n| provider.timed(n, EXPIRES)).collect();
+    there.confirm(T0, vector(&[(10, at[5].seq)]));
+    provider.apply(&there, 1, 2);
+    provider.confirm();
+    provider.trim();
+    provider.now = DUE;
+    provider.expire_all();
+    let hole = |from: usize, to: usize, count| (at[from], at[to].seq, count);
+    assert_eq!(provider.short(), [hole(0, 5, 6)]);
+    let read = Read::Snapshot {
+        shard: S,
+        cut: None,
+        after: SnapshotAt::Users,
+        max_items: 10,
+        max_bytes: 10_000,
+    };
+    let ReadReply::Snapshot(cut, whole) = provider.engine.read(&read).unwrap() else {
+        panic!("no snapshot");
+    };
+    let mut other = joining(harness);
+    other.now = DUE;
+    let merge = |other: &mut Store, trimmed: Option<usize>, (from, to, count): (usize, usize, u64)| {
+        let mut page = (*whole).clone();
+        // More would come.
+        page.next = Some(SnapshotAt::User(user("bob")));
+        let told = &mut page.users[0];
+        assert_eq!(told.user, user("bob"));
+        told.trimmed = trimmed.map_or(Vector::new(), |to| vector(&[(10, at[to].seq)]));
+        let row = HoleRow {
+            to: at[to].seq,
+            count,
+            reason: HoleReason::Expired,
+        };
+        told.holes = [((Origin(10), at[from].seq), row)].into();
+        let op = StoreOp::Merge {
+            shard: S,
+            epoch: other.epoch,
+            cut: cut.clone(),
+            page: std::sync::Arc::new(page),
+        };
+        while other.one(op.clone()) != done() {}
+    };
+    let gaps = |other: &mut Store| -> Vec<(Seq, Seq)> {
+        let gaps = other.user("bob").gaps.into_iter();
+        gaps.map(|((_, from), to)| (from, to)).collect()
+    };
+    merge(&mut other, None, (0, 5, 6));
+    assert_eq!((other.short(), gaps(&mut other)), (vec![hole(0, 5, 6)], vec![]));
+    // It removed half of them one by one.
+    merge(&mut other, Some(2), (3, 5, 3));
+    let half = (vec![hole(3, 5, 3)], vec![(1, at[2].seq)]);
+    assert_eq!((other.short(), gaps(&mut other)), half);
+    // What was removed of a hole is not in it any more, and how many are left it does not say.
+    merge(&mut other, Some(3), (0, 5, 6));
+    let rest = (vec![hole(4, 5, 0)], vec![(1, at[3].seq)]);
+    assert_eq!((other.short(), gaps(&mut other)), rest);
+    merge(&mut other, Some(2), (3, 5, 3));
+    assert_eq!((other.short(), gaps(&mut other)), half);
+    // It replaced only the later ones.
+    merge(&mut other, Some(2), (4, 5, 2));
+    assert_eq!((other.short(), gaps(&mut other)), half);
+    // Nothing is left of the hole, and more is gone behind it.
+    merge(&mut other, Some(4), (5, 5, 1));
+    let last = (vec![hole(5, 5, 1)], vec![(1, at[4].seq)]);
+    assert_eq!((other.short(), gaps(&mut other)), last);
+    provider.snapshot_into(&mut other);
+    assert_eq!(other.short(), [hole(0, 5, 6)]);
+    open(&mut other);
+    other.register("bob", "phone", vector(&[(10, 100)]));
+    let row = other.user("bob");
+    assert_eq!((row.timed.holes.len(), row.gaps.len()), (0, 0));
+    assert_eq!(row.trimmed.of(Origin(10)), at[5].seq);
 }
 
 fn device_expires(harness: &mut dyn Harness) {
