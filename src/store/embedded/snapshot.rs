@@ -52,7 +52,7 @@ impl<T: Tables> snapshot::Source for Source<'_, T> {
         let (newer, newer_bound) = self.dedup_blocks(after, limit)?;
         found.extend(newer);
         let bounds = [bound, newer_bound].into_iter().flatten();
-        let mut bound = bounds.min_by_key(|bound| place(bound));
+        let mut bound = bounds.min_by_key(place);
         if let Some(bound) = &bound {
             let last = place(bound);
             found.retain(|at, _| *at <= last);
