@@ -21,6 +21,7 @@ use super::{local, wire};
 use crate::core::ids::{Addr, NodeKey, RegionId};
 use crate::core::inspect::{LinkFacts, MAX_PAGE};
 use crate::core::link::LinkState;
+use crate::server::evacuation::{Word, Words};
 use crate::server::inspect::Inspector;
 use crate::server::regions::{Durability, GeoFallback, RegionFile, Role};
 
@@ -274,6 +275,37 @@ struct Overview {
     links: Vec<LinkRow>,
 }
 
+/// Regions that clients of `region` can be sent to: that answer, have ready edges and cores, and are not evacuated.
+pub(super) async fn other_regions_that_take_clients(me: &Inspector, region: &RegionId) -> Vec<RegionId> {
+    let regions = overview(me).await.regions.into_iter();
+    let takes = |row: &RegionRow| {
+        let serves = matches!(row.state, RegionState::Ready | RegionState::Degraded);
+        row.region != *region && serves && row.evacuated_ms.is_none()
+    };
+    regions.filter(takes).map(|row| row.region).collect()
+}
+
+/// What the core nodes of other regions know of evacuated regions.
+pub(super) async fn evacuations_elsewhere(me: &Inspector) -> Words {
+    let part = Part::Evacuations;
+    let wanted = |key: &NodeKey| key.region != me.key().region && is_core(me, key);
+    let answers = ask(me, &part, wanted, |reply| match reply {
+        PartReply::Evacuations(rows) => Some(rows),
+        _ => None,
+    });
+    let mut words = Words::new();
+    for row in answers.await.into_values().flatten().flatten() {
+        let word = Word {
+            version: row.version,
+            evacuated: row.evacuated,
+            rate: row.rate,
+        };
+        let known = words.entry(row.region).or_insert(word);
+        *known = word.max(*known);
+    }
+    words
+}
+
 async fn overview(me: &Inspector) -> Overview {
     let answers = ask(me, &Part::Node, |_| true, about_node).await;
     let nodes = node_rows(me, &answers);
@@ -426,7 +458,12 @@ fn region_row(file: &RegionFile, nodes: &[NodeRow], links: &[LinkRow]) -> Option
     } else {
         down.into_iter().max().unwrap_or(0)
     };
+    let said = nodes.iter().filter_map(|row| row.report.as_ref());
+    let said = said.flat_map(|report| report.evacuations.iter().filter(|row| row.region == region));
+    // The latest word, wherever it is known.
+    let said = said.max_by_key(|row| (row.version, row.evacuated));
     Some(RegionRow {
+        evacuated_ms: said.filter(|row| row.evacuated).map(|row| row.version),
         name: file.name.clone(),
         state,
         nodes: of_region.len(),

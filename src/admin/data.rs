@@ -62,6 +62,8 @@ pub enum PartReply {
     Presence(Option<Box<PresenceFacts>>),
     /// The inbox of a user, if it has a store.
     Inbox(Option<Box<InboxFacts>>),
+    /// What operators said about regions.
+    Evacuations(Vec<EvacuationRow>),
 }
 
 /// A node that did not answer.
@@ -119,6 +121,8 @@ pub enum ReasonCode {
     NodeNotReady,
     /// A node drains.
     NodeDrains,
+    /// An operator sent the clients of a region to the others.
+    RegionEvacuated,
     /// A link is not live.
     LinkDown,
     /// A link has fallen behind.
@@ -219,6 +223,12 @@ pub struct NodeReport {
     pub draining: bool,
     /// Sessions of clients.
     pub sessions: usize,
+    /// Of them, those that are not told yet that a region is restored which their clients may prefer.
+    #[serde(default)]
+    pub returning: usize,
+    /// What operators last said about regions, as far as it knows.
+    #[serde(default)]
+    pub evacuations: Vec<EvacuationRow>,
     /// Partitions that it runs.
     pub partitions: usize,
     /// Shards that are open here.
@@ -237,6 +247,19 @@ pub struct NodeReport {
     pub store: Option<StoreReport>,
     /// The other nodes, as it sees them.
     pub sees: Vec<SeenNode>,
+}
+
+/// What an operator last said about where the clients of a region are to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvacuationRow {
+    /// The region.
+    pub region: RegionId,
+    /// When, unix milliseconds; one more than the time before where the clock of the node that was asked had gone back.
+    pub version: u64,
+    /// Whether they are to be in other regions.
+    pub evacuated: bool,
+    /// Sessions a second that are told to go.
+    pub rate: u32,
 }
 
 /// The store of a core node.
@@ -319,6 +342,9 @@ pub struct RegionRow {
     pub shards_recovering: usize,
     /// For how long no region had a live link to it, as the longest of those that answered says; 0 where one has.
     pub unreachable_ms: u64,
+    /// Since when it is evacuated, unix milliseconds; null where it takes clients.
+    #[serde(default)]
+    pub evacuated_ms: Option<u64>,
 }
 
 /// How a region is.

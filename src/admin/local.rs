@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::data::{
-    ConfirmRow, DeviceRow, EntryRow, GapRow, InboxFacts, LogRow, NodeReport, PartReply, SeenConnection,
-    SeenNode, ShardPart, ShardStored, StoreReport,
+    ConfirmRow, DeviceRow, EntryRow, EvacuationRow, GapRow, InboxFacts, LogRow, NodeReport, PartReply,
+    SeenConnection, SeenNode, ShardPart, ShardStored, StoreReport,
 };
 use super::request::{Part, Place};
 use super::wire::{AdminError, ErrorCode};
@@ -72,6 +72,7 @@ pub(super) async fn answer(node: &Inspector, part: Part) -> Result<PartReply, Ad
             }
             Ok(PartReply::Presence(found))
         }
+        Part::Evacuations => Ok(PartReply::Evacuations(evacuations(node))),
         Part::Inbox { user, after, limit } => {
             if node.store().is_none() {
                 return Ok(PartReply::Inbox(None));
@@ -112,6 +113,8 @@ fn report(node: &Inspector) -> NodeReport {
         reasons,
         draining: node.drain() != Drain::No,
         sessions: sum(|status| status.sessions),
+        returning: sum(|status| status.returning),
+        evacuations: evacuations(node),
         partitions: status.len(),
         shards_open: sum(|status| status.shards),
         shards_recovering: sum(|status| status.recovering),
@@ -132,6 +135,17 @@ fn report(node: &Inspector) -> NodeReport {
         }),
         sees: seen(node),
     }
+}
+
+fn evacuations(node: &Inspector) -> Vec<EvacuationRow> {
+    let words = node.evacuations().into_iter();
+    let rows = words.map(|(region, word)| EvacuationRow {
+        region,
+        version: word.version,
+        evacuated: word.evacuated,
+        rate: word.rate,
+    });
+    rows.collect()
 }
 
 /// The other nodes: members, and those that a connection is kept to.

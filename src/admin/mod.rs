@@ -14,6 +14,7 @@
 //! | [`data`] | the answers: what `--output json` prints |
 //! | `local` | a node's own answers |
 //! | `cluster` | asking all nodes and putting the answers together |
+//! | `evacuation` | evacuating a region and restoring it |
 //! | [`verdict`] | whether a cluster is well, and why not |
 //! | [`server`] | the socket, the connections of operators, who may ask what |
 //! | [`socket`] | Unix sockets at paths of any length |
@@ -25,6 +26,7 @@
 pub mod client;
 mod cluster;
 pub mod data;
+mod evacuation;
 mod local;
 pub mod request;
 pub mod server;

@@ -152,6 +152,8 @@ pub enum Part {
         /// Whose.
         user: UserId,
     },
+    /// Which regions are evacuated, as far as it knows.
+    Evacuations,
     /// The inbox of a user, if it has a store.
     Inbox {
         /// Whose.
@@ -186,17 +188,24 @@ pub enum Change {
         #[serde(default)]
         force: bool,
     },
-    /// Send a region's clients to the others, at a limited rate.
+    /// Send a region's clients to the others, at a limited rate. A node of that region is asked: no node changes another,
+    /// and the others of the region learn of it.
     RegionEvacuate {
         /// Which.
         region: RegionId,
-        /// Clients a second; as the node decides where it is not given.
+        /// Sessions a second, of the whole region; as the node decides where it is not given.
         #[serde(default)]
         rate: Option<u32>,
+        /// Also where no other region takes clients.
+        #[serde(default)]
+        force: bool,
     },
-    /// Let clients come back to a region.
+    /// Let clients come back to a region, at a limited rate. A node of that region is asked.
     RegionRestore {
         /// Which.
         region: RegionId,
+        /// Sessions a second, of all other regions together; as the node decides where it is not given.
+        #[serde(default)]
+        rate: Option<u32>,
     },
 }

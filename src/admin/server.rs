@@ -19,10 +19,11 @@ use super::socket::{SocketError, listen};
 use super::wire::{
     AdminError, Answer, ErrorCode, MAX_CALL, decode_call, encode_answer, read_frame, write_frame,
 };
-use super::{cluster, local};
+use super::{cluster, evacuation, local};
 use crate::core::ids::RegionId;
 use crate::net::peer::admin::{AdminConnection, Caller};
 use crate::server::inspect::{Drain, Inspector};
+use crate::server::regions::Role;
 
 /// Connections at a time, over the socket and over QUIC each: operators, their scripts, and nodes that ask.
 const MAX_CONNECTIONS: usize = 64;
@@ -58,6 +59,15 @@ impl AdminServer {
             move || accept_unix(listener.clone(), node.clone(), stopped.clone())
         };
         tasks.spawn(supervisor.clone().keep("admin", "admin socket".to_owned(), run));
+        if node.roles().contains(&Role::Core) {
+            let (node, stopped) = (node.clone(), stopped.clone());
+            let run = move || evacuation::listen(node.clone(), stopped.clone());
+            tasks.spawn(
+                supervisor
+                    .clone()
+                    .keep("evacuations", "evacuations elsewhere".to_owned(), run),
+            );
+        }
         if let Some(connections) = node.pool().take_admin() {
             let connections = Arc::new(Mutex::new(connections));
             let run = move || accept_quic(connections.clone(), node.clone(), stopped.clone());
@@ -204,7 +214,7 @@ async fn answer(node: &Inspector, call: Call, who: &Who) -> Answer {
                 Who::Node => "a node".to_owned(),
             };
             tracing::warn!(?change, %by, "a change is asked for");
-            self::change(node, change)
+            self::change(node, change).await
         }
     }
 }
@@ -220,7 +230,7 @@ fn may(call: &Call, who: &Who) -> Result<(), AdminError> {
     }
 }
 
-fn change(node: &Inspector, change: Change) -> Answer {
+async fn change(node: &Inspector, change: Change) -> Answer {
     match change {
         Change::NodeDrain { node: name } => {
             if name != node.key().node {
@@ -251,20 +261,15 @@ fn change(node: &Inspector, change: Change) -> Answer {
             known(node, &region)?;
             unsupported(&format!("region {region} cannot be removed"), HOLDERS)
         }
-        Change::RegionEvacuate { region, .. } => {
-            known(node, &region)?;
-            unsupported(&format!("region {region} cannot be evacuated"), EVACUATION)
+        Change::RegionEvacuate { region, rate, force } => {
+            evacuation::evacuate(node, region, rate, force).await
         }
-        Change::RegionRestore { region } => {
-            known(node, &region)?;
-            unsupported(&format!("region {region} cannot be restored"), EVACUATION)
-        }
+        Change::RegionRestore { region, rate } => evacuation::restore(node, region, rate).await,
     }
 }
 
 const HOLDERS: &str =
     "this build takes the holders from the regions' files when a store is made, and cannot change them";
-const EVACUATION: &str = "this build moves clients only by draining nodes (iris node drain)";
 
 fn known(node: &Inspector, region: &RegionId) -> Result<(), AdminError> {
     cluster::region_file(node, region).map(drop)

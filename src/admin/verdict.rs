@@ -57,7 +57,8 @@ fn judge_region(region: &RegionRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>
             "region {}: none of its {} nodes answers: it is lost or cut off{since}; its clients go to other regions",
             region.region, region.nodes
         );
-        return critical(ReasonCode::RegionSilent, text);
+        critical(ReasonCode::RegionSilent, text);
+        return judge_evacuated(region, reasons);
     }
     let first_why = |role: &str| {
         let mut of_role = of_region().filter(|node| node.roles.iter().any(|found| found == role));
@@ -82,6 +83,23 @@ fn judge_region(region: &RegionRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>
         );
         critical(ReasonCode::NoEdge, text);
     }
+    judge_evacuated(region, reasons);
+}
+
+fn judge_evacuated(region: &RegionRow, reasons: &mut Vec<Reason>) {
+    if region.evacuated_ms.is_none() {
+        return;
+    }
+    let (id, sessions) = (&region.region, region.sessions);
+    reasons.push(Reason {
+        severity: Verdict::Degraded,
+        code: ReasonCode::RegionEvacuated,
+        about: id.to_string(),
+        text: format!(
+            "region {id} is evacuated: its clients go to other regions until `iris region restore {id}`; sessions left: \
+             {sessions}"
+        ),
+    });
 }
 
 fn judge_node(node: &NodeRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>) {
@@ -240,6 +258,8 @@ mod tests {
             reasons: BTreeMap::new(),
             draining: state == NodeState::Draining,
             sessions: 7,
+            returning: 0,
+            evacuations: Vec::new(),
             partitions: 1,
             shards_open: 0,
             shards_recovering: 0,
@@ -277,6 +297,7 @@ mod tests {
             shards_open: 0,
             shards_recovering: 0,
             unreachable_ms: 12_300,
+            evacuated_ms: None,
         }
     }
 
@@ -383,6 +404,32 @@ mod tests {
         let (verdict, reasons) = judge(&regions, &all, &[link(LinkState::Down)]);
         assert_eq!((verdict, reasons.len()), (Verdict::Critical, 1));
         assert!(reasons[0].text.contains("for 12.3 s"), "{}", reasons[0].text);
+    }
+
+    #[test]
+    fn a_region_that_is_evacuated_is_degraded_whatever_else_it_is() {
+        let mut regions = [region("a", READY, 1, 1), region("b", READY, 1, 1)];
+        regions[1].evacuated_ms = Some(5);
+        let (verdict, reasons) = judge(&regions, &nodes(), &[link(LinkState::Live)]);
+        assert_eq!((verdict, reasons.len()), (Verdict::Degraded, 1));
+        assert_eq!(
+            (reasons[0].code, reasons[0].about.as_str()),
+            (ReasonCode::RegionEvacuated, "b")
+        );
+        assert!(
+            reasons[0].text.contains("`iris region restore b`"),
+            "{}",
+            reasons[0].text
+        );
+        regions[1].state = RegionState::Silent;
+        let found = judge(&regions, &nodes()[..2], &[]);
+        assert_eq!(
+            codes(found),
+            (
+                Verdict::Critical,
+                vec![ReasonCode::RegionSilent, ReasonCode::RegionEvacuated]
+            )
+        );
     }
 
     #[test]

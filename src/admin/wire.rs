@@ -43,6 +43,8 @@ pub enum ErrorCode {
     Unsupported,
     /// Another node must be asked.
     WrongNode,
+    /// It would do harm as things are.
+    Refused,
     /// It took too long; a change may have been made.
     Late,
     /// The node is too busy, or stops.

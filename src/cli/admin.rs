@@ -1,7 +1,8 @@
 //! What commands share that ask a running cluster: whom to ask, in which form to print, what the exit code says.
 //!
 //! Exit codes: 0 all is well; 1 nobody could be asked, or the answer is an error; 2 wrong usage; 3 degraded, or some nodes did
-//! not answer; 4 critical; 5 what was named is not there; 6 refused: not allowed, not by this node, or not by this build.
+//! not answer; 4 critical; 5 what was named is not there; 6 refused: not allowed, not by this node, not as
+//! things are, or not by this build.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -17,10 +18,11 @@ use super::args::{self, DataArg};
 use super::output::{self, Format};
 use super::serve;
 use crate::admin::client::{AdminClient, AskError};
-use crate::admin::data::{Reply, Silent};
+use crate::admin::data::{PartReply, Reply, Silent};
 use crate::admin::request::{Call, Change, Part, Request};
 use crate::admin::socket;
 use crate::admin::wire::{AdminError, ErrorCode};
+use crate::core::ids::RegionId;
 use crate::net::certs::{Identity, Roots};
 
 /// Some nodes did not answer, or the cluster is degraded.
@@ -144,6 +146,35 @@ impl Target {
         )
     }
 
+    /// Connects to a node of this region: the one that is named, or another that the same folder or certificate leads to. Where
+    /// none of them answers, to the one that is named, which says so when it is asked for a change.
+    pub async fn connect_in(&self, region: &RegionId) -> anyhow::Result<AdminClient> {
+        let mut client = self.connect().await?;
+        if let Ok(Reply::Part(part)) = client.call(&Call::Node(Part::Node)).await?
+            && let PartReply::Node(report, _) = *part
+            && report.node.region == *region
+        {
+            return Ok(client);
+        }
+        let request = Request::RegionShow {
+            region: region.clone(),
+        };
+        let Ok(Reply::Region(detail)) = client.call(&Call::Cluster(request)).await? else {
+            return Ok(client);
+        };
+        let answers = detail.members.iter().filter(|member| member.report.is_some());
+        for member in answers.filter(|_| self.socket.is_none()) {
+            let connected = match &self.connect {
+                Some(_) => self.connect_quic(&member.peer).await,
+                None => self.connect_to(Some(member.node.node.as_str())).await,
+            };
+            if let Ok(client) = connected {
+                return Ok(client);
+            }
+        }
+        Ok(client)
+    }
+
     /// Connects to a socket; where there are others to try, only if the node answers soon: one that stands still takes
     /// connections all the same.
     async fn answering(&self, path: &Path, others: bool) -> Result<AdminClient, AskError> {
@@ -252,9 +283,11 @@ impl Look {
 pub fn refused(error: &AdminError) -> anyhow::Result<ExitCode> {
     let code = match error.code {
         ErrorCode::NotFound => NOT_FOUND,
-        ErrorCode::Forbidden | ErrorCode::Unsupported | ErrorCode::WrongNode | ErrorCode::UnknownRequest => {
-            REFUSED
-        }
+        ErrorCode::Forbidden
+        | ErrorCode::Unsupported
+        | ErrorCode::WrongNode
+        | ErrorCode::Refused
+        | ErrorCode::UnknownRequest => REFUSED,
         _ => return Err(error.clone().into()),
     };
     // Nothing is left to do when stderr is gone.

@@ -37,7 +37,8 @@ use crate::core::ids::{Coord, DeviceId, MessageId, RegionId, UserId};
 use crate::core::op::{MAX_BODY, MAX_TRACE};
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{
-    ClientFrame, Code, Hello, MAX_STATUS_TEXT, RegionEndpoints, SENDS_ONLY, ServerFrame, Status, Welcome,
+    AWAY, ClientFrame, Code, Hello, MAX_STATUS_TEXT, RegionEndpoints, SENDS_ONLY, ServerFrame, Status,
+    Welcome,
 };
 
 /// An id made before the server's time was known may be off by so much: half of what servers take from the future.
@@ -557,15 +558,16 @@ impl Machine {
         let Phase::Connecting { target, .. } = &self.phase else {
             return;
         };
+        let target = target.clone();
         let until = self.now.mono + self.config.tuning.greet_timeout;
-        self.phase = Phase::Greeting {
-            target: target.clone(),
-            until,
-        };
+        let mut capabilities = if self.config.receives { 0 } else { SENDS_ONLY };
+        if self.endpoints.is_away(&target.region) {
+            capabilities |= AWAY;
+        }
         let hello = Hello {
             token: self.config.token.clone(),
             device: self.config.device.clone(),
-            capabilities: if self.config.receives { 0 } else { SENDS_ONLY },
+            capabilities,
             cursor: self.inbox.claim(),
             connect_epoch: self.connect_epoch,
             status: self.config.status,
@@ -573,6 +575,7 @@ impl Machine {
             agent: self.config.agent.clone(),
             memory: self.memory,
         };
+        self.phase = Phase::Greeting { target, until };
         // The next one says more, so that a server knows which of two came later; also where this client ends before it is
         // welcomed and starts again.
         self.connect_epoch = self.connect_epoch.saturating_add(1);

@@ -13,6 +13,7 @@
 //! | `sends` | judges sends, settles answers, tries again, gives up |
 //! | `inbound` | deliveries, acknowledgements, probes, watches |
 //! | `bucket` | rate limits per user |
+//! | `moves` | an evacuated region, and the way home |
 //! | `inspect` | sessions as an operator is shown them |
 //!
 //! **Lanes.** One for each owner partition (address and generation of its node) that can be reached, also while there is
@@ -57,13 +58,14 @@ use super::msg::{Detach, ToOwner};
 use super::time::{Mono, Now};
 use super::vector::Vector;
 use super::wire::{
-    ClientFrame, ClientLimits, Code, Hello, RegionEndpoints, SENDS_ONLY, ServerFrame, Welcome,
+    AWAY, ClientFrame, ClientLimits, Code, Hello, RegionEndpoints, SENDS_ONLY, ServerFrame, Welcome,
 };
 
 mod bucket;
 mod inbound;
 mod inspect;
 mod lanes;
+mod moves;
 mod sends;
 mod session;
 mod stats;
@@ -74,6 +76,8 @@ use bucket::Buckets;
 use inbound::Watched;
 use lanes::Routing;
 pub use lanes::Unserved;
+use moves::Moves;
+pub use moves::{LEAVE_WITHIN, Pace};
 pub use session::DEPOSIT_COST;
 use session::Session;
 pub use stats::{Durations, EdgeStats};
@@ -154,6 +158,7 @@ pub struct Edge {
     /// Streams that go on after a retryable refusal.
     retries: BTreeSet<(Mono, SessionId, ShardId)>,
     draining: Option<Drain>,
+    moves: Moves,
     next_probe: u64,
     /// Sessions that have frames for their client.
     dirty: Vec<SessionId>,
@@ -185,6 +190,7 @@ impl Edge {
             wakes: BTreeSet::new(),
             retries: BTreeSet::new(),
             draining: None,
+            moves: Moves::default(),
             next_probe: 0,
             dirty: Vec::new(),
             ready: VecDeque::new(),
@@ -202,6 +208,9 @@ impl Edge {
         self.stats.hellos += 1;
         if let Some(&first) = self.conns.get(&conn) {
             return self.fail(first, Code::Protocol, "a second Hello on one connection");
+        }
+        if self.is_evacuated() {
+            return self.turn_away(conn);
         }
         if self.draining.is_some() {
             return self.refuse(
@@ -258,6 +267,9 @@ impl Edge {
             status_due: false,
             frames: Vec::new(),
         };
+        if hello.capabilities & AWAY != 0 {
+            self.moves.away.insert(session);
+        }
         self.conns.insert(conn, session);
         self.by_shard.insert((shard, session));
         self.wakes.insert((wake, session));
@@ -354,6 +366,7 @@ impl Edge {
         if drain.is_some_and(|at| at <= now.mono) {
             self.drain_step();
         }
+        self.moves_timeout();
     }
 
     /// When [`Edge::handle_timeout`] is due.
@@ -364,6 +377,7 @@ impl Edge {
             self.routing.poll_timeout(&self.config.limits),
             self.buckets.poll_timeout(),
             self.draining.as_ref().and_then(|drain| drain.at),
+            self.moves.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -475,6 +489,7 @@ impl Edge {
             return;
         };
         self.conns.remove(&session.conn);
+        self.moves.away.remove(&id);
         self.by_shard.remove(&(session.shard, id));
         self.wakes.remove(&(session.wake, id));
         self.buckets.release(session.bucket, self.mono);
@@ -578,7 +593,7 @@ impl Edge {
         drain.at = (some.len() == DRAIN_BATCH).then(|| self.mono + DRAIN_STEP);
         for (id, welcomed) in some {
             if welcomed {
-                let regions = self.endpoints.clone();
+                let regions = self.told_regions();
                 let code = Code::Draining;
                 self.tell(id, ServerFrame::GoAway { code, regions });
                 self.look_for_life(id);

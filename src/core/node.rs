@@ -14,7 +14,7 @@ use rand_core::{Rng, SeedableRng};
 
 use super::commit::{Outcome, Refusal, StoreOp};
 use super::defect::{self, Defect};
-use super::edge::{Edge, EdgeConfig, EdgeOutput};
+use super::edge::{Edge, EdgeConfig, EdgeOutput, Pace};
 use super::ids::{
     Addr, ConnId, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
 };
@@ -116,6 +116,15 @@ pub enum Input {
     EndRecovery,
     /// Let the sessions go, at a limited rate, and take no more.
     Drain,
+    /// This region is evacuated, at this pace; or takes sessions again.
+    Evacuation(Option<Pace>),
+    /// Another region is evacuated; or takes sessions again, and those who prefer it are told so at this pace.
+    Elsewhere {
+        /// Which.
+        region: RegionId,
+        /// None while it is evacuated.
+        restored: Option<Pace>,
+    },
     /// Take no more deposits; those that are being committed are answered: see [`Partition::settled`].
     Finish,
 }
@@ -334,6 +343,11 @@ impl Partition {
             Input::Ask { id, read } => self.read(read, ReadTag::Asked(id)),
             Input::EndRecovery => self.owner.handle_end_recovery(),
             Input::Drain => self.edge.handle_drain(now),
+            Input::Evacuation(pace) => self.edge.handle_evacuation(pace, now),
+            Input::Elsewhere { region, restored } => match restored {
+                Some(pace) => self.edge.handle_restored(region, pace, now),
+                None => self.edge.handle_evacuated(&region),
+            },
             Input::Finish => self.owner.handle_finish(),
         }
     }

@@ -119,6 +119,9 @@ pub enum WireError {
 /// Capability of a session that sends and watches and receives nothing: its device is not registered, holds nothing back in
 /// the user's inbox, and is given no messages.
 pub const SENDS_ONLY: u64 = 1;
+/// Capability of a session in another region than its client prefers: it may be told by [`ServerFrame::GoAway`] with
+/// [`Code::Restored`] that a region takes sessions again, and goes there if it is the one.
+pub const AWAY: u64 = 2;
 
 /// Why a message was refused, a session ended, or a connection closed. The number goes over the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -162,7 +165,7 @@ pub enum Code {
     TooManyWatches,
     /// A newer session of the same device took over; do not reconnect by yourself.
     Superseded,
-    /// The node drains or stops: go elsewhere.
+    /// The node drains or stops, or its region is evacuated: go elsewhere.
     Draining,
     /// No `Hello`, or nothing at all, for too long.
     Timeout,
@@ -172,11 +175,14 @@ pub enum Code {
     StoreFull,
     /// Something failed inside; details are in the server's log.
     Internal,
+    /// A region takes sessions again, the first of those named. Only for sessions that are [`AWAY`]: one whose client
+    /// prefers that region goes there, others stay.
+    Restored,
     /// A code of a later version.
     Other(u16),
 }
 
-const CODES: [(Code, u16); 24] = [
+const CODES: [(Code, u16); 25] = [
     (Code::Unknown, 1),
     (Code::Overloaded, 2),
     (Code::Unavailable, 3),
@@ -201,6 +207,7 @@ const CODES: [(Code, u16); 24] = [
     (Code::Timeout, 62),
     (Code::SessionLost, 63),
     (Code::Internal, 64),
+    (Code::Restored, 65),
 ];
 
 impl From<Code> for u16 {
@@ -274,7 +281,7 @@ pub struct Hello {
     pub token: String,
     /// The device.
     pub device: DeviceId,
-    /// Bits of optional features: [`SENDS_ONLY`]. Others are ignored.
+    /// Bits of optional features: [`SENDS_ONLY`], [`AWAY`]. Others are ignored.
     pub capabilities: u64,
     /// What this device consumed, as far as it remembers (R17).
     pub cursor: Vector,

@@ -214,16 +214,12 @@ impl Gossip {
     /// # Errors
     /// [`GossipError::FactTooLong`].
     pub async fn set_fact(&self, key: &str, value: &str) -> Result<(), GossipError> {
-        check_fact(key, value)?;
-        self.handle
-            .with_chitchat(|chitchat| {
-                let state = chitchat.self_node_state();
-                if state.get(key) != Some(value) {
-                    state.set(key, value);
-                }
-            })
-            .await;
-        Ok(())
+        self.announcer().set_fact(key, value).await
+    }
+
+    /// For tasks that announce facts by themselves.
+    pub fn announcer(&self) -> Announcer {
+        Announcer(self.handle.chitchat())
     }
 
     /// Stops gossiping; the others notice as with a death.
@@ -233,6 +229,26 @@ impl Gossip {
         if timeout(STOP_TIMEOUT, self.handle.shutdown()).await.is_err() {
             tracing::warn!("the gossip loop did not stop in time");
         }
+    }
+}
+
+/// Announces facts of this node. Cheap to clone; without effect once gossip has stopped.
+#[derive(Clone)]
+pub struct Announcer(Arc<tokio::sync::Mutex<Chitchat>>);
+
+impl Announcer {
+    /// As [`Gossip::set_fact`].
+    ///
+    /// # Errors
+    /// [`GossipError::FactTooLong`].
+    pub async fn set_fact(&self, key: &str, value: &str) -> Result<(), GossipError> {
+        check_fact(key, value)?;
+        let mut chitchat = self.0.lock().await;
+        let state = chitchat.self_node_state();
+        if state.get(key) != Some(value) {
+            state.set(key, value);
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,8 @@ use crate::core::ids::Generation;
 const GENERATION: &str = "generation";
 /// How the node was begun: one word, written once.
 const BEGUN: &str = "begun";
+/// Which regions are evacuated.
+const EVACUATIONS: &str = "evacuations";
 /// What may be in a folder that holds no node yet: what a start leaves that dies before it has an incarnation.
 const BEFORE_THE_FIRST_START: [&str; 5] = [BEGUN, "begun.new", "generation.new", "store.new", ADMIN_SOCKET];
 /// What a file system puts into its own root: a folder with nothing else is empty.
@@ -63,6 +65,17 @@ pub enum FolderError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The list of evacuated regions.
+    #[error(
+        "{}: {why}. Remove it: the node learns from the others which regions are evacuated, where `iris region evacuate` was \
+         asked for", path.display()
+    )]
+    Evacuations {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// The counter of incarnations.
     #[error(
@@ -181,6 +194,32 @@ impl NodeFolder {
         let next = next.max(u64::try_from(clock).unwrap_or(0));
         write_synced(&self.path, GENERATION, &next.to_string())?;
         Ok(Generation(next))
+    }
+}
+
+impl NodeFolder {
+    /// What is kept of evacuated regions; `read` says what is wrong with a text that it cannot read.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub(super) fn evacuations<T: Default>(
+        &self,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, FolderError> {
+        let path = self.path.join(EVACUATIONS);
+        match fs::read_to_string(&path) {
+            Ok(text) => read(&text).map_err(|why| FolderError::Evacuations { path, why }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+            Err(source) => Err(FolderError::Io { path, source }),
+        }
+    }
+
+    /// Keeps it, durable when this returns.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub(super) fn keep_evacuations(&self, text: &str) -> Result<(), FolderError> {
+        write_synced(&self.path, EVACUATIONS, text)
     }
 }
 

@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::evacuation::{Evacuations, Word, Words};
+use super::folder::FolderError;
 use super::http::Health;
 use super::partition::{Event, PartitionStatus};
 use super::regions::{Regions, Role};
@@ -88,6 +90,7 @@ pub(super) struct Inner {
     pub(super) nodes: watch::Receiver<Vec<NodeFacts>>,
     pub(super) store: Option<Arc<Mutex<StoreSeen>>>,
     pub(super) drain: watch::Sender<Drain>,
+    pub(super) evacuations: Evacuations,
     pub(super) supervisor: Supervisor,
 }
 
@@ -267,6 +270,28 @@ impl Inspector {
             }
             first
         });
+    }
+
+    /// What operators last said about each region, as far as this node knows.
+    pub fn evacuations(&self) -> Words {
+        self.0.evacuations.words().borrow().clone()
+    }
+
+    /// What a node of another region knows of that.
+    pub async fn heard_evacuations(&self, words: &Words) {
+        self.0.evacuations.heard(words).await;
+    }
+
+    /// Evacuates this node's region, or lets clients come back, `rate` sessions a second. Durable at this node when this
+    /// returns; the others learn of it.
+    ///
+    /// # Errors
+    /// [`FolderError`]; nothing was changed then.
+    pub async fn order_evacuation(&self, evacuated: bool, rate: u32) -> Result<Word, FolderError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let region = self.0.key.region.clone();
+        self.0.evacuations.order(region, evacuated, rate, now_ms).await
     }
 
     /// Completes when an operator asked for a drain.

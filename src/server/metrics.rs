@@ -266,6 +266,7 @@ pub fn code_name(code: Code) -> &'static str {
         Code::SessionLost => "session_lost",
         Code::StoreFull => "store_full",
         Code::Internal => "internal",
+        Code::Restored => "restored",
         GOODBYE => "goodbye",
         Code::Other(_) => "other",
     }

@@ -4,12 +4,14 @@
 //! - [`node`]: a node from start to drain; `partition`: the task that drives a partition of the core; `shards`: their
 //!   readiness; [`prepare`]: what is judged before a start; `intake`: what arrives from connections; `store`: the thread that commits; [`folder`]: the data folder
 //! - [`inspect`]: what an operator may look at, for the admin interface on top
+//! - [`evacuation`]: which regions are evacuated, and how every node learns of it
 //! - [`dev`]: the folder of a whole cluster on one machine
 //! - [`token`]: the tokens that clients present
 //! - [`log`], [`metrics`], [`http`]: what a running node tells: logs, counters, health
 
 pub mod config;
 pub mod dev;
+pub mod evacuation;
 pub mod folder;
 pub mod http;
 pub mod inspect;

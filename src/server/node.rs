@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::config::{NodeConfig, Place, Problem};
+use super::evacuation::{Carrier, Evacuations, Words};
 use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::inspect::{Asked, Drain, Inner, Inspector};
@@ -241,6 +242,7 @@ impl Node {
         }
         let folder = NodeFolder::open(&config.node.data, create)?;
         let generation = folder.next_generation()?;
+        let evacuations = Evacuations::open(folder.clone())?;
         let metrics = Arc::new(Metrics::new(region.as_str(), key.node.as_str()));
         let health = Arc::new(Health::new(key.to_string(), generation.0));
         let supervisor = supervisor(metrics.clone(), health.clone());
@@ -369,6 +371,14 @@ impl Node {
             );
         }
 
+        let carrier = Carrier {
+            region: region.clone(),
+            regions: regions.clone(),
+            events: events.clone(),
+            known: evacuations.clone(),
+        };
+        let told = Arc::new(tokio::sync::Mutex::new(carrier.begin()));
+
         let listener = match config.listen.client.zip(client_identity) {
             Some((addr, identity)) => {
                 let mut listen = ClientListenerConfig::new(addr, identity);
@@ -427,6 +437,7 @@ impl Node {
             nodes: gossip.nodes(),
             store: store.as_ref().map(StoreThread::seen),
             drain: watch::Sender::new(Drain::No),
+            evacuations: evacuations.clone(),
             supervisor: supervisor.clone(),
         }));
         let view = View {
@@ -448,7 +459,20 @@ impl Node {
             events: events.clone(),
             peer_addrs,
             members,
+            evacuated: evacuations.words(),
         };
+        let (announcer, nodes, stopping) = (gossip.announcer(), gossip.nodes(), stopped.clone());
+        let run = move || {
+            let (told, announcer) = (told.clone(), announcer.clone());
+            carrier
+                .clone()
+                .run(told, announcer, nodes.clone(), stopping.clone())
+        };
+        tasks.spawn(
+            supervisor
+                .clone()
+                .keep("evacuations", "evacuations".to_owned(), run),
+        );
         let (view, nodes, stopping) = (Arc::new(view), gossip.nodes(), stopped.clone());
         let run = move || view.clone().run(nodes.clone(), stopping.clone());
         tasks.spawn(supervisor.clone().keep("members", "members".to_owned(), run));
@@ -713,6 +737,7 @@ struct View {
     events: Vec<mpsc::Sender<Event>>,
     peer_addrs: watch::Sender<BTreeMap<NodeKey, SocketAddr>>,
     members: watch::Sender<Members>,
+    evacuated: watch::Receiver<Words>,
 }
 
 impl View {
@@ -722,8 +747,10 @@ impl View {
         mut stop: watch::Receiver<bool>,
     ) {
         let mut told = None;
+        let mut evacuated = self.evacuated.clone();
         loop {
             let facts = nodes.borrow_and_update().clone();
+            let words = evacuated.borrow_and_update().clone();
             let (members, addrs) = self.look(&facts);
             for (node, addr) in &addrs {
                 self.pool.want(node, *addr);
@@ -737,7 +764,7 @@ impl View {
                 self.pool.unwant(&gone);
             }
             self.peer_addrs.send_replace(addrs);
-            let seen = (Members::new(members), self.endpoints(&facts));
+            let seen = (Members::new(members), self.endpoints(&facts, &words));
             if told.as_ref() != Some(&seen) {
                 let (members, endpoints) = seen.clone();
                 told = Some(seen);
@@ -752,6 +779,7 @@ impl View {
             tokio::select! {
                 changed = nodes.changed() => if changed.is_err() { return },
                 () = self.known.changed.notified() => {}
+                changed = evacuated.changed() => if changed.is_err() { return },
                 _ = stop.changed() => return,
             }
         }
@@ -818,8 +846,9 @@ impl View {
         (members, addrs)
     }
 
-    /// Where clients may go: live edges of this region, then what the other regions' files say.
-    fn endpoints(&self, facts: &[NodeFacts]) -> Vec<RegionEndpoints> {
+    /// Where clients may go: live edges of this region, then what the other regions' files say, the nearest region first and
+    /// those that are evacuated last.
+    fn endpoints(&self, facts: &[NodeFacts], words: &Words) -> Vec<RegionEndpoints> {
         let mut own: Vec<String> = self.me.client.iter().cloned().collect();
         let others = facts
             .iter()
@@ -833,19 +862,21 @@ impl View {
             region: self.region.clone(),
             endpoints: own,
         }];
-        for region in self
-            .regions
-            .iter()
-            .filter(|region| region.id != self.region.as_str())
-        {
-            if let Ok(id) = RegionId::new(&region.id) {
-                let endpoints = region.client_endpoints().map(|addr| addr.to_string()).collect();
-                regions.push(RegionEndpoints {
-                    region: id,
-                    endpoints,
-                });
-            }
-        }
+        let here = self.regions.region(self.region.as_str()).map(|file| file.place);
+        let others = self.regions.iter().filter_map(|file| {
+            let region = RegionId::new(&file.id).ok()?;
+            let evacuated = words.get(&region).is_some_and(|word| word.evacuated);
+            let km = here.map_or(0.0, |here| here.distance_km(&file.place));
+            Some((evacuated, km, region, file))
+        });
+        let mut others: Vec<_> = others
+            .filter(|(_, _, region, _)| *region != self.region)
+            .collect();
+        others.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        regions.extend(others.into_iter().map(|(_, _, region, file)| RegionEndpoints {
+            region,
+            endpoints: file.client_endpoints().map(|addr| addr.to_string()).collect(),
+        }));
         regions
     }
 }

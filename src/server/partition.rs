@@ -120,6 +120,8 @@ pub(super) enum ClientInput {
 pub struct PartitionStatus {
     /// Sessions.
     pub sessions: usize,
+    /// Of them, those that are not told yet that a region is restored which their clients may prefer.
+    pub returning: usize,
     /// Whether every shard that is placed here is active.
     pub active: bool,
     /// Active shards.
@@ -643,6 +645,7 @@ impl PartitionTask {
         let owner = self.core.owner();
         let status = PartitionStatus {
             sessions: self.core.edge().stats().sessions,
+            returning: self.core.edge().returning(),
             active: owner.all_active(),
             shards: owner.active_count(),
             settled: self.core.settled(),

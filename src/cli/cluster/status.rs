@@ -87,7 +87,10 @@ pub fn regions(rows: &[RegionRow]) -> String {
         };
         vec![
             row.region.to_string(),
-            state.to_owned(),
+            match row.evacuated_ms {
+                None => state.to_owned(),
+                Some(_) => format!("{state}, evacuated"),
+            },
             format!("{} of {}", row.nodes_ready, row.nodes),
             row.cores_ready.to_string(),
             row.edges_ready.to_string(),

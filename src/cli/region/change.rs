@@ -1,4 +1,4 @@
-//! `iris region add|remove|evacuate|restore`
+//! `iris region add|remove`
 
 use std::process::ExitCode;
 
@@ -38,36 +38,6 @@ pub struct Remove {
     target: Target,
 }
 
-/// Send a region's clients to the others, at a limited rate.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  iris region evacuate eu-west
-  iris region evacuate eu-west --rate 500")]
-pub struct Evacuate {
-    /// The region's id.
-    #[arg(value_name = "REGION")]
-    region: RegionId,
-    /// Clients a second.
-    #[arg(long, value_name = "NUMBER")]
-    rate: Option<u32>,
-    #[command(flatten)]
-    target: Target,
-}
-
-/// Let clients come back to a region that was evacuated.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  iris region restore eu-west")]
-pub struct Restore {
-    /// The region's id.
-    #[arg(value_name = "REGION")]
-    region: RegionId,
-    #[command(flatten)]
-    target: Target,
-}
-
 impl Add {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         self.target.change(Change::RegionAdd { region: self.region })
@@ -80,20 +50,5 @@ impl Remove {
             region: self.region,
             force: self.force,
         })
-    }
-}
-
-impl Evacuate {
-    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        self.target.change(Change::RegionEvacuate {
-            region: self.region,
-            rate: self.rate,
-        })
-    }
-}
-
-impl Restore {
-    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        self.target.change(Change::RegionRestore { region: self.region })
     }
 }

@@ -1,6 +1,7 @@
 //! `iris region`: look at regions, and change them.
 
 mod change;
+mod evacuate;
 mod list;
 mod show;
 
@@ -16,7 +17,8 @@ use clap::{Args, Subcommand};
 Examples:
   iris region list
   iris region show eu-west
-  iris region evacuate eu-west"
+  iris region evacuate eu-west
+  iris region restore eu-west"
 )]
 pub struct Region {
     #[command(subcommand)]
@@ -29,8 +31,8 @@ enum Verb {
     Show(show::Show),
     Add(change::Add),
     Remove(change::Remove),
-    Evacuate(change::Evacuate),
-    Restore(change::Restore),
+    Evacuate(evacuate::Evacuate),
+    Restore(evacuate::Restore),
 }
 
 impl Region {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::admin::data::{RegionDetail, RegionState, Reply};
 use crate::admin::request::Request;
-use crate::cli::admin::{Look, PARTIAL, View, span};
+use crate::cli::admin::{Look, PARTIAL, View, ago, span};
 use crate::cli::cluster::status::regions;
 use crate::cli::link::list::links;
 use crate::cli::node::list::nodes;
@@ -56,11 +56,17 @@ impl View for RegionDetail {
                 span(self.row.unreachable_ms)
             ));
         }
+        if let Some(since) = self.row.evacuated_ms {
+            text.push_str(&format!(
+                "evacuated {}: its clients go to other regions until it is restored\n",
+                ago(since)
+            ));
+        }
         format!("{text}\n{}\n{}", nodes(&self.members), links(&self.links))
     }
 
     fn code(&self) -> u8 {
-        if self.row.state == RegionState::Ready {
+        if self.row.state == RegionState::Ready && self.row.evacuated_ms.is_none() {
             0
         } else {
             PARTIAL

@@ -44,12 +44,16 @@ pub(super) struct Endpoints {
     /// As given by the application; stays at the end of what servers tell.
     given: Vec<RegionEndpoints>,
     known: Vec<RegionEndpoints>,
+    /// Where the application wants to be: the region that it named, or the first that it gave.
+    preferred: Option<RegionId>,
     /// Region to begin a round with: the one that served last, or the preferred one.
     home: Option<RegionId>,
     /// What is left of this round.
     round: VecDeque<Target>,
     /// Rounds that failed since the last lasting connection.
     failed_rounds: u32,
+    /// Times that a server asked to go elsewhere since the last session.
+    turned_away: u32,
     min: Duration,
     max: Duration,
 }
@@ -62,12 +66,15 @@ impl Endpoints {
         max: Duration,
     ) -> Self {
         let given = sane(given);
+        let first = given.first().map(|first| first.region.clone());
         Self {
             known: given.clone(),
             given,
+            preferred: home.clone().or(first),
             home,
             round: VecDeque::new(),
             failed_rounds: 0,
+            turned_away: 0,
             min,
             max,
         }
@@ -77,8 +84,16 @@ impl Endpoints {
         self.known.iter().all(|region| region.endpoints.is_empty())
     }
 
+    /// Whether this is another region than the application wants to be in.
+    pub(super) fn is_away(&self, region: &RegionId) -> bool {
+        self.preferred
+            .as_ref()
+            .is_some_and(|preferred| preferred != region)
+    }
+
     /// A session stands there; the server told what it knows.
     pub(super) fn welcomed(&mut self, at: &RegionId, told: Vec<RegionEndpoints>) {
+        self.turned_away = 0;
         self.home = Some(at.clone());
         self.round.clear();
         self.learn(told);
@@ -97,7 +112,12 @@ impl Endpoints {
         }
         self.learn(told);
         self.begin_round(Some(from), rng);
-        self.spread(rng)
+        // Servers that send it from one to the other must not be called in a tight loop.
+        self.turned_away = self.turned_away.saturating_add(1);
+        match self.turned_away {
+            1 => self.spread(rng),
+            times => backoff(self.min, self.max, times - 2, rng),
+        }
     }
 
     /// The connection or attempt at `at` ended; returns the pause before [`Endpoints::next`].

@@ -124,8 +124,13 @@ impl Machine {
         match &mut self.phase {
             Phase::Live(live) => {
                 live.heard = self.now.mono;
-                live.leaving.get_or_insert((code, grace, regions));
-                self.leave_if_done();
+                let to = regions.first().map(|first| &first.region);
+                // The server cannot know which region this client prefers.
+                let is_home = |to| !self.endpoints.is_away(to) && *to != live.target.region;
+                if code != Code::Restored || to.is_some_and(is_home) {
+                    live.leaving.get_or_insert((code, grace, regions));
+                    self.leave_if_done();
+                }
             }
             Phase::Greeting { target, .. } => {
                 let target = target.clone();

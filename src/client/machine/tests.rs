@@ -123,11 +123,15 @@ impl Rig {
     }
 
     fn welcome(&mut self, stable: Vector) -> Vec<Output> {
+        self.welcome_at("a", stable)
+    }
+
+    fn welcome_at(&mut self, at: &str, stable: Vector) -> Vec<Output> {
         self.frame(ServerFrame::Welcome(Box::new(Welcome {
             session: SessionId(5),
             connect_epoch: 9,
             server_ms: 1_700_000_000_000,
-            region: RegionId::new("a").unwrap(),
+            region: RegionId::new(at).unwrap(),
             node: "edge-1".into(),
             limits: limits(),
             regions: vec![region("a", &["a1", "a2"])],
@@ -450,6 +454,61 @@ fn go_away_waits_for_answers_and_then_moves_to_where_it_was_told() {
     assert_eq!(disconnected(&outputs), &DisconnectReason::GoAway(code));
     let (_, outputs) = rig.wait();
     assert!(matches!(&outputs[..], [Output::Connect { target, .. }] if target.endpoint == "c1"));
+}
+
+#[test]
+fn a_client_that_is_away_says_so_and_goes_home_when_its_region_is_restored() {
+    let mut rig = Rig::new(config());
+    rig.live();
+    // Nobody told it to leave home.
+    let restored = |name: &str| ServerFrame::GoAway {
+        code: Code::Restored,
+        regions: vec![region(name, &["x"])],
+    };
+    assert_eq!(rig.frame(restored("b")), []);
+    let regions = vec![region("b", &["b1"])];
+    let code = Code::Draining;
+    rig.frame(ServerFrame::GoAway { code, regions });
+    let (_, outputs) = rig.wait();
+    assert!(matches!(&outputs[..], [Output::Connect { target, .. }] if target.endpoint == "b1"));
+    let attempt = 2;
+    let outputs = rig.input(Input::Connected { attempt });
+    let [Output::Frame(ClientFrame::Hello(hello))] = &outputs[..] else {
+        panic!("{outputs:?}");
+    };
+    assert_eq!(hello.capabilities, AWAY);
+    rig.welcome_at("b", Vector::new());
+    // Another region than its own is nothing to it.
+    assert_eq!(rig.frame(restored("c")), []);
+    let outputs = rig.frame(restored("a"));
+    assert_eq!(disconnected(&outputs), &DisconnectReason::GoAway(Code::Restored));
+    let (_, outputs) = rig.wait();
+    assert!(
+        matches!(&outputs[..], [Output::Connect { target, .. }] if target.region.as_str() == "a"),
+        "{outputs:?}"
+    );
+    let outputs = rig.input(Input::Connected { attempt: 3 });
+    assert!(
+        matches!(&outputs[..], [Output::Frame(ClientFrame::Hello(hello))] if hello.capabilities == 0),
+        "{outputs:?}"
+    );
+}
+
+#[test]
+fn a_client_that_is_turned_away_everywhere_pauses_longer_and_longer() {
+    let mut rig = Rig::new(config());
+    rig.wait();
+    let mut longest = Duration::ZERO;
+    for attempt in 1..=8 {
+        rig.input(Input::Connected { attempt });
+        let (code, regions) = (Code::Draining, vec![region("b", &["b1"])]);
+        let outputs = rig.frame(ServerFrame::GoAway { code, regions });
+        assert_eq!(disconnected(&outputs), &DisconnectReason::GoAway(code));
+        let (passed, _) = rig.wait();
+        assert!(attempt > 1 || passed < Duration::from_millis(100), "{passed:?}");
+        longest = longest.max(passed);
+    }
+    assert!(longest > Duration::from_secs(5), "{longest:?}");
 }
 
 #[test]

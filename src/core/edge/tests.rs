@@ -12,6 +12,7 @@ use crate::core::wire::{
 };
 
 mod model;
+mod moves;
 mod paths;
 mod sending;
 
