@@ -351,6 +351,9 @@ pub struct Expect {
     /// Users of a region show as unreachable this long after every way to it was cut.
     #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
     pub unreachable_within: Option<Micros>,
+    /// The clients of a region have left this long after it was evacuated, and are back this long after it was restored.
+    #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
+    pub moved_within: Option<Micros>,
     /// All is settled this long after everything healed.
     #[serde(with = "span::option", skip_serializing_if = "Option::is_none")]
     pub settled_within: Option<Micros>,

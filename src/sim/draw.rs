@@ -477,7 +477,7 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
             fault.extra = Some(rng.between(50, 1500) * MILLI);
             fault
         }
-        Kind::StoreFull => fault.on(a_region(rng, case)).lasting(lasts),
+        Kind::StoreFull | Kind::Evacuate => fault.on(a_region(rng, case)).lasting(lasts),
         Kind::Clock => {
             let mut fault = fault.on(a_node(rng, case));
             let day = 86_400_000;

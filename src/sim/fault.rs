@@ -64,11 +64,13 @@ pub enum Kind {
     DiskReplaced,
     /// Wall clocks are off by `step_ms` more.
     Clock,
+    /// The clients of regions are sent to others, and home again after `lasts`.
+    Evacuate,
 }
 
 impl Kind {
     /// All kinds, in the order of their names in the documentation.
-    pub const ALL: [Kind; 25] = [
+    pub const ALL: [Kind; 26] = [
         Kind::Crash,
         Kind::Rolling,
         Kind::Pause,
@@ -94,6 +96,7 @@ impl Kind {
         Kind::Restore,
         Kind::DiskReplaced,
         Kind::Clock,
+        Kind::Evacuate,
     ];
 
     /// Its name.
@@ -124,15 +127,19 @@ impl Kind {
             Kind::Restore => "restore",
             Kind::DiskReplaced => "disk-replaced",
             Kind::Clock => "clock",
+            Kind::Evacuate => "evacuate",
         }
     }
 
     /// The keys that it takes beside `at` and `kind`; the first group is needed.
     pub fn keys(self) -> (&'static [&'static str], &'static [&'static str]) {
         match self {
-            Kind::Crash | Kind::Pause | Kind::StoreFull | Kind::Restore | Kind::DiskReplaced => {
-                (&["on"], &["lasts"])
-            }
+            Kind::Crash
+            | Kind::Pause
+            | Kind::StoreFull
+            | Kind::Restore
+            | Kind::DiskReplaced
+            | Kind::Evacuate => (&["on"], &["lasts"]),
             Kind::Rolling => (&["on"], &["lasts", "every"]),
             Kind::Lose | Kind::StoreStop | Kind::Backup => (&["on"], &[]),
             Kind::Cut => (&["from", "to"], &["lasts", "one_way", "clients"]),

@@ -68,6 +68,7 @@ struct Active {
     full: BTreeSet<usize>,
     /// Nodes whose clocks jumped, and by how much.
     clocks: Vec<(usize, i64)>,
+    evacuated: BTreeSet<usize>,
 }
 
 /// How a way is slow.
@@ -132,6 +133,13 @@ impl Wrong {
     /// Whether the disk of a region is full.
     pub(super) fn store_full(&self, region: usize) -> bool {
         self.active.values().any(|active| active.full.contains(&region))
+    }
+
+    /// Whether something keeps a region evacuated.
+    fn evacuated(&self, region: usize) -> bool {
+        self.active
+            .values()
+            .any(|active| active.evacuated.contains(&region))
     }
 
     /// How a way is slow now; several faults on it add up.
@@ -384,6 +392,12 @@ impl World {
             Kind::DiskReplaced => {
                 self.each_region(&regions, |world, region| world.disk_replaced(region, fault.lasts))
             }
+            Kind::Evacuate => {
+                let effect = self.each_region(&regions, Self::evacuate);
+                let evacuated = regions.into_iter();
+                active.evacuated = evacuated.filter(|region| self.evacuations.has(*region)).collect();
+                effect
+            }
             Kind::Clock => {
                 let step = fault.step_ms.unwrap_or(0);
                 for node in &nodes {
@@ -467,6 +481,11 @@ impl World {
         }
         for device in active.unhandled {
             self.handle_again(device);
+        }
+        for region in active.evacuated {
+            if !self.wrong.evacuated(region) {
+                self.end_evacuation(region);
+            }
         }
         self.clients_go_on();
     }
@@ -693,6 +712,7 @@ pub(super) fn keeps(kind: Kind) -> bool {
             | Kind::StoreSlow
             | Kind::StoreFull
             | Kind::Clock
+            | Kind::Evacuate
     )
 }
 

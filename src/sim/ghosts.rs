@@ -199,6 +199,7 @@ impl World {
                 self.disturb(node, Disturbed::All);
             }
         }
+        self.look_for_stragglers();
         self.note_sessions();
         self.note_apart();
         let (found, compared) = self.ghost();

@@ -32,6 +32,7 @@ mod defect;
 mod defect_tests;
 mod device;
 pub mod draw;
+mod evacuate;
 mod expect;
 mod expiry;
 pub mod fault;

@@ -76,6 +76,7 @@ impl World {
             self.input(index, partition, Input::Endpoints(endpoints.clone()));
             self.input(index, partition, Input::Members(members.clone()));
         }
+        self.start_evacuated(index);
         self.seen(index);
         self.dial_all(index);
     }
@@ -228,10 +229,10 @@ impl World {
         Members::new(seen)
     }
 
-    /// The endpoints that a region tells its clients.
+    /// The endpoints that a region tells its clients: its own first, those of evacuated regions last.
     pub(super) fn endpoints(&self, region: usize) -> Vec<RegionEndpoints> {
         let mut order: Vec<usize> = (0..self.plan.places.len()).collect();
-        order.sort_by_key(|at| (*at != region, *at));
+        order.sort_by_key(|at| (*at != region, self.evacuations.has(*at), *at));
         order
             .into_iter()
             .map(|at| RegionEndpoints {

@@ -9,6 +9,7 @@ use super::check::Checker;
 use super::clients::Client;
 use super::defect::Defect;
 use super::device::Device;
+use super::evacuate::Evacuations;
 use super::expect::Apart;
 use super::fault::Kind;
 use super::faults::{Undo, Wrong};
@@ -204,6 +205,7 @@ pub(super) struct World {
     /// Kinds of faults that had an effect.
     pub(super) struck: BTreeSet<Kind>,
     pub(super) apart: Apart,
+    pub(super) evacuations: Evacuations,
     pub(super) calm: Calm,
     pub(super) bounds: Bounds,
     pub(super) timeline: Timeline,
@@ -261,6 +263,7 @@ impl World {
             wrong: Wrong::default(),
             struck: BTreeSet::new(),
             apart: Apart::default(),
+            evacuations: Evacuations::default(),
             calm: Calm::new(&plan),
             bounds: Bounds::new(&plan),
             timeline: Timeline::new(options.timeline),

@@ -22,7 +22,11 @@ pub struct Raw {
 
 impl Raw {
     pub async fn connect(cluster: &TestCluster) -> Self {
-        let addr = cluster.node("us-east-edge").client_addr().unwrap();
+        Self::connect_to(cluster, "us-east-edge").await
+    }
+
+    pub async fn connect_to(cluster: &TestCluster, node: &str) -> Self {
+        let addr = cluster.node(node).client_addr().unwrap();
         let stream = within("connected", cluster.connector.connect(addr, SERVER_NAME))
             .await
             .unwrap();
@@ -35,6 +39,12 @@ impl Raw {
 
     pub async fn start(cluster: &TestCluster, token: &str, device: &str) -> Self {
         let mut raw = Self::connect(cluster).await;
+        raw.greet(token, device).await;
+        raw
+    }
+
+    pub async fn start_at(cluster: &TestCluster, node: &str, token: &str, device: &str) -> Self {
+        let mut raw = Self::connect_to(cluster, node).await;
         raw.greet(token, device).await;
         raw
     }
