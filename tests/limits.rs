@@ -2,12 +2,13 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use common::raw::{Raw, encoded, frame, hello, message};
 use common::{
-    TestCluster, number_in, padded, receive, regions, send, send_all, token, unix_secs, user, within,
+    PATIENCE, TestCluster, number_in, padded, receive, regions, send, send_all, token, unix_secs, user,
+    within,
 };
 use iris::client::{Client, SendFailed};
 use iris::core::ids::MessageId;
@@ -190,4 +191,52 @@ async fn what_is_not_allowed_is_answered_by_type_and_touches_no_one_else() {
 async fn assert_going_on(from: &Client, to: &Client) {
     send(from, "friend", "still here").await;
     assert_eq!(receive(to).await.body.as_ref(), b"still here");
+}
+
+/// Clients that come at once, to a node that admits 40 a second and ten of them at once.
+const STORM: usize = 120;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_clients_is_admitted_at_the_rate_and_those_who_are_in_go_on() {
+    let set = [("limits.sessions_per_second", "40"), ("timeouts.admit", "500ms")];
+    let cluster = TestCluster::start(&regions(&["us-east"]), &set).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    let began = Instant::now();
+    let storm: Vec<Client> = (0..STORM)
+        .map(|n| Client::connect(cluster.config("us-east", &format!("storm-{n}"), "phone")).unwrap())
+        .collect();
+    let (mut took, mut sessions) = (Vec::new(), 0);
+    while sessions <= STORM {
+        let asked = Instant::now();
+        send(&alice, "bob", "still here").await;
+        took.push(asked.elapsed());
+        sessions = cluster.node("us-east-edge").sessions();
+        let most = 1 + 10 + (began.elapsed().as_secs_f64() * 40.0).ceil() as usize;
+        assert!(
+            sessions <= most,
+            "{sessions} sessions after {:?}",
+            began.elapsed()
+        );
+        assert!(began.elapsed() < PATIENCE, "{sessions} sessions");
+    }
+    let lasted = began.elapsed();
+    for client in &storm {
+        assert!(within("connected", client.connected()).await);
+    }
+    assert!(lasted > Duration::from_secs(2), "{lasted:?}");
+    // There was no time for most of them at first: they came back by themselves.
+    let attempts: u64 = storm.iter().map(|client| client.stats().attempts).sum();
+    assert!(attempts > STORM as u64, "{attempts} attempts");
+    assert_eq!(alice.stats().sessions, 1, "who was in stayed in");
+    took.sort_unstable();
+    let at = |share: usize| took[(took.len() - 1) * share / 1000];
+    eprintln!(
+        "{STORM} clients at once were in after {lasted:?}, with {attempts} attempts; meanwhile {} messages of one who was in \
+         were accepted: p50 {:?}, p99 {:?}, longest {:?}",
+        took.len(),
+        at(500),
+        at(990),
+        at(1000)
+    );
+    cluster.stop().await;
 }

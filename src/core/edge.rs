@@ -13,6 +13,7 @@
 //! | `sends` | judges sends, settles answers, tries again, gives up |
 //! | `inbound` | deliveries, acknowledgements, probes, watches |
 //! | `bucket` | rate limits per user |
+//! | `admission` | the rate at which new sessions are admitted |
 //! | `moves` | an evacuated region, and the way home |
 //! | `inspect` | sessions as an operator is shown them |
 //!
@@ -61,6 +62,7 @@ use super::wire::{
     AWAY, ClientFrame, ClientLimits, Code, Hello, RegionEndpoints, SENDS_ONLY, ServerFrame, Welcome,
 };
 
+mod admission;
 mod bucket;
 mod inbound;
 mod inspect;
@@ -72,6 +74,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+use admission::{Admission, Waiting};
 use bucket::Buckets;
 use inbound::Watched;
 use lanes::Routing;
@@ -84,6 +87,8 @@ pub use stats::{Durations, EdgeStats};
 
 /// The code of a [`EdgeOutput::Close`] after `Bye`: nothing is wrong.
 pub const GOODBYE: Code = Code::Other(0);
+/// For people.
+const EARLY: &str = "only Ping and Bye may come between Hello and Welcome";
 /// Sessions that are told to go elsewhere in one step of a drain.
 const DRAIN_BATCH: usize = 64;
 /// Between two steps of a drain: 1,280 sessions a second, about a third of the handshakes a core can do, so that the
@@ -159,6 +164,7 @@ pub struct Edge {
     retries: BTreeSet<(Mono, SessionId, ShardId)>,
     draining: Option<Drain>,
     moves: Moves,
+    admission: Admission,
     next_probe: u64,
     /// Sessions that have frames for their client.
     dirty: Vec<SessionId>,
@@ -191,6 +197,7 @@ impl Edge {
             retries: BTreeSet::new(),
             draining: None,
             moves: Moves::default(),
+            admission: Admission::new(&config.limits),
             next_probe: 0,
             dirty: Vec::new(),
             ready: VecDeque::new(),
@@ -209,15 +216,40 @@ impl Edge {
         if let Some(&first) = self.conns.get(&conn) {
             return self.fail(first, Code::Protocol, "a second Hello on one connection");
         }
+        if self.admission.forget(conn) {
+            return self.refuse(conn, Code::Protocol, "a second Hello on one connection");
+        }
+        if !self.takes_sessions(conn) {
+            return;
+        }
+        self.queue_hello(conn, user, hello, session, now);
+    }
+
+    /// Whether new sessions are taken; a connection that wants one is told if not.
+    fn takes_sessions(&mut self, conn: ConnId) -> bool {
         if self.is_evacuated() {
-            return self.turn_away(conn);
+            self.turn_away(conn);
+            return false;
         }
         if self.draining.is_some() {
-            return self.refuse(
-                conn,
-                Code::Draining,
-                "this node drains: connect to another endpoint",
-            );
+            let detail = "this node drains: connect to another endpoint";
+            self.refuse(conn, Code::Draining, detail);
+            return false;
+        }
+        true
+    }
+
+    /// A client's turn has come.
+    fn admitted(&mut self, waiting: Waiting, now: Now) {
+        let Waiting {
+            conn,
+            user,
+            hello,
+            session,
+            ..
+        } = waiting;
+        if !self.takes_sessions(conn) {
+            return;
         }
         if self.sessions.contains_key(&session) {
             return self.refuse(
@@ -283,7 +315,7 @@ impl Edge {
     pub fn handle_frame(&mut self, conn: ConnId, frame: ClientFrame, now: Now) {
         self.mono = now.mono;
         let Some(&id) = self.conns.get(&conn) else {
-            if !self.closing.contains(&conn) {
+            if !self.closing.contains(&conn) && !self.frame_of_waiting(conn, &frame, now) {
                 self.refuse(conn, Code::Protocol, "the first frame must be Hello");
             }
             return;
@@ -299,11 +331,7 @@ impl Edge {
             ClientFrame::Hello(_) | ClientFrame::Ping(_) | ClientFrame::ProbeReply(_) | ClientFrame::Bye
         );
         if !session.welcomed && !early_is_fine {
-            return self.fail(
-                id,
-                Code::Protocol,
-                "only Ping and Bye may come between Hello and Welcome",
-            );
+            return self.fail(id, Code::Protocol, EARLY);
         }
         match frame {
             ClientFrame::Send(send) => self.on_send(id, send, now),
@@ -325,6 +353,7 @@ impl Edge {
     pub fn handle_closed(&mut self, conn: ConnId, now: Now) {
         self.mono = now.mono;
         self.closing.remove(&conn);
+        self.admission.forget(conn);
         if let Some(&session) = self.conns.get(&conn) {
             self.end(session, true, None);
         }
@@ -367,6 +396,7 @@ impl Edge {
             self.drain_step();
         }
         self.moves_timeout();
+        self.admission_timeout(now);
     }
 
     /// When [`Edge::handle_timeout`] is due.
@@ -378,6 +408,7 @@ impl Edge {
             self.buckets.poll_timeout(),
             self.draining.as_ref().and_then(|drain| drain.at),
             self.moves.poll_timeout(),
+            self.admission.poll_timeout(),
         ]
         .into_iter()
         .flatten()

@@ -16,6 +16,12 @@ pub struct CoreLimits {
     pub sends_in_flight: u32,
     /// Bytes of unanswered messages that one edge partition holds; beyond it senders are told `Overloaded`.
     pub edge_bytes: usize,
+    /// New sessions a second that one edge partition admits. Far below the handshakes that a core can do (300 us each), so
+    /// that a storm of clients leaves time for those who are in.
+    pub sessions_per_second: u32,
+    /// A client waits at most so long to be admitted, milliseconds, and is told to come back then. Well below the time that a
+    /// client waits for its `Welcome`.
+    pub admit_ms: u64,
     /// Deposits in flight on a lane; the rest waits at the edge. A few commits' worth keeps the owner busy.
     pub lane_deposits: usize,
     /// Bytes of deposits in flight on a lane, and of deliveries that the edge did not take off it yet. Far below what a
@@ -81,6 +87,8 @@ impl Default for CoreLimits {
             max_body: 64 * 1024,
             sends_in_flight: 1024,
             edge_bytes: 256 * 1024 * 1024,
+            sessions_per_second: 1_000,
+            admit_ms: 2_000,
             lane_deposits: 16 * 1024,
             lane_bytes: 16 * 1024 * 1024,
             owner_deposits: 64 * 1024,

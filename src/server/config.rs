@@ -194,10 +194,15 @@ impl NodeConfig {
         }
     }
 
-    /// Limits and intervals of the core's machines.
+    /// Limits and intervals of the core's machines, of each partition.
     pub fn core_limits(&self) -> CoreLimits {
-        self.limits
-            .core_limits(&self.intervals, &self.timeouts, &self.devices)
+        let limits = self
+            .limits
+            .core_limits(&self.intervals, &self.timeouts, &self.devices);
+        CoreLimits {
+            sessions_per_second: limits.sessions_per_second.div_ceil(self.node.partitions.max(1)),
+            ..limits
+        }
     }
 
     /// Limits of the store's commits.

@@ -112,6 +112,7 @@ impl Case {
             ("max_body", u64::from(limits.max_body), 64),
             ("sends_in_flight", limits.sends_in_flight.into(), 1),
             ("edge_bytes", limits.edge_bytes as u64, 4096),
+            ("sessions_per_second", limits.sessions_per_second.into(), 1),
             ("lane_deposits", limits.lane_deposits as u64, 1),
             ("lane_bytes", limits.lane_bytes as u64, 1024),
             ("owner_deposits", limits.owner_deposits as u64, 1),

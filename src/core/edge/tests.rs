@@ -11,6 +11,7 @@ use crate::core::wire::{
     Accepted, Durability, Hole, HoleReason, PresenceEvent, Rejected, Send, SendControl, Status,
 };
 
+mod admission;
 mod model;
 mod moves;
 mod paths;
@@ -372,7 +373,7 @@ fn same_and_other_shard() -> (String, String, String) {
 fn assert_empty(edge: &Edge) {
     assert!(edge.sessions.is_empty() && edge.conns.is_empty() && edge.by_shard.is_empty());
     assert!(edge.watched.is_empty() && edge.wakes.is_empty() && edge.retries.is_empty());
-    assert!(edge.closing.is_empty());
+    assert!(edge.closing.is_empty() && edge.waiting() == 0);
     assert_eq!(
         (
             edge.routing.in_flight(),

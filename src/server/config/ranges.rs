@@ -81,6 +81,9 @@ section! {
         handshakes: u32 = number(ClientLimits::default().max_handshakes as u64), in 1 => 1_000_000;
         /// Handshakes under way from which on an address must first prove that it is real (QUIC retry).
         handshakes_before_retry: u32 = number(ClientLimits::default().retry_above as u64), in 0 => 1_000_000;
+        /// New sessions a second that one node admits. Further ones wait for `timeouts.admit`; those for whom that is not enough get
+        /// `Overloaded`, retryable.
+        sessions_per_second: u32 = core().sessions_per_second, in 1 => 1_000_000;
         /// Bytes of unanswered messages that one edge partition holds. Beyond it senders get `Overloaded`.
         edge_bytes: u64 = core().edge_bytes as u64, in MIB => 256 * GIB;
         /// Deposits in flight from one edge partition to one owner. The rest waits at the edge.
@@ -139,6 +142,8 @@ section! {
         idle: Duration = Duration::from_secs(core().idle_seconds.into()), in SECOND => DAY;
         /// From the first packet of a client to its whole `Hello`, the handshake included.
         handshake: Duration = ClientLimits::default().handshake_timeout, in Duration::from_millis(100) => MINUTE;
+        /// In which a client that comes with many others is admitted, or told to come back.
+        admit: Duration = ms(core().admit_ms), in Duration::from_millis(1) => MINUTE;
         /// Of a session's admission by the owner of its user.
         attach: Duration = ms(core().attach_timeout_ms), in Duration::from_millis(10) => HOUR;
         /// In which an edge that was lost for a moment may name a session again before it counts as ended.
@@ -179,6 +184,8 @@ impl Limits {
             max_body: u32::try_from(self.max_body).unwrap_or(u32::MAX),
             sends_in_flight: self.sends_in_flight,
             edge_bytes: size(self.edge_bytes),
+            sessions_per_second: self.sessions_per_second,
+            admit_ms: millis(timeouts.admit),
             lane_deposits: self.lane_deposits as usize,
             lane_bytes: size(self.lane_bytes),
             owner_deposits: self.owner_deposits as usize,
