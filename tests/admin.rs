@@ -633,6 +633,14 @@ async fn the_page_for_operators_is_written() {
     cluster.ready().await;
     within("alice is back", alice.connected()).await;
 
+    let text = filled(text, "moves", &data).await;
+    cluster.stop_node("eu-west-edge-2").await;
+    let text = filled(text, "moves-node", &data).await;
+    cluster.start_node("eu-west-edge-2").await;
+    cluster.ready().await;
+    let done = iris(&data, &["region", "restore", "eu-west"]).await;
+    assert_eq!(done.code, 0, "{}", done.stderr);
+
     carol.stand_still().await;
     for name in ["eu-west-core-1", "eu-west-edge-1", "eu-west-edge-2"] {
         cluster.kill_node(name).await;
@@ -666,12 +674,18 @@ async fn filled(text: String, state: &str, data: &Path) -> String {
         // The same node answers all along.
         let asked = [&args[..], &["--node", "us-east-edge-1"]].concat();
         let done = iris(data, &asked).await;
-        out.push_str(&format!("```console\n$ iris {command}\n{}", done.stdout));
+        // Commands that wait tell how far it is, and then that it is done.
+        let waits = args.contains(&"evacuate") || args.contains(&"restore");
+        let (first, then) = match waits {
+            true => (&done.stderr, &done.stdout),
+            false => (&done.stdout, &done.stderr),
+        };
+        out.push_str(&format!("```console\n$ iris {command}\n{first}"));
         let code = match done.code {
             0 => String::new(),
             code => format!("$ echo $?\n{code}\n"),
         };
-        out.push_str(&format!("{}{code}```\n", done.stderr));
+        out.push_str(&format!("{then}{code}```\n"));
     }
     out
 }

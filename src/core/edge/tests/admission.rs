@@ -102,7 +102,7 @@ fn who_waits_may_ping_and_leave_and_no_more() {
     rig.pass(50);
     let out = rig.out();
     assert_eq!(out.attaches().len(), 1);
-    assert_eq!(rig.edge.poll_timeout(), rig.edge.wakes.first().map(|(at, _)| *at));
+    assert_eq!(rig.edge.admission.poll_timeout(), None);
 }
 
 #[test]
@@ -130,18 +130,24 @@ fn a_drain_and_an_evacuation_turn_away_who_waits() {
 #[test]
 fn the_rate_holds_over_time_and_a_timer_that_comes_late_refuses_nobody_whose_turn_it_was() {
     let mut rig = rig();
-    let mut admitted = 0;
     for conn in 0..600 {
         rig.hello(conn + 1, &format!("u{conn}"));
         rig.pass(10);
-        admitted += rig.out().attaches().len();
+        rig.out();
     }
     // Six seconds, and what was admitted at once.
-    assert!((120..=125).contains(&admitted), "{admitted}");
+    let sessions = rig.edge.stats().sessions;
+    assert!((120..=125).contains(&sessions), "{sessions}");
     assert!(rig.edge.waiting() > 0);
-    rig.now.mono = rig.now.mono + ms(60_000);
+
+    let mut rig = self::rig();
+    for conn in 1..=15 {
+        rig.hello(conn, &format!("u{conn}"));
+    }
+    rig.out();
+    rig.now.mono = rig.now.mono + ms(2_000);
     rig.edge.handle_timeout(rig.now);
     let out = rig.out();
-    assert_eq!(rig.edge.waiting(), 0);
-    assert_eq!(out.attaches().len(), 5, "what there is room for at once: {out:?}");
+    assert_eq!((rig.edge.waiting(), rig.edge.stats().sessions), (0, 10));
+    assert_eq!(ended(&out, Code::Overloaded), 5, "{out:?}");
 }
