@@ -26,7 +26,7 @@ fn a_storm_is_admitted_at_the_rate_and_those_for_whom_there_is_no_time_are_told_
     assert_eq!((ended(&out, Code::Overloaded), rig.edge.waiting()), (75, 20));
     assert!(Code::Overloaded.retryable());
     assert!(
-        matches!(&out.of(26)[..], [ServerFrame::Error { code: Code::Overloaded, detail }] if detail.contains("come back")),
+        matches!(out.of(26), [ServerFrame::Error { code: Code::Overloaded, detail }] if detail.contains("come back")),
         "{out:?}"
     );
     // In the order in which they came, evenly.
