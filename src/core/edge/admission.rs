@@ -146,21 +146,21 @@ impl Edge {
     /// Admits those whose turn it is, and tells those to come back that waited too long.
     pub(super) fn admission_timeout(&mut self, now: Now) {
         while let Some(front) = self.admission.queue.front() {
-            let late = front.until <= now.mono;
-            if !late && self.admission.due() > now.mono {
+            let (conn, late) = (front.conn, front.until <= now.mono);
+            let gone = !self.admission.conns.contains(&conn);
+            let due = self.admission.due() <= now.mono;
+            if !gone && !late && !due {
                 return;
             }
-            let Some(waiting) = self.admission.queue.pop_front() else {
-                return;
-            };
-            if !self.admission.conns.remove(&waiting.conn) {
+            let Some(waiting) = self.admission.queue.pop_front().filter(|_| !gone) else {
                 continue;
-            }
-            if late && self.admission.due() > now.mono {
-                self.refuse(waiting.conn, Code::Overloaded, FULL);
-            } else {
+            };
+            self.admission.conns.remove(&conn);
+            if due {
                 self.admission.admit(now.mono);
                 self.admitted(waiting, now);
+            } else {
+                self.refuse(conn, Code::Overloaded, FULL);
             }
         }
     }
