@@ -102,6 +102,7 @@ fn trimming_without_stable_is_found() {
     let by = [
         "nothing above stable is trimmed (R9)",
         "nothing above stable is removed (R10)",
+        "retired when nobody needs it (R23)",
     ];
     found(Defect::TrimWithoutStable, 40, &by);
 }

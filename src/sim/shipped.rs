@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 38] = shipped![
+const TEXTS: [(&str, &str); 41] = shipped![
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-behind",
@@ -25,6 +25,7 @@ const TEXTS: [(&str, &str); 38] = shipped![
     "disk-replaced",
     "edge-and-core-together",
     "edge-crash-under-load",
+    "evacuated-under-faults",
     "expiry-clock-a-day-ahead",
     "flapping-link",
     "geo-cut-off",
@@ -39,6 +40,7 @@ const TEXTS: [(&str, &str); 38] = shipped![
     "reconnect-storm",
     "region-back-after-a-day",
     "region-cut-off",
+    "region-evacuated",
     "region-lost-for-good",
     "retry-during-the-fsync",
     "retry-in-two-regions",
@@ -46,6 +48,7 @@ const TEXTS: [(&str, &str); 38] = shipped![
     "same-id-to-two-users",
     "sick-store",
     "slow-consumer",
+    "storm-admitted",
     "three-way-split",
     "unknown-device",
     "wrong-failure-detector",
