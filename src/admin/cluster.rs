@@ -285,7 +285,7 @@ pub(super) async fn other_regions_that_take_clients(me: &Inspector, region: &Reg
     regions.filter(takes).map(|row| row.region).collect()
 }
 
-/// What the core nodes of other regions know of evacuated regions.
+/// What the core nodes of other regions know of their own: nobody else's word on a region is asked for.
 pub(super) async fn evacuations_elsewhere(me: &Inspector) -> Words {
     let part = Part::Evacuations;
     let wanted = |key: &NodeKey| key.region != me.key().region && is_core(me, key);
@@ -294,7 +294,14 @@ pub(super) async fn evacuations_elsewhere(me: &Inspector) -> Words {
         _ => None,
     });
     let mut words = Words::new();
-    for row in answers.await.into_values().flatten().flatten() {
+    for (of, row) in answers.await.into_iter().flat_map(|(key, rows)| {
+        rows.into_iter()
+            .flatten()
+            .map(move |row| (key.region.clone(), row))
+    }) {
+        if row.region != of {
+            continue;
+        }
         let word = Word {
             version: row.version,
             evacuated: row.evacuated,

@@ -37,8 +37,8 @@ use crate::core::ids::{Coord, DeviceId, MessageId, RegionId, UserId};
 use crate::core::op::{MAX_BODY, MAX_TRACE};
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{
-    AWAY, ClientFrame, Code, Hello, MAX_STATUS_TEXT, RegionEndpoints, SENDS_ONLY, ServerFrame, Status,
-    Welcome,
+    AWAY, ClientFrame, Code, Hello, MAX_STATUS_TEXT, RegionEndpoints, Rejected, SENDS_ONLY, ServerFrame,
+    Status, Welcome,
 };
 
 /// An id made before the server's time was known may be off by so much: half of what servers take from the future.
@@ -272,6 +272,7 @@ pub struct Machine {
     watched: BTreeSet<UserId>,
     out: VecDeque<Output>,
     dirty: bool,
+    last_refusal: Option<Rejected>,
     /// The status changed when `Hello` had left: said again once the session stands.
     status_after_hello: bool,
     stats: ClientStats,
@@ -314,6 +315,7 @@ impl Machine {
             watched: BTreeSet::new(),
             out: VecDeque::new(),
             dirty: false,
+            last_refusal: None,
             status_after_hello: false,
             stats: ClientStats::default(),
             config,
@@ -511,6 +513,11 @@ impl Machine {
         self.outbox.iter()
     }
 
+    /// What was last refused for now, with the reason: it is sent again.
+    pub fn last_refusal(&self) -> Option<&Rejected> {
+        self.last_refusal.as_ref()
+    }
+
     /// The id of a message that is not answered for good.
     pub fn id(&self, ticket: Ticket) -> Option<MessageId> {
         self.outbox.id(ticket)
@@ -646,9 +653,20 @@ impl Machine {
                 self.event(ClientEvent::TokenNeeded);
             }
             Code::Unauthorized => self.stop(CloseCause::Unauthorized(detail)),
+            Code::Overloaded => self.crowded(DisconnectReason::Server { code, detail }),
             Code::Version | Code::TooManyDevices => self.stop(CloseCause::Refused { code, detail }),
             _ => self.lost(DisconnectReason::Server { code, detail }, true),
         }
+    }
+
+    /// The server has no room now; where that was said instead of a welcome, its region is tried again for a while.
+    fn crowded(&mut self, reason: DisconnectReason) {
+        let Phase::Greeting { target, .. } = &self.phase else {
+            return self.lost(reason, true);
+        };
+        let target = target.clone();
+        let pause = self.endpoints.crowded(&target, &mut self.rng);
+        self.wait(target, reason, pause, Some(false));
     }
 
     /// The connection or attempt is over; tries again after a pause.

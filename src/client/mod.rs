@@ -70,7 +70,7 @@ use self::shared::Shared;
 use self::state::{Owner, SavedState, StateError, StateFile, token_subject};
 use crate::core::ids::{Coord, DeviceId, MessageId, RegionId, UserId};
 use crate::core::time::{Mono, Now};
-use crate::core::wire::{Code, Durability, MAX_CLIENT_FRAME, RegionEndpoints, Status};
+use crate::core::wire::{Code, Durability, MAX_CLIENT_FRAME, RegionEndpoints, Rejected, Status};
 use crate::net::certs::Roots;
 use crate::net::connect::{ConnectError, ConnectOptions, Connector};
 
@@ -382,6 +382,11 @@ impl Client {
         unanswered
             .map(|(ticket, message)| (ticket, message.clone()))
             .collect()
+    }
+
+    /// What a server last refused for now, and why; the message is sent again.
+    pub fn last_refusal(&self) -> Option<Rejected> {
+        self.shared().lock().machine.last_refusal().cloned()
     }
 
     /// The next event; `None` after [`ClientEvent::Closed`]. Several tasks may wait; each event goes to one.

@@ -300,7 +300,7 @@ impl Edge {
             frames: Vec::new(),
         };
         if hello.capabilities & AWAY != 0 {
-            self.moves.away.insert(session);
+            self.moves.came_away(session);
         }
         self.conns.insert(conn, session);
         self.by_shard.insert((shard, session));

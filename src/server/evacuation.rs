@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, watch};
@@ -72,6 +73,10 @@ impl FromStr for Word {
         })
     }
 }
+
+/// A word is a time, of the clock of the node that was asked; one further ahead than this was not made by any clock that is of
+/// use, and no operator could say a later one.
+const AHEAD_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Takes later words over; whether one was later.
 fn merge(into: &mut Words, words: &Words) -> bool {
@@ -159,7 +164,18 @@ impl Evacuations {
     }
 
     /// What another node knows. It counts also where it cannot be written: other nodes have it.
-    pub(super) async fn heard(&self, words: &Words) {
+    ///
+    /// Words from more than a day after `now_ms` are passed over.
+    pub(super) async fn heard(&self, words: &Words, now_ms: u64) {
+        let words = words.iter().filter(|(region, word)| {
+            let sane = word.version <= now_ms.saturating_add(AHEAD_MS);
+            if !sane {
+                let version = word.version;
+                tracing::warn!(%region, version, "a word on where clients are to be is from too far ahead, and passed over");
+            }
+            sane
+        });
+        let words: &Words = &words.map(|(region, word)| (region.clone(), *word)).collect();
         if !merge(&mut self.0.words.borrow().clone(), words) {
             return;
         }
@@ -200,7 +216,7 @@ impl Carrier {
         if let Some(word) = words.get(&self.region).filter(|word| word.evacuated) {
             tracing::warn!(region = %self.region, "this region is evacuated: no clients are taken until it is restored");
             for events in &self.events {
-                let input = Input::Evacuation(Some(self.pace(word, 0)));
+                let input = Input::Evacuation(Some(self.pace(&self.region, word, 0)));
                 // Nobody else has the other end yet.
                 let _ = events.try_send(Event::Core(input));
             }
@@ -221,7 +237,7 @@ impl Carrier {
         loop {
             let facts = nodes.borrow_and_update().clone();
             for node in &facts {
-                self.known.heard(&from_facts(&node.facts)).await;
+                self.known.heard(&from_facts(&node.facts), wall_ms()).await;
             }
             let now = words.borrow_and_update().clone();
             let edges = facts.iter().filter(|node| node.edge).count();
@@ -254,7 +270,7 @@ impl Carrier {
 
     async fn tell(&self, region: &RegionId, word: &Word, edges: usize) {
         tracing::warn!(%region, evacuated = word.evacuated, rate = word.rate, "an operator moves the clients of a region");
-        let pace = self.pace(word, edges);
+        let pace = self.pace(region, word, edges);
         for events in &self.events {
             let input = if *region == self.region {
                 Input::Evacuation(word.evacuated.then_some(pace))
@@ -268,18 +284,24 @@ impl Carrier {
         }
     }
 
-    /// The part of one partition: of the edges of this region (as its file says, or as are `there`) where it is evacuated, of
-    /// those of all regions that clients may come home from where one is restored.
-    fn pace(&self, word: &Word, there: usize) -> Pace {
-        let own = |id: &str| id == self.region.as_str();
+    /// The part of one partition: of the edges of the region that is evacuated, which is this one (as its file says, or as
+    /// are `there`), of those of all others where one is restored.
+    fn pace(&self, region: &RegionId, word: &Word, there: usize) -> Pace {
+        let named = |id: &str| id == region.as_str();
         let of = self
             .regions
             .iter()
-            .filter(|file| !word.evacuated || own(&file.id));
+            .filter(|file| named(&file.id) == word.evacuated);
         let filed: usize = of.map(|file| file.edges().count()).sum();
         let edges = filed.max(there) * self.events.len();
         Pace::shared(word.rate, u32::try_from(edges).unwrap_or(u32::MAX))
     }
+}
+
+/// This node's clock, in unix milliseconds.
+pub(super) fn wall_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The words among what a node announces; what this build does not understand is passed over.
@@ -328,15 +350,25 @@ mod tests {
 
         let mut changed = again.words();
         changed.borrow_and_update();
-        again.heard(&[(region("a"), first)].into()).await;
+        again.heard(&[(region("a"), first)].into(), 2_000).await;
         assert!(!changed.has_changed().unwrap(), "an earlier word is no news");
         let later = Word {
             version: 2_000,
             ..first
         };
         again
-            .heard(&[(region("a"), later), (region("c"), first)].into())
+            .heard(&[(region("a"), later), (region("c"), first)].into(), 2_000)
             .await;
+        assert!(changed.has_changed().unwrap());
+        changed.borrow_and_update();
+        let ahead = |version| [(region("d"), Word { version, ..first })].into();
+        again.heard(&ahead(2_001 + AHEAD_MS), 2_000).await;
+        again.heard(&ahead(u64::MAX), 2_000).await;
+        assert!(
+            !changed.has_changed().unwrap(),
+            "no operator could say a later one"
+        );
+        again.heard(&ahead(2_000 + AHEAD_MS), 2_000).await;
         assert!(changed.has_changed().unwrap());
         let third = open(folder.path(), Create::No).unwrap();
         let words = third.words().borrow().clone();

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::evacuation::{Evacuations, Word, Words};
+use super::evacuation::{Evacuations, Word, Words, wall_ms};
 use super::folder::FolderError;
 use super::http::Health;
 use super::partition::{Event, PartitionStatus};
@@ -279,7 +279,7 @@ impl Inspector {
 
     /// What a node of another region knows of that.
     pub async fn heard_evacuations(&self, words: &Words) {
-        self.0.evacuations.heard(words).await;
+        self.0.evacuations.heard(words, wall_ms()).await;
     }
 
     /// Evacuates this node's region, or lets clients come back, `rate` sessions a second. Durable at this node when this
@@ -288,10 +288,8 @@ impl Inspector {
     /// # Errors
     /// [`FolderError`]; nothing was changed then.
     pub async fn order_evacuation(&self, evacuated: bool, rate: u32) -> Result<Word, FolderError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let region = self.0.key.region.clone();
-        self.0.evacuations.order(region, evacuated, rate, now_ms).await
+        self.0.evacuations.order(region, evacuated, rate, wall_ms()).await
     }
 
     /// Completes when an operator asked for a drain.

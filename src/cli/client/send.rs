@@ -50,7 +50,7 @@ pub struct Send {
     kind: u16,
     /// How long the message is worth delivering, such as 30s or 24h. After that, and a minute for clocks, who has not read it
     /// is told that it expired. Without it the message waits for good.
-    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    #[arg(long, value_name = "TIME", value_parser = time_to_live)]
     ttl: Option<Duration>,
     /// How long to try.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = args::duration)]
@@ -61,6 +61,15 @@ pub struct Send {
     /// The form of what is printed.
     #[arg(long, value_enum, default_value_t)]
     output: Format,
+}
+
+/// Zero would mean for good to a server.
+fn time_to_live(text: &str) -> Result<Duration, String> {
+    let ttl = args::duration(text)?;
+    if ttl < Duration::from_millis(1) {
+        return Err("expected at least 1ms; without --ttl a message waits for good".to_owned());
+    }
+    Ok(ttl)
 }
 
 impl Send {
@@ -77,10 +86,9 @@ impl Send {
                 ..OutgoingMessage::new(self.to.clone(), body)
             };
             let mut last = String::from("no answer from any endpoint");
-            let sent = send(config, &mut message, &mut last);
-            match tokio::time::timeout(self.timeout, sent).await {
-                Ok(accepted) => accepted,
-                Err(_) => {
+            match send(config, &mut message, &mut last, self.timeout).await? {
+                Some(accepted) => Ok(accepted),
+                None => {
                     let id = message.id.map_or_else(String::new, |id| format!(" --id {id}"));
                     bail!(
                         "not accepted within {:?} ({last}); it may have been: send it again with{id}, which cannot make \
@@ -130,11 +138,14 @@ impl Send {
     }
 }
 
+/// Tries for so long; `last` says what happened last where that was not enough.
 async fn send(
     config: ClientConfig,
     message: &mut OutgoingMessage,
     last: &mut String,
-) -> anyhow::Result<Accepted> {
+    timeout: Duration,
+) -> anyhow::Result<Option<Accepted>> {
+    let mut late = std::pin::pin!(tokio::time::sleep(timeout));
     loop {
         let client = Client::connect(config.clone())?;
         let mut handle = client
@@ -148,12 +159,21 @@ async fn send(
             tokio::select! {
                 biased;
                 result = &mut handle => break result,
+                () = &mut late => {
+                    if let Some(refused) = client.last_refusal() {
+                        *last = format!("{last}; refused for now as {:?}: {}", refused.code, refused.detail);
+                    }
+                    return Ok(None);
+                }
                 event = client.next() => match event {
                     Some(ClientEvent::Disconnected { endpoint, reason, .. }) => {
                         *last = format!("{endpoint}: {reason}");
                         if print::is_wrong_server(&reason) {
                             bail!("{last}; was it made by another `iris dev` than this data folder?");
                         }
+                    }
+                    Some(ClientEvent::Connected { region, endpoint, .. }) => {
+                        *last = format!("connected to {endpoint} in {region}");
                     }
                     Some(_) => {}
                     None => break handle.await,
@@ -163,7 +183,7 @@ async fn send(
         match result {
             Ok(accepted) => {
                 print::close(&client).await;
-                return Ok(accepted);
+                return Ok(Some(accepted));
             }
             Err(SendFailed::Closed(CloseCause::Superseded)) => {
                 *last = "another `iris client send` of this user took over".to_owned();

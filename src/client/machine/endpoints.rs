@@ -17,6 +17,8 @@ const MAX_ENDPOINTS: usize = 64;
 const MAX_ENDPOINT_LEN: usize = 260;
 /// Spread of attempts that follow a failure at once: the clients of a dead node do not arrive elsewhere together.
 const SPREAD: Duration = Duration::from_millis(100);
+/// A home region without room is asked so often, with growing pauses: ten seconds or so by default.
+const CROWDED: u32 = 6;
 
 /// An endpoint of a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub(super) struct Endpoints {
     failed_rounds: u32,
     /// Times that a server asked to go elsewhere since the last session.
     turned_away: u32,
+    /// Times that the home region had no room since a session stood.
+    crowded: u32,
     min: Duration,
     max: Duration,
 }
@@ -75,6 +79,7 @@ impl Endpoints {
             round: VecDeque::new(),
             failed_rounds: 0,
             turned_away: 0,
+            crowded: 0,
             min,
             max,
         }
@@ -94,6 +99,7 @@ impl Endpoints {
     /// A session stands there; the server told what it knows.
     pub(super) fn welcomed(&mut self, at: &RegionId, told: Vec<RegionEndpoints>) {
         self.turned_away = 0;
+        self.crowded = 0;
         self.home = Some(at.clone());
         self.round.clear();
         self.learn(told);
@@ -135,6 +141,18 @@ impl Endpoints {
         }
         self.failed_rounds = self.failed_rounds.saturating_add(1);
         backoff(self.min, self.max, self.failed_rounds - 1, rng)
+    }
+
+    /// The server at `at` has no room for a session now, as where many clients come back at once; returns the pause before
+    /// [`Endpoints::next`]. The home region is asked [`CROWDED`] times before others are tried: who goes to another one stays.
+    pub(super) fn crowded(&mut self, at: &Target, rng: &mut ChaCha8Rng) -> Duration {
+        let is_home = self.home.as_ref().is_none_or(|home| *home == at.region);
+        if !is_home || self.crowded >= CROWDED {
+            return self.failed(at, Was::Nothing, rng);
+        }
+        self.crowded += 1;
+        self.begin_round(Some(at), rng);
+        backoff(self.min, self.max, self.crowded - 1, rng)
     }
 
     /// The endpoint to try now.
@@ -305,5 +323,30 @@ mod tests {
         assert_eq!(all.len(), MAX_REGIONS - 1 + 3 + 1);
         assert_eq!(all[2], from);
         assert!(all.iter().all(|t| t.endpoint.len() <= MAX_ENDPOINT_LEN));
+    }
+
+    #[test]
+    fn a_crowded_home_is_asked_again_for_a_while() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let (min, max) = (Duration::from_millis(100), Duration::from_secs(30));
+        let given = vec![region("home", &["h1", "h2"]), region("far", &["f1"])];
+        let mut endpoints = Endpoints::new(given, None, min, max);
+        endpoints.welcomed(&RegionId::new("home").unwrap(), Vec::new());
+        let mut at = endpoints.next(&mut rng).unwrap();
+        for times in 0..CROWDED {
+            let pause = endpoints.crowded(&at, &mut rng);
+            let full = min * (1 << times);
+            assert!(pause >= full / 2 && pause <= full, "{pause:?} after {times}");
+            let next = endpoints.next(&mut rng).unwrap();
+            assert_eq!(next.region.as_str(), "home");
+            assert_ne!(next.endpoint, at.endpoint, "by turns");
+            at = next;
+        }
+        endpoints.crowded(&at, &mut rng);
+        let rest: Vec<_> = (0..2).map(|_| endpoints.next(&mut rng).unwrap().region).collect();
+        assert!(rest.iter().any(|region| region.as_str() == "far"), "{rest:?}");
+        endpoints.welcomed(&RegionId::new("home").unwrap(), Vec::new());
+        let at = endpoints.next(&mut rng).unwrap();
+        assert!(endpoints.crowded(&at, &mut rng) <= min, "a session stood: anew");
     }
 }

@@ -281,7 +281,10 @@ impl Machine {
                 max: self.config.tuning.retry_max,
             };
             let answered = self.outbox.refused(id, seq, now, pauses, &mut self.rng);
-            self.stats.refusals += u64::from(answered == Answered::Again);
+            if answered == Answered::Again {
+                self.stats.refusals += 1;
+                self.last_refusal = Some(rejected);
+            }
             self.answered(answered);
             return;
         }

@@ -394,6 +394,29 @@ fn a_message_that_stays_unanswered_ends_the_connection() {
 }
 
 #[test]
+fn the_last_refusal_is_told_to_who_asks() {
+    let mut rig = Rig::new(config());
+    rig.live();
+    rig.machine
+        .send(OutgoingMessage::new(user("bob"), "1"), rig.now)
+        .unwrap();
+    let sent = rig.sends();
+    let [ClientFrame::Send(send)] = &sent[..] else {
+        panic!("{sent:?}");
+    };
+    assert_eq!(rig.machine.last_refusal(), None);
+    let rejected = Rejected {
+        id: send.id,
+        session_seq: send.session_seq,
+        code: Code::Unknown,
+        detail: "the owner last said why".to_owned(),
+        server_ms: 1,
+    };
+    rig.frame(ServerFrame::Rejected(rejected.clone()));
+    assert_eq!(rig.machine.last_refusal(), Some(&rejected));
+}
+
+#[test]
 fn deadlines_hold_for_connecting_and_greeting() {
     let mut rig = Rig::new(config());
     rig.wait();

@@ -6,7 +6,7 @@
 //! `probe_ms` is gone, as in a drain; one that is there and does not leave is closed after [`LEAVE_WITHIN`].
 //!
 //! **Home.** A session whose `Hello` says [`AWAY`](crate::core::wire::AWAY) is in another region than its client prefers.
-//! When a region is restored, those that are away then are told `GoAway` with [`Code::Restored`] and that region first. The
+//! When a region is restored, those that are away then, or come until those were told, are told `GoAway` with [`Code::Restored`] and that region first. The
 //! client alone knows which region it prefers: it goes if it is this one, and stays otherwise. Each session is told at most
 //! once for each restoration, so that a client which cannot reach its region does not go to and fro.
 
@@ -84,6 +84,15 @@ pub(super) struct Moves {
 }
 
 impl Moves {
+    /// A session began whose client prefers another region: it is told of those that are being restored, as one that was
+    /// there before.
+    pub(super) fn came_away(&mut self, id: SessionId) {
+        self.away.insert(id);
+        for turns in self.home.values_mut() {
+            turns.left.push_back(id);
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Mono> {
         let home = self.home.values().filter_map(Turns::poll_timeout);
         let leave = self.leave.as_ref().and_then(Turns::poll_timeout);

@@ -133,8 +133,8 @@ impl Edge {
                 self.stats.stale += 1;
                 return;
             }
-            Verdict::Refused { code, .. } if code.retryable() => {
-                stream.last_refusal = Some(*code);
+            Verdict::Refused { code, detail, .. } if code.retryable() => {
+                stream.last_refusal = Some((*code, detail.clone()));
                 let wait = ms(self.config.limits.retry_ms << stream.refusals.min(MAX_DOUBLINGS));
                 let retry_at = now.mono + wait;
                 stream.refusals = stream.refusals.saturating_add(1);
@@ -254,12 +254,12 @@ impl Edge {
         let refusal = stream.last_refusal.take();
         // Both say: send it again with the same id.
         let code = match refusal {
-            Some(Code::StoreFull) => Code::StoreFull,
+            Some((Code::StoreFull, _)) => Code::StoreFull,
             _ => Code::Unknown,
         };
         let detail = match refusal {
-            Some(code) => format!(
-                "not accepted within {seconds} s; the owner last said {code:?}: send again with the same id"
+            Some((code, why)) => format!(
+                "not accepted within {seconds} s; the owner last said {code:?} ({why}): send again with the same id"
             ),
             None => format!("no answer within {seconds} s: send again with the same id"),
         };

@@ -129,7 +129,7 @@ pub(super) struct Stream {
     /// Retryable refusals since the owner last judged a deposit of it: while there are any, only the first goes out.
     pub(super) refusals: u32,
     /// The last retryable refusal of the owner, for the detail of a later `Unknown`.
-    pub(super) last_refusal: Option<Code>,
+    pub(super) last_refusal: Option<(Code, String)>,
 }
 
 impl Stream {

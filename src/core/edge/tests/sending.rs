@@ -414,6 +414,27 @@ fn nothing_waits_for_ever_and_all_behind_it_is_given_up_with_it() {
 }
 
 #[test]
+fn what_is_given_up_says_why_the_owner_refused_it() {
+    let mut rig = limited(|_| {});
+    rig.send(1, 1, 1, "bob");
+    let mut sent = rig.out().deposits();
+    let refused = Verdict::Refused {
+        code: Code::Overloaded,
+        detail: "no other region has it".to_owned(),
+        server_ms: 5,
+    };
+    rig.answer(&sent.remove(0), refused);
+    rig.pass(10_000);
+    let out = rig.out();
+    let Some(ServerFrame::Rejected(rejected)) = out.of(1).last() else {
+        panic!("{:?}", out.of(1));
+    };
+    assert_eq!(rejected.code, Code::Unknown);
+    let why = "the owner last said Overloaded (no other region has it)";
+    assert!(rejected.detail.contains(why), "{}", rejected.detail);
+}
+
+#[test]
 fn deposits_wait_while_the_owner_is_away_and_go_again_in_order() {
     let mut rig = limited(|_| {});
     (1..=3).for_each(|seq| rig.send(1, seq, seq as u8, "bob"));
