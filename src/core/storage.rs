@@ -1,12 +1,13 @@
 //! What the machines ask of a store, and its answers: storage is an effect, these are its inputs and outputs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::commit::Outcome;
 use super::expire::{DeviceLife, HoleRow};
 use super::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
 use super::op::{LogEntry, LoggedOp};
+use super::retire::or_retired;
 use super::snapshot::{Cut, SnapshotAt, SnapshotPage};
 use super::state::{Logged, ShardRow, UserRow};
 use super::vector::Vector;
@@ -144,14 +145,19 @@ pub struct InboxHole {
 }
 
 impl InboxHole {
-    /// The holes of a user above a position.
-    pub fn above(row: &UserRow, after: &Vector) -> Vec<Self> {
+    /// The holes of a user above a position. What is retired is left out, and named as that among their copies (R23): a row
+    /// may stand at either side of the retirement.
+    pub fn above(row: &UserRow, after: &Vector, retired: &BTreeMap<Origin, Seq>) -> Vec<Self> {
         let holes = row.timed.holes.iter();
+        let holes = holes.filter(|((origin, _), _)| !retired.contains_key(origin));
         let above = holes.filter(|((origin, _), hole)| hole.to > after.of(*origin));
         let hole = |((origin, seq), hole): (&(Origin, Seq), &HoleRow)| {
             let at = |seq| Coord { origin: *origin, seq };
             let siblings = row.siblings.range(at(*seq)..=at(hole.to));
-            let siblings = siblings.map(|(at, others)| (at.seq, others.iter().copied().collect()));
+            let siblings = siblings.map(|(at, others)| {
+                let others: BTreeSet<Coord> = others.iter().map(|at| or_retired(*at, retired)).collect();
+                (at.seq, others.into_iter().collect())
+            });
             Self {
                 at: at(*seq),
                 row: *hole,

@@ -103,7 +103,7 @@ pub fn inbox_page(
         }
     }
     let mut page = InboxPage {
-        holes: InboxHole::above(row, after),
+        holes: InboxHole::above(row, after, retired),
         ..InboxPage::default()
     };
     while let Some(Reverse((_, origin, seq))) = heads.pop() {

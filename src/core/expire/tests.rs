@@ -1,6 +1,10 @@
 use super::*;
 use crate::core::op::Envelope;
+use crate::core::retire::or_retired;
+use crate::core::state::UserRow;
+use crate::core::storage::InboxHole;
 use crate::core::time::Hlc;
+use crate::core::vector::Vector;
 
 const O: Origin = Origin(1);
 
@@ -36,6 +40,30 @@ fn holes_are_found_by_what_lies_in_them() {
     assert_eq!([5, 7].map(above), [Some(8); 2]);
     assert_eq!([8, 9].map(above), [None; 2]);
     assert_eq!((timed.last_of(O), timed.last_of(Origin(3))), (8, 0));
+}
+
+/// A row is rid of what is retired when it is used next, and one engine uses it earlier than another.
+#[test]
+fn holes_are_shown_the_same_before_and_after_a_row_is_rid_of_what_is_retired() {
+    let of = |origin| Coord {
+        origin: Origin(origin),
+        seq: 2,
+    };
+    let mut row = UserRow {
+        timed: timed(&[(3, 5, 2)]),
+        siblings: [(at(4), [of(2), of(3)].into())].into(),
+        ..UserRow::default()
+    };
+    let retired = [(Origin(2), 9)].into();
+    let before = InboxHole::above(&row, &Vector::new(), &retired);
+    row.strip(&retired);
+    assert_eq!(InboxHole::above(&row, &Vector::new(), &retired), before);
+    let expected = InboxHole {
+        at: at(3),
+        row: hole(5, 2),
+        siblings: vec![(4, vec![or_retired(of(2), &retired), of(3)])],
+    };
+    assert_eq!(before, [expected]);
 }
 
 #[test]

@@ -154,7 +154,7 @@ impl Rig {
         InboxPage {
             entries: waiting.into_iter().map(entry).collect(),
             end,
-            holes: InboxHole::above(&self.row, after),
+            holes: InboxHole::above(&self.row, after, &BTreeMap::new()),
         }
     }
 
