@@ -16,13 +16,15 @@
 //! user says from when on something may be due ([`Timed::from_ms`]), so a round looks into few inboxes, and after a restart
 //! nothing has to be found again but where the round stands.
 //!
-//! **A device** was heard of when an operation of its was logged: a registration, a cursor, a veto; the hybrid time of the
+//! **A device** was heard of when an operation of its was logged: a registration or a cursor; the hybrid time of the
 //! latest is in its row, the same in all regions that have the same logs. A region where it is attached logs its registration
 //! again before a quarter of the time is over, so one that is attached and idle is heard of, too. One that was not heard of
 //! for as long as is configured gets an `Expire` under its epoch. That takes effect where the log entry is trimmed: then every
 //! holder has logged that it has it, and whoever objects did so before it said so (R8, R19). Objecting is any region where
 //! the device is attached, or that heard of it later; its `Veto` raises the epoch, so that an expiry of the epoch before is
-//! void wherever it comes, in any order. So does a registration while an expiry is pending, and one after it.
+//! void wherever it comes, in any order. So does a registration while an expiry is pending, and one after it. An objection
+//! does not make it heard of, or regions with different settings would let no device expire: whoever was objected to asks
+//! again after its whole time, and by then the other's may be over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +36,7 @@ use super::ids::{Coord, DeviceId, Origin, Seq, UserId};
 use super::op::{DeviceChange, LoggedOp, Op, kind};
 use super::state::{Decision, Next, Recovery, ShardState, UserState};
 use super::time::MAX_DRIFT;
-use super::user::UserRow;
+use super::user::{UserRow, is_gap_between};
 use super::vector::Vector;
 use super::wire::HoleReason;
 
@@ -180,6 +182,13 @@ pub struct DeviceLife {
     pub seen_ms: u64,
     /// An expiry of its epoch that has no effect yet.
     pub expiry: Option<Coord>,
+    /// Hybrid time of the latest objection to an expiry, unix milliseconds; 0 where there was none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub objected_ms: u64,
+}
+
+fn is_zero(ms: &u64) -> bool {
+    *ms == 0
 }
 
 impl DeviceLife {
@@ -190,6 +199,16 @@ impl DeviceLife {
 
     pub(super) fn seen(&mut self, hlc_ms: u64) {
         self.seen_ms = self.seen_ms.max(hlc_ms);
+    }
+
+    pub(super) fn objected(&mut self, hlc_ms: u64) {
+        self.objected_ms = self.objected_ms.max(hlc_ms);
+    }
+
+    /// Whether it is to expire: it was not heard of for so long and a margin, and nobody objected for so long.
+    pub fn is_overdue(&self, (after_ms, margin_ms): (u64, u64), now_ms: u64) -> bool {
+        let due = self.seen_ms.max(self.objected_ms).saturating_add(after_ms);
+        after_ms > 0 && due.saturating_add(margin_ms) <= now_ms
     }
 }
 
@@ -509,9 +528,7 @@ impl Work<'_> {
                 epoch: epoch.max(1),
                 cursor: Vector::new(),
             },
-            seen_ms if is_overdue(seen_ms, (after_ms, margin_ms), self.now_ms) => {
-                DeviceChange::Expire { epoch }
-            }
+            _ if life.is_overdue((after_ms, margin_ms), self.now_ms) => DeviceChange::Expire { epoch },
             _ => return done,
         };
         self.log(&Op::Device {
@@ -622,12 +639,6 @@ impl Expiry {
     }
 }
 
-/// Whether a device that was heard of then is to expire, after so long and a margin.
-pub fn is_overdue(seen_ms: u64, (after_ms, margin_ms): (u64, u64), now_ms: u64) -> bool {
-    let due = seen_ms.saturating_add(after_ms).saturating_add(margin_ms);
-    after_ms > 0 && due <= now_ms
-}
-
 /// Whether a device that is attached is to be registered again.
 pub fn is_stale(seen_ms: u64, after_ms: u64, now_ms: u64) -> bool {
     after_ms > 0 && seen_ms.saturating_add(after_ms / REFRESHES) <= now_ms
@@ -663,8 +674,7 @@ pub(super) fn looked_at(
 impl UserRow {
     /// Whether messages are gone between two that wait, for another reason.
     pub(super) fn gap_between(&self, origin: Origin, after: Seq, before: Seq) -> bool {
-        let mut gaps = self.gaps.range((origin, 0)..(origin, before));
-        gaps.next_back().is_some_and(|(_, to)| *to > after)
+        is_gap_between(&self.gaps, origin, after, before)
     }
 }
 

@@ -451,6 +451,11 @@ impl Work<'_> {
             series.map_or(0, |series| series.last())
         };
         let waits = |origin: Origin| known.is_some_and(|known| known.last(origin) > ours(origin));
+        // A page that comes again may have consumed what waited before the gap that it told of.
+        let told = |at: Coord, to: Seq| {
+            let gap = known.and_then(|known| known.row.gap_at(at));
+            gap.is_some_and(|(_, end)| to <= end)
+        };
         let mut trimmed = Vector::new();
         let mut gaps = BTreeMap::new();
         for (origin, gone) in page.trimmed.iter() {
@@ -458,9 +463,10 @@ impl Work<'_> {
             if gone <= has {
                 continue;
             }
+            let seq = has + 1;
             if waits(origin) {
-                gaps.insert((origin, has + 1), gone);
-            } else {
+                gaps.insert((origin, seq), gone);
+            } else if !told(Coord { origin, seq }, gone) {
                 trimmed.raise(origin, gone);
             }
         }
@@ -634,12 +640,13 @@ impl UserRow {
             self.trimmed.raise(origin, to);
             self.consumed.raise(origin, to);
             self.counted.raise(origin, to);
-            self.timed.cut(origin, 1, to);
+            self.lose(origin, 1, to);
+            self.gaps.retain(|(of, _), end| *of != origin || *end > to);
         }
         for ((origin, from), to) in &merged.gaps {
             let known = self.gaps.entry((*origin, *from)).or_default();
             *known = (*known).max(*to);
-            self.timed.cut(*origin, *from, *to);
+            self.lose(*origin, *from, *to);
         }
         for ((origin, from), hole) in &merged.holes {
             // A page that told of it before may have known less.
@@ -656,11 +663,23 @@ impl UserRow {
         self.past |= merged.past;
     }
 
+    /// What is gone is in no hole, and no copy is learned for it: nothing would ever remove that.
+    fn lose(&mut self, origin: Origin, from: Seq, to: Seq) {
+        self.timed.cut(origin, from, to);
+        let lost = |at: &Coord| at.origin == origin && (from..=to).contains(&at.seq);
+        self.siblings.retain(|at, _| !lost(at));
+    }
+
     /// Whether a message is known to be gone from the inbox, or never to come to it.
     pub(super) fn gone(&self, at: Coord) -> bool {
+        self.gap_at(at).is_some() || self.trimmed.covers(at)
+    }
+
+    /// The gap that a coordinate lies in.
+    fn gap_at(&self, at: Coord) -> Option<(Seq, Seq)> {
         let mut before = self.gaps.range((at.origin, 0)..=(at.origin, at.seq));
-        let gap = before.next_back().is_some_and(|(_, to)| at.seq <= *to);
-        gap || self.trimmed.covers(at)
+        let ((_, from), to) = before.next_back()?;
+        (at.seq <= *to).then_some((*from, *to))
     }
 
     /// What was taken for gone is in a hole.
@@ -681,15 +700,12 @@ impl UserRow {
 
     /// What was taken for gone comes after all.
     pub(super) fn fill_gap(&mut self, at: Coord) {
-        let mut before = self.gaps.range((at.origin, 0)..=(at.origin, at.seq));
-        let Some((key, to)) = before.next_back().map(|(key, to)| (*key, *to)) else {
+        let Some((from, to)) = self.gap_at(at) else {
             return;
         };
-        if at.seq <= to {
-            self.gaps.remove(&key);
-            if at.seq < to {
-                self.gaps.insert((at.origin, at.seq + 1), to);
-            }
+        self.gaps.remove(&(at.origin, from));
+        if at.seq < to {
+            self.gaps.insert((at.origin, at.seq + 1), to);
         }
     }
 }

@@ -480,12 +480,8 @@ impl State {
             Decision::Removed { user, origin, to, .. } => {
                 let known = shard.user(id, user, ledger);
                 if parts.user {
+                    known.row.pass_removed(*origin, *to);
                     known.row.trimmed.raise(*origin, *to);
-                    // Every device consumed these, perhaps as copies: its cursor says so from now on, or it would be told
-                    // of a hole (R10, R15).
-                    for device in known.row.devices.values_mut().filter(|device| !device.expired) {
-                        device.cursor.raise(*origin, *to);
-                    }
                     let siblings = &mut known.row.siblings;
                     siblings.retain(|at, _| at.origin != *origin || at.seq > *to);
                     let gaps = &mut known.row.gaps;

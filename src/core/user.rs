@@ -104,6 +104,20 @@ impl UserRow {
         any
     }
 
+    /// Everything of an origin to here is about to be removed. Every device consumed it, perhaps as copies: its cursor says so
+    /// from now on, or it would be told of a hole (R10, R15). One that has yet to be told that something before is gone is
+    /// told of all together.
+    pub(super) fn pass_removed(&mut self, origin: Origin, to: Seq) {
+        let trimmed = self.trimmed.of(origin);
+        let (gaps, devices) = (&self.gaps, &mut self.devices);
+        for device in devices.values_mut().filter(|device| !device.expired) {
+            let passed = device.cursor.of(origin);
+            if passed >= trimmed && !is_gap_between(gaps, origin, passed, to.saturating_add(1)) {
+                device.cursor.raise(origin, to);
+            }
+        }
+    }
+
     pub(super) fn apply_append(&mut self, at: Coord, op: (usize, u64), siblings: &[Coord], known: bool) {
         let (bytes, expires_ms) = op;
         if !known {
@@ -146,7 +160,7 @@ impl UserRow {
             }
             DeviceChange::Veto { epoch } => {
                 row.raise(epoch.saturating_add(1));
-                row.life.seen(hlc_ms);
+                row.life.objected(hlc_ms);
             }
         }
         if before && !row.expired {
@@ -193,7 +207,19 @@ impl DeviceRow {
             self.life.expiry = self.life.expiry.or(theirs.life.expiry).filter(|_| !self.expired);
         }
         self.life.seen(theirs.life.seen_ms);
+        self.life.objected(theirs.life.objected_ms);
         self.cursor.merge(&theirs.cursor);
         before && !self.expired
     }
+}
+
+/// Whether something is gone between two sequences of an origin: see [`UserRow::gaps`].
+pub(super) fn is_gap_between(
+    gaps: &BTreeMap<(Origin, Seq), Seq>,
+    origin: Origin,
+    after: Seq,
+    before: Seq,
+) -> bool {
+    let mut gaps = gaps.range((origin, 0)..(origin, before));
+    gaps.next_back().is_some_and(|(_, to)| *to > after)
 }

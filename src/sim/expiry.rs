@@ -268,5 +268,6 @@ impl World {
 pub(super) fn at_rest(row: &mut UserRow) {
     for device in row.devices.values_mut() {
         device.life.seen_ms = 0;
+        device.life.objected_ms = 0;
     }
 }

@@ -28,8 +28,9 @@ pub(crate) trait Harness {
 
 /// Runs every case.
 pub(crate) fn run(harness: &mut dyn Harness) {
-    let more = recovery::ALL.iter().chain(retire::ALL).chain(expire::ALL);
-    for (name, case) in cases::ALL.iter().chain(more) {
+    let more = recovery::ALL.iter().chain(retire::ALL);
+    let timed = expire::ALL.iter().chain(expire::devices::ALL);
+    for (name, case) in cases::ALL.iter().chain(more).chain(timed) {
         println!("{name}");
         case(harness);
     }

@@ -220,6 +220,7 @@ fn read_user(
     let row = source.user(user)?;
     let mut page = UserPage::of(user.clone(), &row, cut);
     room.spend(page.weight() as usize);
+    let before = position.clone();
     let inbox = source.inbox(user, &position, cut, room.rest())?;
     for entry in inbox.entries {
         room.spend(entry.op.len());
@@ -229,6 +230,12 @@ fn read_user(
             op: entry.op.bytes().clone(),
         });
     }
+    // A hole comes in its place among the messages: one that came before those that it stands behind could be taken for
+    // consumed, and they with it.
+    page.holes.retain(|(origin, _), hole| {
+        let next = hole.to > before.of(*origin);
+        next && (inbox.end || hole.to <= position.of(*origin))
+    });
     out.push(page);
     Ok((!inbox.end).then_some(position))
 }

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use super::{Owner, OwnerOutput, Question, Shard, Tag, parts};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::defect::{self, Defect};
-use crate::core::expire::{Looked, REFRESHES, earlier, is_overdue, is_stale};
+use crate::core::expire::{Looked, REFRESHES, earlier, is_stale};
 use crate::core::ids::{DeviceId, Epoch, ShardId, UserId};
 use crate::core::limits::ms;
 use crate::core::op::{DeviceChange, LoggedOp, Op, kind};
@@ -141,8 +141,7 @@ impl Owner {
                 self.out.push_back(expire(id, epoch, user.clone(), None));
             }
             for (device, life) in times.devices {
-                let overdue =
-                    life.seen_ms == 0 || is_overdue(life.seen_ms, (after_ms, margin_ms), now.wall_ms);
+                let overdue = life.seen_ms == 0 || life.is_overdue((after_ms, margin_ms), now.wall_ms);
                 let op = if shard.has_attached(&user, &device) {
                     if life.expiry.is_none() && !is_stale(life.seen_ms, after_ms, now.wall_ms) {
                         continue;

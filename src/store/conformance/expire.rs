@@ -16,6 +16,8 @@ use crate::core::vector::Vector;
 use crate::core::wire::HoleReason;
 use crate::store::engine::{Read, ReadReply};
 
+pub(super) mod devices;
+
 pub(super) const ALL: &[(&str, Case)] = &[
     ("a message that is due becomes a hole in its place", in_place),
     ("neighbours become one hole", neighbours),
@@ -25,13 +27,8 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("an inbox is looked through in steps", steps),
     ("a row has so many holes", many_holes),
     ("a snapshot brings holes", snapshot_of_holes),
+    ("a snapshot brings a hole in its place", snapshot_in_place),
     ("what is gone is in a hole or in a gap", apart),
-    ("a device that nobody heard of expires", device_expires),
-    ("a device that is attached stays", vetoed),
-    ("a veto counts in any order", any_order),
-    ("a device that comes back before it expired stays", comes_back),
-    ("a snapshot brings vetoes", snapshot_of_vetoes),
-    ("an expiry that was left over takes effect", left_over),
 ];
 
 /// When messages of these cases expire, and from when on they are due.
@@ -455,6 +452,35 @@ fn snapshot_of_holes(harness: &mut dyn Harness) {
     assert_eq!((other.coords("bob"), other.short()), (Vec::new(), Vec::new()));
 }
 
+/// Who takes the snapshot must not take the hole, of which the phone read a copy, for the first that waits there.
+fn snapshot_in_place(harness: &mut dyn Harness) {
+    let mut store = both(harness);
+    let mut there = Remote::new(THERE, 20, None, T0 - 1000);
+    there.append(T0 - 1000, "bob", 9);
+    let mut third = Remote::new("ap-south", 30, None, T0);
+    let kept = store.timed(1, 0);
+    store.timed(2, EXPIRES);
+    let copy = third.push(T0, &Op::Append(expiring(2, 0), Bytes::from_static(b"message 2")));
+    store.apply(&there, 1, 2);
+    store.apply(&third, 1, 2);
+    store.cursor("bob", "phone", vector(&[(30, copy.seq)]));
+    store.confirm();
+    there.confirm(T0, vector(&[(10, 100), (20, 2), (30, copy.seq)]));
+    store.apply(&there, 3, 3);
+    store.trim();
+    store.now = DUE;
+    store.expire_all();
+    let waits = store.coords("bob");
+    assert_eq!(
+        (waits.as_slice(), store.short().len()),
+        (&[at(20, 2), kept][..], 1)
+    );
+    let mut other = joining(harness);
+    other.now = DUE;
+    store.snapshot_into(&mut other);
+    assert_eq!((other.coords("bob"), other.short()), (waits, store.short()));
+}
+
 /// Pages of regions that removed more, or less, than another had when it told of a hole.
 fn apart(harness: &mut dyn Harness) {
     let mut provider = both(harness);
@@ -531,269 +557,4 @@ fn apart(harness: &mut dyn Harness) {
     let row = other.user("bob");
     assert_eq!((row.timed.holes.len(), row.gaps.len()), (0, 0));
     assert_eq!(row.trimmed.of(Origin(10)), at[5].seq);
-}
-
-fn device_expires(harness: &mut dyn Harness) {
-    let mut store = both(harness);
-    let mut there = Remote::new(THERE, 20, None, T0);
-    store.register("bob", "phone", Vector::new());
-    store.register("bob", "tablet", Vector::new());
-    let one = store.appended("bob", 1);
-    let seen = store.device("phone").life.seen_ms;
-    store.now = seen + AFTER + EXPIRY_MARGIN_MS - 1;
-    assert_eq!(store.expire_device("phone"), done());
-    assert_eq!(store.device("phone").life.expiry, None);
-    store.now += 1;
-    store.cursor("bob", "tablet", vector(&[(10, one.seq)]));
-    assert_eq!(store.expire_device("phone"), done());
-    let life = store.device("phone").life;
-    let expiry = life.expiry.expect("it is to expire");
-    // Once is enough; and nothing comes of it before every region has it.
-    assert_eq!(store.expire_device("phone"), done());
-    assert_eq!(store.shard().logs[&Origin(10)].seq, expiry.seq);
-    store.confirm();
-    store.trim();
-    assert!(!store.device("phone").expired);
-    assert_eq!(store.coords("bob"), [one]);
-    there.confirm(store.now, vector(&[(10, expiry.seq)]));
-    store.apply(&there, 1, 2);
-    store.trim();
-    let phone = store.device("phone");
-    assert_eq!((phone.expired, phone.epoch, phone.life.expiry), (true, 1, None));
-    // It holds nothing back any more.
-    assert_eq!(store.coords("bob"), []);
-    assert_eq!(store.expire_device("phone"), done());
-    while store.engine.idle().unwrap() {}
-    let mut store = reopened(harness, store, identity(11, &[HERE, THERE]));
-    assert_eq!(store.device("phone"), phone);
-    // It comes back under the next epoch, with what is still there, and what comes late for the one before is void.
-    let op = store.append_op("bob", id(store.now, 2), "later");
-    let Outcome::Appended(two) = store.one(op) else {
-        panic!("not accepted");
-    };
-    store.register("bob", "phone", Vector::new());
-    let back = store.device("phone");
-    assert_eq!((back.expired, back.epoch), (false, 2));
-    there.push(store.now, &change(DeviceChange::Expire { epoch: 1 }));
-    store.apply(&there, 3, 3);
-    assert_eq!(store.device("phone").life.expiry, None);
-    store.cursor("bob", "tablet", vector(&[(11, two.seq)]));
-    assert_eq!(store.coords("bob"), [two]);
-}
-
-fn vetoed(harness: &mut dyn Harness) {
-    for attached in [true, false] {
-        let mut store = both(harness);
-        let mut there = Remote::new(THERE, 20, None, T0);
-        store.register("bob", "phone", Vector::new());
-        let seen = store.device("phone").life.seen_ms;
-        // Attached, or heard of later than the other region knew.
-        let when = seen + AFTER - u64::from(!attached);
-        store.now = when + 10;
-        there.push(when, &change(DeviceChange::Expire { epoch: 1 }));
-        let mut op = there.run(store.epoch, 1, 2);
-        if let StoreOp::ApplyRemote { attached: list, .. } = &mut op
-            && attached
-        {
-            list.push((user("bob"), device("phone")));
-        }
-        let committed = store.commit(vec![op]);
-        let last = &committed.logged.last().expect("a veto").entry.op;
-        assert_eq!(last.decode().unwrap(), change(DeviceChange::Veto { epoch: 1 }));
-        let phone = store.device("phone");
-        assert_eq!((phone.epoch, phone.expired, phone.life.expiry), (2, false, None));
-        store.confirm();
-        there.confirm(store.now, vector(&[(10, 100), (20, 2)]));
-        store.apply(&there, 3, 3);
-        store.trim();
-        assert_eq!(store.device("phone").epoch, 2);
-        assert!(!store.device("phone").expired);
-    }
-    // Neither: nobody objects.
-    let mut store = both(harness);
-    let mut there = Remote::new(THERE, 20, None, T0);
-    store.register("bob", "phone", Vector::new());
-    let when = store.device("phone").life.seen_ms + AFTER;
-    there.push(when, &change(DeviceChange::Expire { epoch: 1 }));
-    let op = there.run(store.epoch, 1, 2);
-    assert_eq!(store.commit(vec![op]).logged.len(), 2);
-    assert_eq!(store.device("phone").life.expiry, Some(at(20, 2)));
-}
-
-fn any_order(harness: &mut dyn Harness) {
-    let three = [HERE, THERE, "ap-south"];
-    let mut store = Store::own(harness.create(identity(10, &three)));
-    let later = T0 + 40 * DAY_MS;
-    store.register("bob", "phone", Vector::new());
-    let mut there = Remote::new(THERE, 20, None, T0);
-    there.push(later, &change(DeviceChange::Expire { epoch: 1 }));
-    let mut third = Remote::new("ap-south", 30, None, T0);
-    third.push(later, &change(DeviceChange::Veto { epoch: 1 }));
-    // The veto comes before what it vetoes.
-    store.now = later;
-    store.apply(&third, 1, 2);
-    store.apply(&there, 1, 2);
-    let all = vector(&[(10, 2), (20, 2), (30, 2)]);
-    there.confirm(later, all.clone());
-    third.confirm(later, all);
-    store.apply(&there, 3, 3);
-    store.apply(&third, 3, 3);
-    store.confirm();
-    store.trim();
-    let phone = store.device("phone");
-    assert_eq!((phone.epoch, phone.expired, phone.life.expiry), (2, false, None));
-    // An expiry under an epoch whose registration comes later, from another log, counts.
-    let end = later + 2 * AFTER;
-    store.now = end;
-    third.push(
-        later,
-        &change(DeviceChange::Register {
-            epoch: 3,
-            cursor: Vector::new(),
-        }),
-    );
-    there.push(end, &change(DeviceChange::Expire { epoch: 3 }));
-    store.apply(&there, 4, 4);
-    store.apply(&third, 4, 4);
-    let phone = store.device("phone");
-    assert_eq!((phone.epoch, phone.life.expiry), (3, Some(at(20, 4))));
-}
-
-fn comes_back(harness: &mut dyn Harness) {
-    let mut store = both(harness);
-    let mut there = Remote::new(THERE, 20, None, T0);
-    store.register("bob", "phone", Vector::new());
-    // A device that is attached and idle is heard of again, but not all the time.
-    let seq = |store: &mut Store| store.shard().logs[&Origin(10)].seq;
-    let before = seq(&mut store);
-    let seen = store.device("phone").life.seen_ms;
-    store.now = seen + AFTER / 4 - 1;
-    store.register("bob", "phone", Vector::new());
-    assert_eq!(seq(&mut store), before);
-    store.now += 1;
-    store.register("bob", "phone", Vector::new());
-    assert_eq!(seq(&mut store), before + 1);
-    assert_eq!(store.device("phone").life.seen_ms, store.now);
-    // It is to expire, and comes while that has no effect yet.
-    store.now += AFTER + EXPIRY_MARGIN_MS;
-    store.expire_device("phone");
-    let expiry = store.device("phone").life.expiry.expect("it is to expire");
-    store.register("bob", "phone", Vector::new());
-    assert_eq!(store.device("phone").epoch, 2);
-    store.confirm();
-    there.confirm(store.now, vector(&[(10, expiry.seq)]));
-    store.apply(&there, 1, 2);
-    store.trim();
-    let phone = store.device("phone");
-    assert_eq!((phone.epoch, phone.expired), (2, false));
-}
-
-/// A store that has the expiry of a device, and a snapshot in which it was vetoed.
-fn snapshot_of_vetoes(harness: &mut dyn Harness) {
-    let later = T0 + 40 * DAY_MS;
-    let mut there = Remote::new(THERE, 20, None, T0);
-    there.push(
-        T0,
-        &change(DeviceChange::Register {
-            epoch: 1,
-            cursor: Vector::new(),
-        }),
-    );
-    let expiry = there.push(later, &change(DeviceChange::Expire { epoch: 1 }));
-    let mut provider = both(harness);
-    provider.now = later;
-    let mut op = there.run(provider.epoch, 1, 3);
-    if let StoreOp::ApplyRemote { attached, .. } = &mut op {
-        attached.push((user("bob"), device("phone")));
-    }
-    provider.one(op);
-    provider.confirm();
-    there.confirm(later, vector(&[(10, 3), (20, 3)]));
-    provider.apply(&there, 4, 4);
-    provider.confirm();
-    there.confirm(later, vector(&[(10, 4), (20, 4)]));
-    provider.apply(&there, 5, 5);
-    provider.trim();
-    assert!(provider.shard().logs[&Origin(20)].floor >= expiry.seq);
-    // The other has the expiry by log, and nothing of the region that objected.
-    let mut store = joining(harness);
-    store.now = later;
-    store.apply(&there, 1, 3);
-    assert_eq!(store.device("phone").life.expiry, Some(expiry));
-    provider.snapshot_into(&mut store);
-    open(&mut store);
-    assert!(
-        store
-            .shard()
-            .stable(Origin(20), &identity(30, &[HERE, THERE]).holders)
-            >= expiry.seq
-    );
-    store.trim();
-    store.expire_device("phone");
-    let phone = store.device("phone");
-    assert_eq!((phone.epoch, phone.expired, phone.life.expiry), (2, false, None));
-}
-
-/// Where the log was trimmed for a snapshot, what the snapshot does not tell of is found by the round over devices.
-fn left_over(harness: &mut dyn Harness) {
-    let later = T0 + 40 * DAY_MS;
-    let mut there = Remote::new(THERE, 20, None, T0);
-    there.push(
-        T0,
-        &change(DeviceChange::Register {
-            epoch: 1,
-            cursor: Vector::new(),
-        }),
-    );
-    there.push(later, &change(DeviceChange::Expire { epoch: 1 }));
-    let mut provider = both(harness);
-    provider.now = later;
-    provider.apply(&there, 1, 3);
-    provider.confirm();
-    there.confirm(later, vector(&[(10, 2), (20, 3)]));
-    provider.apply(&there, 4, 4);
-    let mut store = joining(harness);
-    store.now = later;
-    store.apply(&there, 1, 3);
-    provider.trim();
-    assert!(provider.device("phone").expired);
-    provider.snapshot_into(&mut store);
-    open(&mut store);
-    store.trim();
-    store.expire_device("phone");
-    assert!(store.device("phone").expired);
-    assert_eq!(store.device("phone").life.expiry, None);
-}
-
-#[cfg(test)]
-mod defects {
-    use super::*;
-    use crate::core::defect::{self, Defect};
-    use crate::store::memory::tests::Memory;
-
-    /// The case passes, and fails with the defect.
-    fn finds(defect: Defect, case: Case) {
-        case(&mut Memory::default());
-        let found = std::panic::catch_unwind(|| {
-            defect::set(Some(defect));
-            case(&mut Memory::default());
-        });
-        defect::set(None);
-        assert!(found.is_err(), "{defect:?} is not found");
-    }
-
-    #[test]
-    fn a_hole_that_forgets_its_siblings_is_found() {
-        finds(Defect::HoleForgetsSiblings, copies);
-    }
-
-    #[test]
-    fn a_snapshot_without_vetoes_is_found() {
-        finds(Defect::SnapshotWithoutVetoes, snapshot_of_vetoes);
-    }
-
-    #[test]
-    fn a_region_that_does_not_object_is_found() {
-        finds(Defect::NoVeto, vetoed);
-    }
 }

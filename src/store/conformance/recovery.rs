@@ -9,9 +9,11 @@ use super::kit::{
     HERE, Remote, S, Store, T0, THERE, applied, at, device, done, id, identity, region, user, vector,
 };
 use crate::core::commit::{Outcome, Refusal, StoreOp, TRIM_STEP};
-use crate::core::ids::{Coord, Epoch, Origin};
-use crate::core::snapshot::{Cut, SnapshotAt, SnapshotPage};
-use crate::core::state::{Recovery, StoreIdentity};
+use crate::core::ids::{Coord, Epoch, Origin, Seq};
+use crate::core::op::digest;
+use crate::core::snapshot::{Cut, CutLog, SnapshotAt, SnapshotPage, UserPage};
+use crate::core::state::{DedupKey, DeviceRow, Recovery, StoreIdentity, UserRow};
+use crate::core::time::Hlc;
 use crate::core::vector::Vector;
 use crate::store::engine::{Read, ReadReply};
 
@@ -25,6 +27,15 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("a snapshot is merged, across crashes", merged),
     ("a message that comes again is known", known_again),
     ("what is gone behind what waits is a gap", gap),
+    ("a page that comes again changes nothing", again),
+    (
+        "what a page says is gone has no copies any more",
+        gone_with_copies,
+    ),
+    (
+        "a device that came later is told what was gone before",
+        came_later,
+    ),
     (
         "what waits for a device that was forgotten stays",
         forgotten_device,
@@ -85,6 +96,21 @@ fn page(
         ReadReply::Snapshot(cut, page) => (cut, *page),
         other => panic!("{other:?}"),
     }
+}
+
+/// A cut that goes to here in one log.
+fn cut_of(name: &str, origin: u64, seq: Seq) -> Arc<Cut> {
+    let log = CutLog {
+        region: region(name),
+        seq,
+        hash: 1,
+        previous: None,
+        hlc: Hlc::default(),
+    };
+    Arc::new(Cut {
+        logs: BTreeMap::from([(Origin(origin), log)]),
+        ..Cut::default()
+    })
 }
 
 /// A whole snapshot in pages of this size.
@@ -429,6 +455,99 @@ fn gap(harness: &mut dyn Harness) {
     assert_eq!(store.coords("bob"), [copy]);
     let bob = store.user("bob");
     assert_eq!((bob.unread, bob.gaps.len(), bob.siblings.len()), (0, 0, 1));
+}
+
+fn again(harness: &mut dyn Harness) {
+    // One message of bob is here; there the phone consumed it and another, and both are gone.
+    let mut store = Store::own(harness.create(identity(10, &[HERE, THERE])));
+    let mut there = Remote::new(THERE, 20, None, T0);
+    there.append(T0, "bob", 1);
+    assert_eq!(store.apply(&there, 1, 2), applied(2));
+    there.append(T0, "bob", 2);
+    let cut = cut_of(THERE, 20, 3);
+    let phone = DeviceRow {
+        epoch: 1,
+        cursor: vector(&[(20, 3)]),
+        ..DeviceRow::default()
+    };
+    let row = UserRow {
+        devices: BTreeMap::from([(device("phone"), phone)]),
+        trimmed: vector(&[(20, 3)]),
+        ..UserRow::default()
+    };
+    let page = SnapshotPage {
+        users: vec![UserPage::of(user("bob"), &row, &cut)],
+        next: Some(SnapshotAt::User(user("bob"))),
+        ..SnapshotPage::default()
+    };
+    recover(&mut store, true);
+    assert_eq!(merge(&mut store, &cut, &page), done());
+    let bob = store.user("bob");
+    assert_eq!((bob.unread, bob.trimmed.of(Origin(20))), (0, 2));
+    assert_eq!(bob.gaps, BTreeMap::from([((Origin(20), 3), 3)]));
+    assert_eq!(merge(&mut store, &cut, &page), done());
+    assert_eq!(store.user("bob"), bob);
+}
+
+fn gone_with_copies(harness: &mut dyn Harness) {
+    // The dedup records of a snapshot tell of a copy, and the log brings the other before the user's page says that it is gone.
+    let mut store = Store::own(harness.create(identity(10, &[HERE, THERE])));
+    let cut = cut_of(THERE, 20, 2);
+    let mut third = Remote::new(HERE, 30, None, T0);
+    let copy = third.append(T0, "bob", 1);
+    let known = DedupKey {
+        id: id(T0, 1),
+        recipient: user("bob"),
+        sender: user("alice"),
+    };
+    let (kind, body) = (1, b"message 1");
+    let dedup = vec![(known, vec![(digest(kind, body), at(20, 2))])];
+    let first = SnapshotPage {
+        dedup,
+        next: Some(SnapshotAt::Users),
+        ..SnapshotPage::default()
+    };
+    recover(&mut store, true);
+    assert_eq!(merge(&mut store, &cut, &first), done());
+    assert_eq!(store.apply(&third, 1, 2), applied(2));
+    assert_eq!(store.user("bob").siblings.len(), 2);
+    let gone = UserRow {
+        trimmed: vector(&[(20, 2)]),
+        ..UserRow::default()
+    };
+    let last = SnapshotPage {
+        users: vec![UserPage::of(user("bob"), &gone, &cut)],
+        ..SnapshotPage::default()
+    };
+    assert_eq!(merge(&mut store, &cut, &last), done());
+    let siblings = BTreeMap::from([(copy, BTreeSet::from([at(20, 2)]))]);
+    assert_eq!(store.user("bob").siblings, siblings);
+}
+
+fn came_later(harness: &mut dyn Harness) {
+    let mut store = Store::own(harness.create(identity(10, &[HERE])));
+    let rest = |store: &mut Store| {
+        store.confirm();
+        while store.trim() != done() {}
+    };
+    store.register("bob", "laptop", Vector::new());
+    let before = store.appended("bob", 1);
+    store.cursor("bob", "laptop", vector(&[(10, before.seq)]));
+    rest(&mut store);
+    assert_eq!(store.user("bob").trimmed.of(Origin(10)), before.seq);
+    // Of a message the phone has read the copy that another region accepted.
+    let second = store.appended("bob", 2);
+    let mut there = Remote::new(THERE, 20, None, T0);
+    let copy = there.append(T0, "bob", 2);
+    assert_eq!(store.apply(&there, 1, copy.seq), applied(copy.seq));
+    for name in ["phone", "laptop"] {
+        store.cursor("bob", name, vector(&[(20, copy.seq)]));
+    }
+    rest(&mut store);
+    let bob = store.user("bob");
+    assert_eq!(bob.trimmed.of(Origin(10)), second.seq);
+    let passed = |name| bob.devices[&device(name)].cursor.of(Origin(10));
+    assert_eq!((passed("laptop"), passed("phone")), (second.seq, 0));
 }
 
 /// The backup is from before the tablet came: all devices that it knows have consumed the message, and the tablet has not.

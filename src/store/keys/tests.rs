@@ -78,7 +78,11 @@ fn timed_row() -> UserRow {
         epoch,
         expired,
         cursor: vector(&[(10, 9)]),
-        life: DeviceLife { seen_ms, expiry },
+        life: DeviceLife {
+            seen_ms,
+            expiry,
+            objected_ms: 0,
+        },
     };
     let hole = HoleRow {
         to: 8,
@@ -99,6 +103,14 @@ fn timed_row() -> UserRow {
         },
         ..user_row()
     }
+}
+
+fn objected_row() -> UserRow {
+    let mut row = timed_row();
+    for device in row.devices.values_mut() {
+        device.life.objected_ms = T0 + 3;
+    }
+    row
 }
 
 /// Every key and value of format version 1. What is stored must stay readable: never change the bytes of a fixture, and add
@@ -139,6 +151,11 @@ fn the_formats_are_those_of_the_fixture() {
             super::user(s, &user("carol")),
             encode(&timed_row()),
         ),
+        (
+            "user one of whose devices was to expire",
+            super::user(s, &user("dave")),
+            encode(&objected_row()),
+        ),
     ];
     let text: String = rows
         .iter()
@@ -171,6 +188,9 @@ fn reads_back(fixture: &str) {
     assert_eq!(decode_row::<DedupRow>(&lines[11]), Ok(dedup_row));
     if let Some(timed) = lines.get(15) {
         assert_eq!(decode_row::<UserRow>(timed), Ok(timed_row()));
+    }
+    if let Some(objected) = lines.get(17) {
+        assert_eq!(decode_row::<UserRow>(objected), Ok(objected_row()));
     }
 }
 

@@ -30,6 +30,7 @@ fn times(expires_ms: u64, devices: &[(&str, u64, bool)]) -> UserTimes {
             origin: ORIGIN,
             seq: 3,
         }),
+        objected_ms: 0,
     };
     let devices = devices.iter();
     let devices = devices.map(|(name, seen, pending)| (DeviceId::new(name).unwrap(), life(*seen, *pending)));

@@ -120,7 +120,7 @@ impl Model {
             let copied = |m: &Message| {
                 let mut copies = self.copies(m);
                 copies.remove(&m.at);
-                m.remembered && copies.iter().any(|at| device.covers(*at))
+                m.remembered && copies.iter().any(|at| self.covers(device, *at))
             };
             !device.covers(hole.at) && self.within(user, hole).all(copied)
         };

@@ -270,6 +270,7 @@ fn expiry() -> Vec<(&'static str, Decision)> {
         life: DeviceLife {
             seen_ms: T0,
             expiry: Some(at(20, 7)),
+            objected_ms: 0,
         },
     };
     let merged = MergedUser {
