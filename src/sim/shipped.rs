@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 41] = shipped![
+const TEXTS: [(&str, &str); 43] = shipped![
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-behind",
@@ -30,6 +30,7 @@ const TEXTS: [(&str, &str); 41] = shipped![
     "flapping-link",
     "geo-cut-off",
     "geo-region-lost-for-good",
+    "geo-region-lost-for-ten-minutes",
     "gray-link",
     "inbox-full",
     "message-expiry",
@@ -42,6 +43,7 @@ const TEXTS: [(&str, &str); 41] = shipped![
     "region-cut-off",
     "region-evacuated",
     "region-lost-for-good",
+    "region-lost-for-ten-minutes",
     "retry-during-the-fsync",
     "retry-in-two-regions",
     "rolling-restart",
