@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use common::members::{Load, Member};
 use common::{
     TestCluster, event, get, receive, regions, regions_with, send, until, until_body, user, within,
 };
@@ -285,6 +286,35 @@ async fn a_restart_keeps_everything_accepted() {
         (0..200)
             .map(|number| number.to_string().into_bytes())
             .collect::<Vec<_>>()
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_under_load_loses_nothing() {
+    let regions = iris::server::regions::Regions::built_in();
+    let mut cluster = TestCluster::start(&regions, &[]).await;
+    let mut members = Vec::new();
+    for region in ["us-east", "eu-west", "ap-south"] {
+        for n in 0..4 {
+            let config = |name: &str| cluster.config(region, name, "phone");
+            members.push(Member::start(&format!("{region}-{n}"), config).await);
+        }
+    }
+    let load = Load::begin(&members);
+    load.under_way().await;
+    let names: Vec<String> = cluster.dev.nodes.iter().map(|node| node.name.clone()).collect();
+    let began = Instant::now();
+    for name in &names {
+        cluster.stop_node(name).await;
+        cluster.start_node(name).await;
+        cluster.ready().await;
+    }
+    let restarted = began.elapsed();
+    let took = load.settle(members).await;
+    eprintln!(
+        "{} nodes restarted in {restarted:?}; accepted meanwhile {took}",
+        names.len()
     );
     cluster.stop().await;
 }

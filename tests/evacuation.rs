@@ -3,14 +3,12 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{LOOK_EVERY, TestCluster, number_in, padded, regions, until, user, within};
+use common::members::{Load, Member, all_in};
+use common::{TestCluster, regions, until, within};
 use iris::client::{Client, ClientEvent, DisconnectReason};
 use iris::core::wire::Code;
 use iris::server::regions::Regions;
@@ -18,8 +16,6 @@ use serde_json::Value;
 
 /// Clients that prefer the region that is evacuated.
 const CLIENTS: usize = 12;
-/// Between two messages of one of them.
-const SEND_EVERY: Duration = Duration::from_millis(15);
 
 struct Done {
     code: i32,
@@ -57,75 +53,6 @@ async fn progress(data: &Path, args: &[&str]) -> (i32, Vec<Value>) {
     (done.code, lines)
 }
 
-/// A client that handles what it is given, and remembers where its sessions were.
-struct Member {
-    client: Client,
-    name: String,
-    handled: Arc<Mutex<Vec<u64>>>,
-    regions: Arc<Mutex<Vec<String>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Member {
-    async fn start(cluster: &TestCluster, region: &str, name: String) -> Self {
-        let client = Client::connect(cluster.config(region, &name, "phone")).unwrap();
-        let (handled, regions) = (
-            Arc::<Mutex<Vec<u64>>>::default(),
-            Arc::<Mutex<Vec<String>>>::default(),
-        );
-        let task = {
-            let (client, handled, regions) = (client.clone(), handled.clone(), regions.clone());
-            tokio::spawn(async move {
-                while let Some(event) = client.next().await {
-                    match event {
-                        ClientEvent::Message(message) => {
-                            handled.lock().unwrap().push(number_in(&message.body));
-                            client.consumed(message.at);
-                        }
-                        ClientEvent::Connected { region, .. } => {
-                            regions.lock().unwrap().push(region.to_string())
-                        }
-                        ClientEvent::Rejected { .. } | ClientEvent::Hole(_) => panic!("{event:?}"),
-                        _ => {}
-                    }
-                }
-            })
-        };
-        assert!(within("connected", client.connected()).await);
-        Self {
-            client,
-            name,
-            handled,
-            regions,
-            task,
-        }
-    }
-
-    fn region(&self) -> String {
-        self.regions.lock().unwrap().last().cloned().unwrap_or_default()
-    }
-}
-
-/// Sends numbered messages until told to stop; how many, and how long each took to be accepted.
-async fn load(client: Client, to: String, stop: Arc<AtomicBool>) -> (u64, Vec<Duration>) {
-    let mut took = Vec::new();
-    for number in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            return (number, took);
-        }
-        let began = Instant::now();
-        let sent = client.send(user(&to), padded(number, 64)).unwrap();
-        within("accepted", sent).await.unwrap();
-        took.push(began.elapsed());
-        tokio::time::sleep(SEND_EVERY).await;
-    }
-    unreachable!("the numbers do not end")
-}
-
-async fn all_in(members: &[Member], what: &str, is: impl Fn(&str) -> bool) {
-    until(what, async || members.iter().all(|member| is(&member.region()))).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_is_evacuated_under_load_and_its_clients_come_back() {
     let mut cluster = TestCluster::start(&Regions::built_in(), &[]).await;
@@ -133,14 +60,10 @@ async fn a_region_is_evacuated_under_load_and_its_clients_come_back() {
     let data = data.as_path();
     let mut members = Vec::new();
     for n in 0..CLIENTS {
-        members.push(Member::start(&cluster, "eu-west", format!("member-{n}")).await);
+        let config = |name: &str| cluster.config("eu-west", name, "phone");
+        members.push(Member::start(&format!("member-{n}"), config).await);
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut senders = Vec::new();
-    for (n, member) in members.iter().enumerate() {
-        let to = members[(n + 1) % CLIENTS].name.clone();
-        senders.push(tokio::spawn(load(member.client.clone(), to, stop.clone())));
-    }
+    let load = Load::begin(&members);
 
     // Away: told at the rate, and all of them elsewhere in the end.
     let began = Instant::now();
@@ -264,44 +187,9 @@ async fn a_region_is_evacuated_under_load_and_its_clients_come_back() {
     })
     .await;
 
-    // Nothing lost, nothing twice, in order of each sender as far as one region accepted it.
-    stop.store(true, Ordering::Relaxed);
-    let mut took = Vec::new();
-    for (n, sender) in senders.into_iter().enumerate() {
-        let (count, some) = within("it stops", sender).await.unwrap();
-        took.extend(some);
-        assert!(count > 20, "{count} messages");
-        let to = &members[(n + 1) % CLIENTS];
-        until("all that was accepted is handled", async || {
-            to.handled.lock().unwrap().len() as u64 >= count
-        })
-        .await;
-    }
-    // What would come twice had time to.
-    tokio::time::sleep(10 * LOOK_EVERY).await;
-    for (n, member) in members.iter().enumerate() {
-        let mut times: BTreeMap<u64, u32> = BTreeMap::new();
-        for number in member.handled.lock().unwrap().iter() {
-            *times.entry(*number).or_default() += 1;
-        }
-        let twice: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
-        assert!(twice.is_empty(), "member-{n}: {twice:?}");
-        let last = times.keys().next_back().copied().unwrap();
-        assert_eq!(times.len() as u64, last + 1, "member-{n} lacks some");
-    }
-    took.sort_unstable();
-    let at = |share: usize| took[(took.len() - 1) * share / 1000];
-    eprintln!(
-        "{} messages accepted during evacuations and restorations: p50 {:?}, p99 {:?}, longest {:?}",
-        took.len(),
-        at(500),
-        at(990),
-        at(1000)
-    );
-    for member in members {
-        member.client.close().await;
-        within("its events end", member.task).await.unwrap();
-    }
+    // Nothing lost, nothing twice.
+    let took = load.settle(members).await;
+    eprintln!("accepted during evacuations and restorations: {took}");
     cluster.stop().await;
 }
 

@@ -91,7 +91,7 @@ impl Default for Tuning {
             outbox_bytes: 64 * 1024 * 1024,
             remembered: 16 * 1024,
             unconsumed: 64 * 1024,
-            connect_timeout: Duration::from_secs(6),
+            connect_timeout: Duration::from_secs(4),
             greet_timeout: Duration::from_secs(12),
             backoff_min: Duration::from_millis(250),
             backoff_max: Duration::from_secs(30),
@@ -100,8 +100,9 @@ impl Default for Tuning {
             retry_max: Duration::from_secs(5),
             ack_delay: Duration::from_millis(10),
             ack_every: 32,
-            ping_every: Duration::from_secs(15),
-            pong_timeout: Duration::from_secs(5),
+            // A region that is lost is found out in less than six seconds, so that sessions stand elsewhere within ten.
+            ping_every: Duration::from_secs(3),
+            pong_timeout: Duration::from_millis(2_500),
             answer_timeout: Duration::from_secs(30),
             leave_grace: Duration::from_secs(2),
         }
@@ -682,6 +683,9 @@ impl Machine {
             _ => return,
         };
         let pause = self.endpoints.failed(&target, was, &mut self.rng);
+        if matches!(reason, DisconnectReason::NoPong(_)) {
+            self.endpoints.doubt(&target.region);
+        }
         self.wait(target, reason, pause, give_up.then_some(false));
     }
 

@@ -39,7 +39,7 @@ pub struct ConnectOptions {
 impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
-            connect_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(3),
             keep_alive: Some(Duration::from_secs(10)),
             idle_timeout: Duration::from_secs(30),
             receive_window: 1024 * 1024,

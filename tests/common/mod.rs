@@ -1,6 +1,7 @@
 //! A whole cluster in one test process: real servers, sockets, stores.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
+pub mod members;
 pub mod raw;
 
 use std::collections::{BTreeMap, VecDeque};

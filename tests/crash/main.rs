@@ -3,6 +3,7 @@
 //! | part | what it does |
 //! |---|---|
 //! | `kill` | `kill -9` of random nodes while messages are sent; what was accepted arrives once and in order |
+//! | `outage` | all nodes of a region killed while messages are sent, and started again later |
 //! | `refused` | stores whose parts do not belong together, and folders that are empty or another cluster's |
 //! | `supervise` | nodes that cannot be started, and ports that another cluster holds |
 //! | `load` | senders and recipients, and the ledger that they write |
@@ -12,6 +13,7 @@
 mod common;
 mod kill;
 mod load;
+mod outage;
 mod processes;
 mod refused;
 mod supervise;

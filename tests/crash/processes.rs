@@ -123,6 +123,58 @@ impl Processes {
     }
 }
 
+/// A node in a process of its own; dropping it is `kill -9`.
+pub struct Running(Child);
+
+impl Running {
+    pub fn start(mut command: Command) -> Self {
+        let child = command.arg("--stop-with-stdin").stdin(Stdio::piped()).spawn();
+        Self(child.unwrap())
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&mut self, node: &DevNode) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_ready(node.admin_http).await {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                panic!("{} ended: {status}", node.name);
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{} is not ready within {PATIENCE:?}",
+                node.name
+            );
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            kill_9(self.0.id());
+        }
+        let _ = self.0.wait();
+    }
+}
+
+/// `iris serve` for a node.
+pub fn serving(node: &DevNode) -> Command {
+    let mut command = iris();
+    command.arg("serve").arg("--config").arg(&node.config);
+    command.env("IRIS_LOG", "warn").stdout(Stdio::null());
+    command
+}
+
+/// What a node is told that starts for the first time.
+pub fn created(node: &DevNode) -> &'static [&'static str] {
+    if node.begins {
+        &["--new-cluster"]
+    } else {
+        &["--create"]
+    }
+}
+
 /// Ends a process as a crash would.
 pub fn kill_9(pid: u32) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();

@@ -2,17 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use iris::client::{Client, connector};
 use iris::net::certs::Roots;
 use iris::net::connect::Connector;
 use iris::server::dev::{DevCluster, DevNode, Ports};
-use iris::server::regions::{Regions, Role};
+use iris::server::regions::Regions;
 
 use crate::common::{PATIENCE, client_config, receive, regions, send, within};
-use crate::processes::{iris, is_ready, kill_9};
+use crate::processes::{Running, created, kill_9, serving};
 
 /// As small as they may be: a few messages fill a segment.
 const SMALL: [&str; 3] = [
@@ -86,8 +86,8 @@ impl Site {
 
     /// Runs core and edge while `work` is done, then `kill -9`.
     async fn run<F: Future<Output = ()>>(&self, create: bool, work: impl FnOnce() -> F) {
-        let core = Running::start(self.core(), create).await;
-        let edge = Running::start(self.edge(), create).await;
+        let core = start(self.core(), create).await;
+        let edge = start(self.edge(), create).await;
         work().await;
         drop((core, edge));
     }
@@ -156,54 +156,19 @@ fn ended(mut command: std::process::Command) -> String {
     said
 }
 
-/// A node in a process of its own; dropping it is `kill -9`.
-struct Running(Child);
-
-impl Running {
-    async fn start(node: &DevNode, create: bool) -> Self {
-        let core = node.roles.contains(&Role::Core);
-        let args: &[&str] = match (create, core) {
-            (true, true) => &["--new-cluster"],
-            (true, false) => &["--create"],
-            (false, _) => &[],
-        };
-        let child = serve(node, args)
-            .arg("--stop-with-stdin")
-            .stdin(Stdio::piped())
-            .spawn();
-        let mut running = Self(child.unwrap());
-        let deadline = Instant::now() + PATIENCE;
-        while !is_ready(node.admin_http).await {
-            if let Some(status) = running.0.try_wait().unwrap() {
-                panic!("{} ended: {status}", node.name);
-            }
-            assert!(
-                Instant::now() < deadline,
-                "{} is not ready within {PATIENCE:?}",
-                node.name
-            );
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        running
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
-            kill_9(self.0.id());
-        }
-        let _ = self.0.wait();
-    }
+async fn start(node: &DevNode, create: bool) -> Running {
+    let args = if create { created(node) } else { &[] };
+    let mut running = Running::start(serve(node, args));
+    running.ready(node).await;
+    running
 }
 
 fn serve(node: &DevNode, args: &[&str]) -> std::process::Command {
-    let mut command = iris();
-    command.arg("serve").arg("--config").arg(&node.config).args(args);
+    let mut command = serving(node);
+    command.args(args);
     for setting in SMALL {
         command.args(["--set", setting]);
     }
-    command.env("IRIS_LOG", "warn").stdout(Stdio::null());
     command
 }
 

@@ -143,6 +143,18 @@ impl Endpoints {
         backoff(self.min, self.max, self.failed_rounds - 1, rng)
     }
 
+    /// A node of a region ended without a word, and perhaps its whole region: of that one more endpoint is tried before the
+    /// others.
+    pub(super) fn doubt(&mut self, region: &RegionId) {
+        let round = std::mem::take(&mut self.round);
+        let (of_it, others): (VecDeque<_>, VecDeque<_>) =
+            round.into_iter().partition(|target| target.region == *region);
+        let mut of_it = of_it.into_iter();
+        self.round.extend(of_it.next());
+        self.round.extend(others);
+        self.round.extend(of_it);
+    }
+
     /// The server at `at` has no room for a session now, as where many clients come back at once; returns the pause before
     /// [`Endpoints::next`]. The home region is asked [`CROWDED`] times before others are tried: who goes to another one stays.
     pub(super) fn crowded(&mut self, at: &Target, rng: &mut ChaCha8Rng) -> Duration {
@@ -257,6 +269,20 @@ mod tests {
             Duration::from_millis(200),
             Duration::from_secs(10),
         )
+    }
+
+    #[test]
+    fn of_a_region_in_doubt_one_more_is_tried_before_the_others() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut endpoints = endpoints("a");
+        let dead = Target {
+            region: RegionId::new("a").unwrap(),
+            endpoint: "a1".to_owned(),
+        };
+        endpoints.failed(&dead, Was::Lasting, &mut rng);
+        endpoints.doubt(&dead.region);
+        let tried = [(); 3].map(|()| endpoints.next(&mut rng).unwrap().endpoint);
+        assert_eq!(tried, ["a2", "b1", "a1"]);
     }
 
     #[test]
