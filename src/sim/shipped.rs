@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 41] = shipped![
+const TEXTS: [(&str, &str); 43] = shipped![
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-behind",
@@ -36,6 +36,8 @@ const TEXTS: [(&str, &str); 41] = shipped![
     "narrow-link",
     "one-way-partition",
     "ownership-churn",
+    "partition-for-a-day",
+    "presence-changes-lost",
     "quiet-day",
     "reconnect-storm",
     "region-back-after-a-day",
