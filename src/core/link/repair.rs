@@ -29,8 +29,9 @@
 //! # Bounds
 //!
 //! What is to be told or sent is remembered as nodes and keys, at most [`MAX_STEPS`] of each for a subscriber; what is more is
-//! left out, and found again in the next round. A message holds at most [`MAX_PARTS`] parts; one that holds more, or speaks of
-//! nodes that there are not, ends the lane that brought it.
+//! left out, and found again in the next round. A message holds at most [`MAX_PARTS`] parts, with shards and nodes in order, so that
+//! none is gone through twice; one that holds more, or is not so, or speaks of nodes that there are not, ends the lane that
+//! brought it.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -93,6 +94,8 @@ pub(super) struct Repair {
     left_out: bool,
     round_at: Option<Mono>,
     round_due: bool,
+    /// What is new is to be compared now.
+    soon: bool,
     salt: u32,
 }
 
@@ -176,6 +179,10 @@ impl Repair {
     /// What follows from what the other side told of a shard; false where it makes no sense.
     fn heard(&mut self, table: &Presence, salt: u32, told: &Comparison) -> bool {
         let shard = told.shard;
+        let nodes = told.sums.iter().map(|(node, _)| node);
+        if !nodes.is_sorted_by(|a, b| a < b) || !told.lists.is_sorted_by(|a, b| a.0 < b.0) {
+            return false;
+        }
         if told.blank {
             self.whole(shard);
         }
@@ -332,7 +339,6 @@ impl Links {
 
     /// Where a link stands both ways, the side that says digests does so at once.
     pub(super) fn compare_soon(&mut self, peer: PeerId) {
-        let now = self.now.mono;
         let begins = self.config.region < self.peers[peer].addr.node.region;
         if !self.peers[peer].pull.is_live() || !begins {
             return;
@@ -340,8 +346,7 @@ impl Links {
         if let Some(serve) = &mut self.peers[peer].serve
             && serve.exchange.is_open()
         {
-            serve.exchange.repair.round_at = Some(now);
-            serve.exchange.repair.round_due = true;
+            serve.exchange.repair.soon = true;
             self.touched.insert(peer);
         }
     }
@@ -387,11 +392,10 @@ impl Links {
                     }
                 }
                 Heard::Compared { salt, parts } => {
-                    for part in &parts {
-                        if let Some(table) = table(&part.shard) {
-                            sensible &= repair.heard(table, salt, part);
-                        }
-                    }
+                    sensible = parts.is_sorted_by(|a, b| a.shard < b.shard)
+                        && parts.iter().all(|part| {
+                            table(&part.shard).is_none_or(|table| repair.heard(table, salt, part))
+                        });
                 }
             }
             if !sensible {
@@ -413,10 +417,17 @@ impl Links {
             repair.fresh.clear();
             return;
         }
-        if !std::mem::take(&mut repair.round_due) {
+        let (all, soon) = (
+            std::mem::take(&mut repair.round_due),
+            std::mem::take(&mut repair.soon),
+        );
+        if !all && !soon {
             return;
         }
-        repair.round_at = Some(next);
+        if all {
+            repair.round_at = Some(next);
+        }
+        repair.round_at.get_or_insert(next);
         if !live {
             return;
         }
@@ -426,6 +437,8 @@ impl Links {
             .shards
             .keys()
             .partition(|shard| left_out || fresh.contains(shard));
+        // Two rounds that follow each other closely would say nothing of what is under way.
+        let known = if all { known } else { Vec::new() };
         let mut bodies = Vec::new();
         for (at_once, shards) in [(true, new), (false, known)] {
             let digests = shards.into_iter().filter(|shard| owned.contains_key(shard));

@@ -155,6 +155,27 @@ fn a_region_that_knows_nothing_is_filled_at_once() {
     }
 }
 
+/// Digests of a busy shard differ by what is under way: that is no reason to send anything again.
+#[test]
+fn what_is_under_way_is_not_repaired() {
+    let mut world = World::new(25, &[1, 1], 1, CoreLimits::default());
+    world.run(8 * SECOND);
+    let mismatches = |world: &World| -> u64 {
+        let links = world.regions.iter().flat_map(|region| &region.links);
+        links.map(|links| links.stats().presence_mismatches).sum()
+    };
+    let (before, looked) = (repaired(&world).1, mismatches(&world));
+    for n in 0..3_000u32 {
+        world.set_presence(n as usize % 2, 0, &format!("u{}", n % 50), u64::from(n));
+        world.run(SECOND / 100);
+    }
+    assert_eq!(repaired(&world).1, before, "nothing is sent twice");
+    assert_eq!(mismatches(&world), looked, "in 30 s nothing is looked into");
+    world.run(15 * SECOND);
+    assert!(world.regions[0].presence.live() == world.regions[1].presence.live());
+    assert_eq!(repaired(&world).1, before);
+}
+
 /// Two regions remember different ends: neither tells the other of them, and nothing is repaired.
 #[test]
 fn ends_that_only_one_region_remembers_do_not_differ() {
@@ -194,6 +215,14 @@ fn nonsense_ends_the_lane_and_nothing_else() {
         sums: vec![(node, Sums::new([7; 12]))],
         ..Comparison::default()
     };
+    let many = |nodes: [u64; 2]| Comparison {
+        sums: nodes.map(|raw| (wrong_node(raw), Sums::new([7; 12]))).to_vec(),
+        ..Comparison::default()
+    };
+    let twice = ToSubscriber::PresenceCompared {
+        salt: 1,
+        parts: vec![part(Node::ROOT), part(Node::ROOT)],
+    };
     let list = |node| Comparison {
         lists: vec![(node, 7, vec![item])],
         ..Comparison::default()
@@ -206,6 +235,10 @@ fn nonsense_ends_the_lane_and_nothing_else() {
         // The nodes of whole keys have no children.
         (compared(part(wrong_node(1 << 32))), true),
         (compared(part(wrong_node(1 << 30))), false),
+        (compared(many([4, 5])), false),
+        (compared(many([5, 4])), true),
+        (compared(many([4, 4])), true),
+        (twice, true),
         (compared(list(wrong_node(1 << 33))), true),
         (compared(list(wrong_node(1 << 32))), false),
         (
