@@ -166,7 +166,7 @@ fn what_is_under_way_is_not_repaired() {
     };
     let (before, looked) = (repaired(&world).1, mismatches(&world));
     for n in 0..3_000u32 {
-        world.set_presence(n as usize % 2, 0, &format!("u{}", n % 50), u64::from(n));
+        world.set_presence(n as usize % 2, 0, &format!("u{}", n % 50), u64::from(n) + 1);
         world.run(SECOND / 100);
     }
     assert_eq!(repaired(&world).1, before, "nothing is sent twice");
