@@ -112,7 +112,7 @@ fn a_dropped_end_of_a_session_is_found() {
     found(
         Defect::TerminalDropped,
         40,
-        &["presence is the truth", "watchers see the truth"],
+        &["presence is the truth", "watchers see the truth", "no ghosts"],
     );
 }
 

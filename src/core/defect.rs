@@ -77,6 +77,10 @@ pub enum Defect {
     ReadsAtOnce,
     /// Presence does not wait until it was merged.
     PresenceUncredited,
+    /// Digests of presence that differ are taken for equal.
+    DigestsIgnored,
+    /// Where digests of presence differ, all of the shard is sent.
+    RepairsWhole,
     /// An owner takes every deposit, whatever waits.
     NeverFull,
     /// An acknowledgement counts for all that was given (R14).

@@ -62,6 +62,9 @@ pub struct CoreLimits {
     pub confirm_ms: u64,
     /// Presence changes are sent in batches of so many milliseconds.
     pub presence_ms: u64,
+    /// Regions compare what they have of presence so often, milliseconds: what was lost on the way is missing for two of
+    /// these, and a link of 1,024 shards carries 3 KB/s for it.
+    pub presence_repair_ms: u64,
     /// Links and lanes ping so often, milliseconds.
     pub ping_ms: u64,
     /// A link without an answer for so long is down, milliseconds; users there show as unreachable.
@@ -107,6 +110,7 @@ impl Default for CoreLimits {
             cursor_ms: 1_000,
             confirm_ms: 1_000,
             presence_ms: 50,
+            presence_repair_ms: 5_000,
             ping_ms: 1_000,
             link_timeout_ms: 5_000,
             geo_timeout_ms: 2_000,

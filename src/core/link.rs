@@ -22,7 +22,8 @@
 //! | `recover` | what others have, whether a shard has caught up, proofs of a lost store |
 //! | `snapshot` | snapshots of shards, both sides |
 //! | `trail` | what was committed of late: lag in messages, bytes and time |
-//! | `exchange` | presence to subscribers: changes in batches, full exchange in pages |
+//! | `exchange` | presence to subscribers: changes in batches |
+//! | `repair` | digests of presence, and what follows where they differ |
 //! | `retired` | old origins that are gone here |
 //! | `report` | alarms, states, counters |
 //!
@@ -45,6 +46,7 @@ mod position;
 mod pull;
 mod recover;
 mod relay;
+mod repair;
 mod report;
 mod retired;
 mod serve;
@@ -64,6 +66,7 @@ use self::apply::{Applying, Held, Queued};
 use self::position::Serve;
 use self::pull::{Pull, Reach};
 use self::recover::Has;
+use self::repair::Heard;
 use self::ship::Reading;
 use self::snapshot::{PageReading, Taking};
 use self::trail::Trail;
@@ -73,6 +76,7 @@ use super::limits::{CoreLimits, ms};
 use super::members::Owner;
 use super::msg::{Message, RecordEntry, ToProvider, ToSubscriber};
 use super::op::LoggedOp;
+use super::presence::Presence;
 use super::snapshot::{Cut, SnapshotAt, SnapshotPage};
 use super::state::Logged;
 use super::storage::{LogPage, StoreError};
@@ -109,13 +113,10 @@ pub struct ReadToken(pub u64);
 /// A device of a user: what a presence record is about.
 pub type DeviceKey = (UserId, DeviceId);
 
-/// Where links find presence records when they send them.
+/// Where links find presence when they send it, or compare it.
 pub trait PresenceSource {
-    /// The record of a device, encoded; `None` where there is none.
-    fn record(&self, shard: ShardId, user: &UserId, device: &DeviceId) -> Option<RecordEntry>;
-
-    /// Up to `limit` records of a shard above `after`, in order of their keys; fewer than `limit` ends the shard.
-    fn page(&self, shard: ShardId, after: Option<&DeviceKey>, limit: usize) -> Vec<(DeviceKey, RecordEntry)>;
+    /// The presence of a shard that is owned here.
+    fn table(&self, shard: ShardId) -> Option<&Presence>;
 }
 
 /// What links want done.
@@ -285,6 +286,8 @@ struct Peer {
     serve: Option<Serve>,
     /// The highest lane on which it subscribed.
     served_lane: u64,
+    /// What it said of presence and is not compared yet: until the outputs are polled.
+    heard: Vec<Heard>,
     /// It may still believe in this lane, which we have lost: it is told when its node is reachable again.
     lost_lane: Option<u64>,
     /// Its wall clock in unix milliseconds, and when we were told.
@@ -610,7 +613,7 @@ impl Links {
         links.chain(retry).chain(self.next_tick).min()
     }
 
-    /// The next thing to do; `presence` is asked for the records that are sent.
+    /// The next thing to do; `presence` is asked for what is sent and compared of it.
     pub fn poll_output(&mut self, presence: &dyn PresenceSource) -> Option<LinkOutput> {
         loop {
             if let Some(output) = self.outputs.pop_front() {
@@ -666,6 +669,7 @@ impl Links {
             pull: Pull::new(self.up.contains(&addr.node), self.now.mono),
             serve: None,
             served_lane: 0,
+            heard: Vec::new(),
             lost_lane: None,
             wall: None,
             left: None,

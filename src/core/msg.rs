@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{Coord, DeviceId, Generation, MessageId, Origin, RegionId, Seq, SessionId, ShardId, UserId};
 use super::op::Envelope;
+use super::presence::{Comparison, Digest};
 use super::snapshot::{Cut, SnapshotPage};
 use super::vector::Vector;
 use super::wire::{Code, Durability, Hole, PresenceEvent, Status};
@@ -318,7 +319,7 @@ pub enum ToProvider {
     /// Only origins of these regions are wanted from now on (a direct link is back); widening takes a `Subscribe`, which
     /// says what is applied by now.
     Want(Vec<RegionId>),
-    /// One message of presence records was merged: another may be in flight.
+    /// One message of presence records was merged, or of parts compared: another may be in flight.
     PresenceCredit,
     /// What the log no longer has is to come as a snapshot (R11). It ends with its last page, with the lane, or when the
     /// shard is subscribed again.
@@ -365,10 +366,25 @@ pub enum ToSubscriber {
     Have(Vec<Have>),
     /// A page of a snapshot, in order.
     Snapshot(Box<SnapshotPiece>),
-    /// Presence records that changed, or of a full exchange.
+    /// Presence records that changed.
     Presence(Vec<(ShardId, RecordEntry)>),
-    /// A full exchange of presence has sent everything.
-    PresenceSynced,
+    /// What the teller's presence comes to. Where it differs from the other side's, they compare further, each on its own lane
+    /// as a provider. Not answered with a credit.
+    PresenceDigests {
+        /// Whether a difference is looked into at once: a link, or a shard on it, is new.
+        at_once: bool,
+        /// Shards and their digests.
+        shards: Vec<(ShardId, Digest)>,
+    },
+    /// Parts of shards whose digests differ.
+    PresenceCompared {
+        /// Of the digests in it.
+        salt: u32,
+        /// What the teller has, by shard.
+        parts: Vec<Comparison>,
+    },
+    /// Presence records that the other side was found to lack.
+    PresenceRepair(Vec<(ShardId, RecordEntry)>),
     /// Answer to [`ToProvider::Ping`].
     Pong {
         /// As asked.
@@ -567,7 +583,11 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::core::presence::digest::Sums;
+    use crate::core::presence::{Item, Node};
 
     fn round_trip(mut message: Message) {
         let bytes = message.encode();
@@ -611,6 +631,81 @@ mod tests {
             },
         });
     }
+
+    fn compared() -> Message {
+        let item = |key| Item {
+            key,
+            epoch: 300,
+            session: 0x8000_0001,
+            counter: 2,
+        };
+        let [node, ..] = Node::ROOT.children().unwrap();
+        Message::ToSubscriber {
+            lane: 5,
+            body: ToSubscriber::PresenceCompared {
+                salt: 77,
+                parts: vec![Comparison {
+                    shard: ShardId(1000),
+                    blank: false,
+                    sums: vec![(Node::ROOT, Sums::new([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]))],
+                    lists: vec![(node, 5, vec![item(7)])],
+                    items: vec![item(u32::MAX)],
+                    wants: vec![1, 70_000],
+                }],
+            },
+        }
+    }
+
+    fn hex(message: &mut Message) -> String {
+        message
+            .encode()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    /// These bytes are what nodes of this version say to each other: others need another `PEER_PROTOCOL`.
+    #[test]
+    fn presence_is_compared_in_these_bytes() {
+        let digests = Message::ToSubscriber {
+            lane: 5,
+            body: ToSubscriber::PresenceDigests {
+                at_once: true,
+                shards: vec![(
+                    ShardId(3),
+                    Digest {
+                        sum: 0x0102_0304_0506_0708,
+                        blank: false,
+                    },
+                )],
+            },
+        };
+        let (user, device) = (UserId::new("bob").unwrap(), DeviceId::new("phone").unwrap());
+        let record = RecordEntry::ended(user, device, 3, SessionId(9)).unwrap();
+        let repair = Message::ToSubscriber {
+            lane: 5,
+            body: ToSubscriber::PresenceRepair(vec![(ShardId(3), record)]),
+        };
+        for (mut message, bytes) in [(digests, DIGESTS), (compared(), COMPARED), (repair, REPAIR)] {
+            assert_eq!(hex(&mut message), bytes);
+            round_trip(message);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(raw in proptest::collection::vec(any::<u8>(), 0..300), at in 0usize..200, flip: u8) {
+            let _ = Message::decode(&raw.into());
+            let mut bytes = compared().encode().to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= flip;
+            let _ = Message::decode(&bytes.into());
+        }
+    }
+
+    const DIGESTS: &str = "000000339281ac546f53756273637269626572920581af50726573656e63654469676573747392c391920392cf0102030405060708c290";
+    const COMPARED: &str = "000000649281ac546f53756273637269626572920581b050726573656e6365436f6d7061726564924d9196cd03e8c2919201c40c0102030405060708090a0b0c91930405919407cd012cce80000001029194ceffffffffcd012cce80000001029201ce0001117090";
+    const REPAIR: &str = "000000339281ac546f53756273637269626572920581ae50726573656e636552657061697291920395a3626f62a570686f6e650309c090";
 
     #[test]
     fn a_run_cannot_claim_more_operations_than_bodies_follow() {

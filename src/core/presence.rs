@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`record`] | status, version, value, and how they travel: [`Entry`], [`Delta`] |
 //! | [`table`] | [`Presence`]: registers of a shard, merge, pages, index by edge, tombstones |
+//! | [`digest`] | digests of what is live, and what two regions tell each other where they differ |
 //! | [`local`] | sessions of this region: admission, status, end, and what follows when one loses a merge |
 //! | [`visible`] | what a watcher sees |
 //! | `explain` | why |
@@ -37,6 +38,7 @@
 //! * To a live session of this region that has not been attached to this owner: it waits. Either that session's edge
 //!   attaches it and the newer of both wins, or its owner ends it.
 
+pub mod digest;
 mod explain;
 pub mod local;
 pub mod record;
@@ -45,6 +47,7 @@ pub mod table;
 mod tests;
 pub mod visible;
 
+pub use digest::{Comparison, Digest, Item, Judgement, Node, Told};
 pub use local::{Admission, AdmitError, Claim, Effect, SessionRef, StatusOutcome, next_connect_epoch};
 pub use record::{Delta, Edge, Entry, Live, PresenceError, Stage, StatusText, Version};
 pub use table::{Counters, Key, MergeOutcome, Presence, Register, Source};

@@ -167,6 +167,18 @@ impl Meters {
         metrics
             .link_batches
             .inc_by(new.messages_shipped - old.messages_shipped);
+        metrics
+            .presence_repairs
+            .inc_by(new.presence_mismatches - old.presence_mismatches);
+        metrics
+            .presence_repair_records
+            .inc_by(new.presence_repaired - old.presence_repaired);
+        metrics
+            .presence_repair_bytes
+            .inc_by(new.presence_repair_bytes - old.presence_repair_bytes);
+        metrics
+            .presence_digest_bytes
+            .inc_by(new.presence_digest_bytes - old.presence_digest_bytes);
     }
 
     fn links(&mut self, core: &Partition, now: Now) {

@@ -190,6 +190,10 @@ metrics! {
     presence_merges: Counter = PRESENCE_MERGES "iris_presence_merges", "Presence records merged";
     presence_invalid: Counter = PRESENCE_INVALID "iris_presence_invalid_merges", "Presence records refused: equal version with another value";
     presence_records: Gauge = PRESENCE_RECORDS "iris_presence_records", "Presence records held";
+    presence_repairs: Counter = PRESENCE_REPAIRS "iris_presence_repairs", "Shards that were looked into because their presence differed from that of another region";
+    presence_repair_records: Counter = PRESENCE_REPAIR_RECORDS "iris_presence_repair_records", "Presence records sent to other regions that lacked them";
+    presence_repair_bytes: Counter = PRESENCE_REPAIR_BYTES "iris_presence_repair_bytes", "Bytes sent to other regions to find what differs in presence, and of those records";
+    presence_digest_bytes: Counter = PRESENCE_DIGEST_BYTES "iris_presence_digest_bytes", "Bytes of the digests of presence that are sent to other regions every few seconds";
     peer_breaker: Family<Peer, Gauge> = PEER_BREAKER "iris_peer_breaker_state", "Circuit breaker of the connection to another node: 0 closed (it is tried), 1 half-open (one attempt is under way that decides), 2 open (nothing is tried for a while); no sample for a node that is not wanted any more";
     peer_messages: Counter = PEER_MESSAGES "iris_peer_messages", "Messages written to other nodes, gossip left out";
     peer_writes: Counter = PEER_WRITES "iris_peer_writes", "Writes to streams to other nodes that carried messages";

@@ -375,6 +375,9 @@ pub struct Expect {
     /// At least so many messages are replaced by holes, in all stores together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expired: Option<u64>,
+    /// What regions differ in of presence is repaired for at most so many hundredths of its bytes; and they do differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repair_percent: Option<u64>,
     /// At least so many devices expire, and nobody objects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices_expired: Option<u64>,

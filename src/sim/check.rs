@@ -806,7 +806,7 @@ impl World {
     }
 }
 
-/// Whether a message is only a sign of life.
+/// Whether a message is only a sign of life: digests are said in any case, and answered only where they differ.
 fn is_ping(message: &Message) -> bool {
     matches!(
         message,
@@ -814,7 +814,7 @@ fn is_ping(message: &Message) -> bool {
             body: ToProvider::Ping { .. },
             ..
         } | Message::ToSubscriber {
-            body: ToSubscriber::Pong { .. },
+            body: ToSubscriber::Pong { .. } | ToSubscriber::PresenceDigests { .. },
             ..
         }
     )

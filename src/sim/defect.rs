@@ -34,7 +34,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them, with the names that the command takes.
-    pub const ALL: [(Defect, &'static str); 48] = [
+    pub const ALL: [(Defect, &'static str); 50] = [
         (Defect::AckBeforeCommit, "ack-before-commit"),
         (Defect::DedupOff, "dedup-off"),
         (Defect::DeliverLost, "deliver-lost"),
@@ -84,6 +84,8 @@ impl Defect {
         (Defect::Core(Core::RoomIgnored), "room-ignored"),
         (Defect::Core(Core::ReadsAtOnce), "reads-at-once"),
         (Defect::Core(Core::PresenceUncredited), "presence-uncredited"),
+        (Defect::Core(Core::DigestsIgnored), "digests-ignored"),
+        (Defect::Core(Core::RepairsWhole), "repairs-whole"),
         (Defect::Core(Core::NeverFull), "never-full"),
         (Defect::Core(Core::CursorJumps), "cursor-jumps"),
         (Defect::Core(Core::RetiredEarly), "retired-early"),

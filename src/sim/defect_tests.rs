@@ -1,7 +1,7 @@
 //! Each defect of the machines is found within so many seeds, by a checker that is about it. Those of the harness are in
 //! `tests/sim.rs`.
 
-use super::case::{Case, DevicePlan, SECOND};
+use super::case::{Case, DevicePlan, SECOND, UserPlan};
 use super::fault::{Fault, Kind};
 use super::{Defect, EngineKind, Options, Violation, draw, run_case};
 use crate::core::defect::Defect as Core;
@@ -195,6 +195,65 @@ fn death_as_an_event_is_found() {
             "no state of a dead generation",
         ],
     );
+}
+
+/// A region is cut off while a third of all users connect again, on either side.
+fn apart(mut case: Case) -> Case {
+    let names: Vec<_> = case.places.iter().map(|place| place.id.clone()).collect();
+    (case.work, case.random, case.shards) = (30 * SECOND, None, 2);
+    (case.limits, case.membership, case.network) = Default::default();
+    for node in &mut case.nodes {
+        (node.clock_ms, node.drift_ppm) = (0, 0);
+    }
+    case.users = (0..90)
+        .map(|at| UserPlan {
+            name: format!("user-{at}"),
+            home: names[at % names.len()].clone(),
+            devices: vec![DevicePlan {
+                arrives: Some(SECOND + at as u64 * 20_000),
+                home: None,
+                watches: Some(Vec::new()),
+            }],
+        })
+        .collect();
+    let again = (0..90).step_by(3).map(|at| format!("user-{at}"));
+    let again = again.fold(Fault::new(14 * SECOND, Kind::Disconnect), Fault::device);
+    let others = names[1..].iter().map(|name| name.to_string());
+    let cut = Fault::new(6 * SECOND, Kind::Cut).lasting(16 * SECOND);
+    let cut = others.fold(cut, |mut cut, name| {
+        cut.to.push(name);
+        cut
+    });
+    let cut = Fault {
+        from: vec![names[0].to_string()],
+        ..cut
+    };
+    case.faults = vec![cut, again];
+    case.workload.iter_mut().for_each(|workload| workload.count = 40);
+    // So few differ that the messages themselves weigh as much as half of it.
+    case.expect.repair_percent = Some(300);
+    case
+}
+
+fn cases_apart() -> impl Iterator<Item = Case> {
+    let several = |case: &Case| case.places.len() > 1 && case.engine != EngineKind::Shared;
+    (0..60).map(draw::draw).filter(several).map(apart)
+}
+
+#[test]
+fn a_repair_that_sends_everything_is_found() {
+    sound(cases_apart().take(5));
+    found(
+        Core::RepairsWhole,
+        cases_apart(),
+        &["expected: repair costs little"],
+    );
+}
+
+#[test]
+fn digests_that_are_ignored_are_found() {
+    let by = ["presence is the truth", "no false offlines", "no ghosts"];
+    found(Core::DigestsIgnored, cases_apart(), &by);
 }
 
 /// One region's clock is a day ahead, and messages live for hours: some wait for users who come when all is healed.

@@ -418,7 +418,7 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
         Kind::Pause => fault.on(a_node(rng, case)).lasting(lasts),
         Kind::Lose if case.places.len() > 1 => fault.on(a_region(rng, case)),
         Kind::Lose => return None,
-        Kind::Cut | Kind::Flap | Kind::Clog | Kind::Slow => {
+        Kind::Cut | Kind::Flap | Kind::Clog | Kind::Slow | Kind::PresenceLost => {
             let (from, to) = if kind == Kind::Cut && rng.chance(300) {
                 two_nodes(rng, case)?
             } else {

@@ -169,6 +169,17 @@ impl World {
                 return self.fail("expected: refusals", detail, Vec::new());
             }
         }
+        let (differed, spent) = (stats.presence_differed, stats.presence_repair_bytes);
+        self.trace.chapter(self.now, || {
+            format!("of presence {differed} bytes differed on new links; {spent} were sent to repair it")
+        });
+        let dear = |percent: &u64| differed == 0 || spent * 100 > differed * percent;
+        if let Some(percent) = expect.repair_percent.filter(dear).filter(|_| several) {
+            let detail = format!(
+                "{spent} bytes were sent to repair {differed} bytes of presence, expected at most {percent} %"
+            );
+            return self.fail("expected: repair costs little", detail, Vec::new());
+        }
         if let Some(within) = expect.settled_within.filter(|within| stats.settled > *within) {
             let detail = format!(
                 "all was settled {} after everything healed, expected within {}",

@@ -32,6 +32,8 @@ pub enum Kind {
     Break,
     /// Ways between places are slower by `factor` and `extra`, lose `loss` of a thousand, carry `bandwidth`.
     Slow,
+    /// Changes of presence are lost on the way between places, and nobody knows.
+    PresenceLost,
     /// Clients' connections break.
     Disconnect,
     /// What clients send is under way for `lasts`; meanwhile they give the connection up, and send it again on another one.
@@ -70,7 +72,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order of their names in the documentation.
-    pub const ALL: [Kind; 26] = [
+    pub const ALL: [Kind; 27] = [
         Kind::Crash,
         Kind::Rolling,
         Kind::Pause,
@@ -80,6 +82,7 @@ impl Kind {
         Kind::Clog,
         Kind::Break,
         Kind::Slow,
+        Kind::PresenceLost,
         Kind::Disconnect,
         Kind::Retry,
         Kind::Move,
@@ -111,6 +114,7 @@ impl Kind {
             Kind::Clog => "clog",
             Kind::Break => "break",
             Kind::Slow => "slow",
+            Kind::PresenceLost => "presence-lost",
             Kind::Disconnect => "disconnect",
             Kind::Retry => "retry",
             Kind::Move => "move",
@@ -144,7 +148,7 @@ impl Kind {
             Kind::Lose | Kind::StoreStop | Kind::Backup => (&["on"], &[]),
             Kind::Cut => (&["from", "to"], &["lasts", "one_way", "clients"]),
             Kind::Flap => (&["from", "to", "every"], &["lasts", "one_way"]),
-            Kind::Clog => (&["from", "to"], &["lasts", "one_way"]),
+            Kind::Clog | Kind::PresenceLost => (&["from", "to"], &["lasts", "one_way"]),
             Kind::Break => (&["from", "to"], &[]),
             Kind::Slow => (
                 &["from", "to"],

@@ -59,6 +59,8 @@ struct Active {
     /// Ways that are slow, and how.
     slow: BTreeSet<(usize, usize)>,
     slowness: Slowness,
+    /// Ways on which changes of presence are lost.
+    unheard: BTreeSet<(usize, usize)>,
     /// Ways on which nothing arrives before then.
     clogged: (BTreeSet<(usize, usize)>, Micros),
     unread: BTreeSet<usize>,
@@ -93,6 +95,13 @@ impl Wrong {
     /// Whether nothing gets from one node to another.
     pub(super) fn cut(&self, from: usize, to: usize) -> bool {
         self.cuts.contains_key(&(from, to))
+    }
+
+    /// Whether changes of presence are lost on the way from one node to another.
+    pub(super) fn unheard(&self, from: usize, to: usize) -> bool {
+        self.active
+            .values()
+            .any(|active| active.unheard.contains(&(from, to)))
     }
 
     /// Whether a client does not reach a region.
@@ -291,6 +300,12 @@ impl World {
                     extra: fault.extra.unwrap_or(0),
                     bandwidth: fault.bandwidth.unwrap_or(0),
                 };
+                effect
+            }
+            Kind::PresenceLost => {
+                let ways = self.ways(&fault.from, &fault.to, fault.one_way);
+                let effect = some(&ways, NO_WAY);
+                active.unheard = ways.into_iter().collect();
                 effect
             }
             Kind::Break => {
@@ -706,6 +721,7 @@ pub(super) fn keeps(kind: Kind) -> bool {
             | Kind::Flap
             | Kind::Clog
             | Kind::Slow
+            | Kind::PresenceLost
             | Kind::StallRead
             | Kind::StallApp
             | Kind::StoreErrors

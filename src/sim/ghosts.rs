@@ -173,7 +173,9 @@ impl World {
         let what = match fault.kind {
             // What becomes of the nodes says more, and devices are the truth itself.
             Kind::Crash | Kind::Rolling | Kind::Move => return,
-            Kind::Cut | Kind::Flap | Kind::Clog | Kind::Slow | Kind::Break if from.is_disjoint(&to) => {
+            Kind::Cut | Kind::Flap | Kind::Clog | Kind::Slow | Kind::PresenceLost | Kind::Break
+                if from.is_disjoint(&to) =>
+            {
                 Disturbed::Ways
             }
             _ => Disturbed::All,

@@ -354,7 +354,7 @@ fn rect(html: &mut String, (x, y, width, height): (f64, f64, f64, f64), fill: &s
 
 fn tint(kind: Kind) -> &'static str {
     match kind {
-        Kind::Cut | Kind::Flap | Kind::Clog | Kind::Break | Kind::Slow => "var(--cut)",
+        Kind::Cut | Kind::Flap | Kind::Clog | Kind::Break | Kind::Slow | Kind::PresenceLost => "var(--cut)",
         Kind::Crash | Kind::Rolling | Kind::Pause | Kind::Lose | Kind::FalseDeath => "var(--down)",
         Kind::StoreStop | Kind::StoreErrors | Kind::StoreSlow | Kind::StoreFull => "#cc79a7",
         Kind::Clock => "#8c8c00",

@@ -18,7 +18,7 @@
 //! | `storage` | engines below an effect with latency, crashes |
 //! | `device` | the client machine and an application above it; the workload |
 //! | `faults`, `loss`, `spoil` | how faults strike and end; lost disks and restored backups; deliberate defects |
-//! | `check`, `order`, `stored`, `expiry`, `queues`, `ghosts`, `settle`, `expect` | what must hold all along, and in the end |
+//! | `check`, `order`, `stored`, `expiry`, `queues`, `ghosts`, `repairs`, `settle`, `expect` | what must hold all along, and in the end |
 //! | [`scenario`], [`validate`] | scenario files; whether a case makes sense |
 //! | [`trace`], [`timeline`], `report` | the hash of a run, its story, its picture |
 //!
@@ -44,6 +44,7 @@ mod network;
 mod nodes;
 mod order;
 mod queues;
+mod repairs;
 mod report;
 mod retired;
 pub mod rng;
@@ -121,6 +122,14 @@ pub struct Stats {
     pub takeovers: u64,
     /// Commits that found the disk full.
     pub store_full: u64,
+    /// Bytes of presence in which regions differed when a link between them was new.
+    pub presence_differed: u64,
+    /// Bytes that regions sent to find and repair what differs of presence.
+    pub presence_repair_bytes: u64,
+    /// Records among that.
+    pub presence_repaired: u64,
+    /// Bytes of digests that they said in any case.
+    pub presence_digest_bytes: u64,
     /// From the healing to the end of all work, microseconds of virtual time.
     pub settled: Micros,
 }

@@ -509,7 +509,9 @@ impl Queues {
                 serve.page = serve.credit > 0;
                 serve.credit -= weight;
             }
-            ToSubscriber::Presence(records) => {
+            ToSubscriber::Presence(_)
+            | ToSubscriber::PresenceRepair(_)
+            | ToSubscriber::PresenceCompared { .. } => {
                 serve.presence += 1;
                 if serve.presence > PRESENCE_IN_FLIGHT {
                     let most = PRESENCE_IN_FLIGHT as i128;
@@ -519,9 +521,13 @@ impl Queues {
                         most,
                     ));
                 }
-                if records.len() > limits.presence_batch.max(1) {
+                let records = match body {
+                    ToSubscriber::Presence(records) | ToSubscriber::PresenceRepair(records) => records.len(),
+                    _ => 0,
+                };
+                if records > limits.presence_batch.max(1) {
                     let most = limits.presence_batch as i128;
-                    over = Some(("records in a message of presence", records.len() as i128, most));
+                    over = Some(("records in a message of presence", records as i128, most));
                 }
             }
             _ => {}

@@ -85,6 +85,7 @@ impl Bounds {
                 period
                     .max(ms(limits.ping_ms))
                     .max(ms(limits.session_grace_ms))
+                    .max(ms(limits.presence_repair_ms))
                     .max(ms(limits.link_timeout_ms))
                     .max(CLIENT_PING),
                 SECOND,
@@ -246,6 +247,16 @@ impl World {
                 .any(|active| active == shard)
                 .then_some((addr, epoch))
         })
+    }
+
+    /// The presence of a shard at its owner in a region, where it is active.
+    pub(super) fn presence_in(&self, region: usize, shard: ShardId) -> Option<&Presence> {
+        let owns = |task: &&Task| {
+            let mut active = task.machine.owner().active_shards();
+            active.any(|active| active == shard)
+        };
+        let mut tasks = self.tasks_in(region).map(|(_, task)| task);
+        tasks.find(owns)?.machine.owner().presence(shard)
     }
 
     /// The partitions that run in a region.
@@ -565,14 +576,7 @@ impl World {
         let nobody = BTreeMap::new();
         for region in self.regions_there() {
             for (shard, users) in &self.check.users {
-                let owns = |task: &&Task| {
-                    task.machine
-                        .owner()
-                        .active_shards()
-                        .any(|active| active == *shard)
-                };
-                let mut tasks = self.tasks_in(region).map(|(_, task)| task);
-                let table = tasks.find(owns)?.machine.owner().presence(*shard)?;
+                let table = self.presence_in(region, *shard)?;
                 for user in users {
                     let lost = |name: &RegionId| {
                         let region = self.plan.region(name);

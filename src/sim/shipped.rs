@@ -37,6 +37,8 @@ const TEXTS: [(&str, &str); 43] = shipped![
     "narrow-link",
     "one-way-partition",
     "ownership-churn",
+    "partition-for-a-day",
+    "presence-changes-lost",
     "quiet-day",
     "reconnect-storm",
     "region-back-after-a-day",

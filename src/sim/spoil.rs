@@ -5,6 +5,18 @@ use super::world::{Stage, World};
 use crate::core::msg::{Message, ToEdge, ToOwner, ToSubscriber};
 
 impl World {
+    /// On a way on which changes of presence are lost the message arrives, and what it said does not.
+    pub(super) fn lose_presence(&self, from: usize, to: usize, message: &mut Message) {
+        if let Message::ToSubscriber {
+            body: ToSubscriber::Presence(records),
+            ..
+        } = message
+            && self.wrong.unheard(from, to)
+        {
+            records.clear();
+        }
+    }
+
     /// What becomes of a message under the defect of this run; `None` where it disappears.
     pub(super) fn spoil(&mut self, mut message: Message) -> Option<Message> {
         match (self.defect, &mut message) {
@@ -68,7 +80,7 @@ impl World {
             (
                 Some(Defect::TerminalDropped),
                 Message::ToSubscriber {
-                    body: ToSubscriber::Presence(records),
+                    body: ToSubscriber::Presence(records) | ToSubscriber::PresenceRepair(records),
                     ..
                 },
             ) => {
@@ -78,7 +90,7 @@ impl World {
             (
                 Some(late @ (Defect::TerminalLate | Defect::OnlineLate)),
                 Message::ToSubscriber {
-                    body: ToSubscriber::Presence(records),
+                    body: ToSubscriber::Presence(records) | ToSubscriber::PresenceRepair(records),
                     ..
                 },
             ) => {

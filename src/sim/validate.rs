@@ -130,6 +130,7 @@ impl Case {
             ("cursor_ms", limits.cursor_ms, 10),
             ("confirm_ms", limits.confirm_ms, 10),
             ("presence_ms", limits.presence_ms, 1),
+            ("presence_repair_ms", limits.presence_repair_ms, 100),
             ("ping_ms", limits.ping_ms, 100),
             ("link_timeout_ms", limits.link_timeout_ms, 2 * limits.ping_ms),
             ("session_grace_ms", limits.session_grace_ms, 100),

@@ -633,7 +633,9 @@ impl World {
         let Some(mut message) = self.spoil(message) else {
             return;
         };
+        self.lose_presence(node, target, &mut message);
         let bytes = message.encode();
+        self.note_repair(node, target, &message, bytes.len());
         let (now, from) = (self.now, self.addr(node, partition));
         if bytes.len() > MAX_PEER_MESSAGE {
             let detail = format!("{from} says {} bytes at once to {to}", bytes.len());

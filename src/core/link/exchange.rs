@@ -1,11 +1,13 @@
-//! Presence to subscribers: what changed, in batches; and everything, in pages, when a shard is subscribed.
+//! Presence to subscribers: what changed, in batches.
 //!
 //! The provider sends, the subscriber merges; each region is both, so one direction is enough. What waits is keys, not
-//! records: a record that changes often is sent once, as it is then. Where too many keys wait, a full exchange replaces
-//! them. At most [`IN_FLIGHT`] messages are on their way to a subscriber that has not merged them.
+//! records: a record that changes often is sent once, as it is then. What a subscriber has not got by changes, because it was
+//! not there, or because too many keys waited, `repair` finds by digests. At most [`IN_FLIGHT`] messages are on their way to a
+//! subscriber that has not merged them.
 
 use std::collections::BTreeSet;
 
+use super::repair::Repair;
 use super::{DeviceKey, Links, PeerId, PresenceSource};
 use crate::core::defect::{self, Defect};
 use crate::core::ids::{Addr, DeviceId, ShardId, UserId};
@@ -15,9 +17,9 @@ use crate::core::time::Mono;
 
 /// Messages of presence that were sent and not yet merged: two round trips' worth at one each `presence_ms`.
 pub const IN_FLIGHT: usize = 8;
-/// Of those, pages of a full exchange: changes keep half of the room.
-const PAGES_IN_FLIGHT: usize = 4;
-/// Keys that wait for one subscriber, some 10 MB; beyond it a full exchange costs less.
+/// Of those, messages of repair: changes keep half of the room.
+const REPAIRS_IN_FLIGHT: usize = 4;
+/// Keys that wait for one subscriber, some 10 MB; beyond it they are found again by digests.
 const MAX_WAITING: usize = 64 * 1024;
 
 /// Presence on its way to one subscriber.
@@ -26,31 +28,29 @@ pub(super) struct Exchange {
     dirty: BTreeSet<(ShardId, DeviceKey)>,
     flush_at: Option<Mono>,
     flush_due: bool,
-    /// Shards to be sent in full.
-    todo: BTreeSet<ShardId>,
-    /// The one that is being sent, and how far.
-    paging: Option<(ShardId, Option<DeviceKey>)>,
-    syncing: bool,
     /// The subscription is complete.
     opened: bool,
     in_flight: usize,
+    pub repair: Repair,
 }
 
 impl Exchange {
-    /// A shard is to be sent in full.
+    /// A shard is subscribed, or owned here from now on: what the two sides have of it is to be compared.
     pub fn ask(&mut self, shard: ShardId) {
-        self.syncing = true;
-        self.todo.insert(shard);
+        self.repair.fresh.insert(shard);
     }
 
     /// A shard is not subscribed any more.
     pub fn forget(&mut self, shard: ShardId) {
-        self.todo.remove(&shard);
-        self.paging.take_if(|(paging, _)| *paging == shard);
+        self.repair.forget(shard);
     }
 
     pub fn open(&mut self) {
         self.opened = true;
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.opened
     }
 
     pub fn credit(&mut self) {
@@ -62,13 +62,13 @@ impl Exchange {
     }
 
     pub fn due(&self) -> Option<Mono> {
-        self.flush_at
+        self.flush_at.into_iter().chain(self.repair.due()).min()
     }
 
     pub fn take_due(&mut self, now: Mono) -> bool {
         let due = self.flush_at.take_if(|at| *at <= now).is_some();
         self.flush_due |= due;
-        due
+        self.repair.take_due(now) || due
     }
 
     /// The next message, if there is one to send now.
@@ -82,35 +82,27 @@ impl Exchange {
             while records.len() < batch
                 && let Some((shard, (user, device))) = self.dirty.pop_first()
             {
-                records.extend(
-                    presence
-                        .record(shard, &user, &device)
-                        .map(|record| (shard, record)),
-                );
+                let table = presence.table(shard);
+                let record = table.and_then(|table| table.record(&user, &device));
+                records.extend(record.map(|record| (shard, record)));
             }
             self.flush_due = !self.dirty.is_empty();
-        }
-        if records.is_empty() && (self.in_flight < PAGES_IN_FLIGHT || uncounted) {
-            while records.len() < batch {
-                let next = || self.todo.pop_first().map(|shard| (shard, None));
-                let Some((shard, after)) = self.paging.take().or_else(next) else {
-                    break;
-                };
-                let limit = batch - records.len();
-                let page = presence.page(shard, after.as_ref(), limit);
-                if page.len() >= limit {
-                    let last = page.last().map(|(key, _)| key.clone());
-                    self.paging = Some((shard, last));
-                }
-                records.extend(page.into_iter().map(|(_, record)| (shard, record)));
-            }
         }
         if !records.is_empty() {
             self.in_flight += 1;
             return Some(ToSubscriber::Presence(records));
         }
-        let done = self.todo.is_empty() && self.paging.is_none();
-        (done && std::mem::take(&mut self.syncing)).then_some(ToSubscriber::PresenceSynced)
+        if self.in_flight >= REPAIRS_IN_FLIGHT && !uncounted {
+            return None;
+        }
+        let dirty = &self.dirty;
+        let waits = |shard: ShardId, entry: &RecordEntry| {
+            let key = (entry.user().clone(), entry.device().clone());
+            dirty.contains(&(shard, key))
+        };
+        let message = self.repair.next(presence, &waits, batch)?;
+        self.in_flight += 1;
+        Some(message)
     }
 }
 
@@ -133,11 +125,7 @@ impl Links {
             if exchange.dirty.len() >= MAX_WAITING {
                 self.stats.presence_overflows += 1;
                 exchange.dirty.clear();
-                exchange.todo = serve.shards.keys().copied().collect();
-                exchange.paging = None;
-                exchange.syncing = true;
-                self.touched.insert(*id);
-                continue;
+                exchange.repair.overflowed();
             }
             exchange.dirty.insert((shard, (user.clone(), device.clone())));
             if !exchange.flush_due {
@@ -147,6 +135,8 @@ impl Links {
     }
 
     pub(super) fn flush_presence(&mut self, peer: PeerId, presence: &dyn PresenceSource) {
+        self.compare_heard(peer, presence);
+        self.say_digests(peer, presence);
         let batch = self.config.limits.presence_batch.clamp(1, MAX_ITEMS);
         loop {
             let Some(serve) = &mut self.peers[peer].serve else {
@@ -155,11 +145,16 @@ impl Links {
             let Some(body) = serve.exchange.next(presence, batch) else {
                 return;
             };
-            if let ToSubscriber::Presence(records) = &body {
+            self.count_repair(&body);
+            if let ToSubscriber::Presence(records) | ToSubscriber::PresenceRepair(records) = &body {
                 self.stats.presence_sent += records.len() as u64;
             }
-            let lane = serve.lane;
+            let lane = serve_lane(&self.peers[peer]);
             self.tell_subscriber(peer, lane, body);
         }
     }
+}
+
+fn serve_lane(peer: &super::Peer) -> u64 {
+    peer.serve.as_ref().map_or(0, |serve| serve.lane)
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use super::repair::Heard;
 use super::report::{LinkAlarm, LinkState, PullStatus, StopReason};
 use super::{LinkOutput, Links, Peer, PeerId};
 use crate::core::ids::{Generation, Origin, RegionId, Seq, ShardId};
@@ -192,6 +193,11 @@ impl Pull {
     fn is_open(&self) -> bool {
         matches!(self.state, State::Connecting | State::Live)
     }
+
+    /// Whether it answers.
+    pub fn is_live(&self) -> bool {
+        self.state == State::Live
+    }
 }
 
 impl Links {
@@ -296,6 +302,7 @@ impl Links {
         if pull.state == State::Connecting && !refused {
             pull.state = State::Live;
             self.choose = true;
+            self.compare_all(peer);
         }
         match body {
             ToSubscriber::Reset => self.close_lane(peer, Duration::ZERO),
@@ -308,16 +315,19 @@ impl Links {
             }
             ToSubscriber::Ops(runs) => self.receive(peer, runs),
             ToSubscriber::NeedsSnapshot { shard, origin, floor } => self.trimmed(peer, shard, origin, floor),
-            ToSubscriber::Presence(records) => {
-                self.stats.presence_received += records.len() as u64;
-                let from = self.peers[peer].addr.clone();
-                self.outputs
-                    .push_back(LinkOutput::PresenceMerge { from, records });
+            ToSubscriber::Presence(records) | ToSubscriber::PresenceRepair(records) => {
+                self.merge_records(peer, records);
                 self.tell_provider(peer, ToProvider::PresenceCredit);
+            }
+            ToSubscriber::PresenceDigests { at_once, shards } => {
+                self.hear_presence(peer, Heard::Digests { at_once, shards });
+            }
+            ToSubscriber::PresenceCompared { salt, parts } => {
+                self.tell_provider(peer, ToProvider::PresenceCredit);
+                self.hear_presence(peer, Heard::Compared { salt, parts });
             }
             ToSubscriber::Have(list) => self.have(peer, list),
             ToSubscriber::Snapshot(piece) => self.receive_piece(peer, *piece),
-            ToSubscriber::PresenceSynced => {}
             ToSubscriber::ReportCopies => self.report_from_now(peer),
             ToSubscriber::Pong { nonce, wall_ms } => self.pong(peer, nonce, wall_ms),
         }

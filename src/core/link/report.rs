@@ -254,6 +254,14 @@ pub struct LinkStats {
     pub presence_sent: u64,
     /// Presence records received.
     pub presence_received: u64,
-    /// Times that so many changes waited for a link that a full exchange replaced them.
+    /// Times that so many changes waited for a link that they were left to the digests.
     pub presence_overflows: u64,
+    /// Shards that were looked into because their digests differed.
+    pub presence_mismatches: u64,
+    /// Records sent for it, among all that were sent.
+    pub presence_repaired: u64,
+    /// Bytes sent for it: these records, what it took to find them, and the digests of links that are new.
+    pub presence_repair_bytes: u64,
+    /// Bytes of the digests that are said every few seconds.
+    pub presence_digest_bytes: u64,
 }

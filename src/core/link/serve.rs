@@ -76,12 +76,17 @@ impl Links {
     /// A shard is owned here from now on: whoever subscribed it is served.
     pub(super) fn serve_owned(&mut self, shard: ShardId) {
         for peer in self.subscribers.get(&shard).cloned().unwrap_or_default() {
+            let mut asks = false;
             if let Some(serve) = &mut self.peers[peer].serve {
                 serve.exchange.ask(shard);
+                asks = true;
                 serve.have_due.insert(shard);
                 if serve.sending.contains_key(&shard) && !serve.turns.contains(&shard) {
                     serve.turns.push_back(shard);
                 }
+            }
+            if asks {
+                self.compare_soon(peer);
             }
             self.catch_up(peer, shard);
             // What it had when it subscribed was told before we owned the shard.
@@ -321,9 +326,11 @@ impl Links {
             self.choose = true;
         }
         let named: Vec<ShardId> = shards.iter().map(|(shard, _)| *shard).collect();
+        let mut new = false;
         for (shard, applied) in &shards {
             if !serve.shards.contains_key(shard) {
                 serve.exchange.ask(*shard);
+                new = true;
                 serve.have_due.insert(*shard);
             }
             let served = serve.shards.entry(*shard).or_default();
@@ -344,6 +351,9 @@ impl Links {
         if last && let Some(serve) = &mut self.peers[id].serve {
             serve.exchange.open();
             self.ask_for_copies(id);
+        }
+        if new {
+            self.compare_soon(id);
         }
         self.touched.insert(id);
     }

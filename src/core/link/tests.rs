@@ -1,3 +1,4 @@
+mod repair;
 mod world;
 
 use bytes::Bytes;
@@ -178,7 +179,11 @@ fn a_region_in_touch_with_both_relays() {
     world.run(5 * SECOND);
     world.assert_equal_logs();
     assert!(!world.regions[1].reach[&region_id(0)]);
-    assert_eq!(world.regions[1].presence.len(), 1, "presence is relayed too");
+    assert_eq!(
+        world.regions[1].presence.live().len(),
+        1,
+        "presence is relayed too"
+    );
     // The direct link takes over again, and the relay stops.
     settle(&mut world);
     assert!(world.regions[1].reach[&region_id(0)]);
@@ -679,22 +684,27 @@ fn a_region_that_never_answers_is_unreachable() {
 }
 
 #[test]
-fn presence_arrives_everywhere_as_changes_and_in_pages() {
+fn presence_arrives_everywhere_as_changes_and_by_digests() {
     let mut world = World::new(15, &[1, 2, 1], 4, tiny());
     for n in 0..40u32 {
         world.set_presence(n as usize % 3, n % 4, &format!("u{n}"), 1);
     }
     world.run(5 * SECOND);
-    let expected = world.regions[0].presence.clone();
+    let expected = world.regions[0].presence.live();
     assert_eq!(expected.len(), 40);
-    assert!(world.regions.iter().all(|region| region.presence == expected));
+    assert!(
+        world
+            .regions
+            .iter()
+            .all(|region| region.presence.live() == expected)
+    );
     world.set_presence(0, 1, "u1", 2);
     world.run(SECOND);
     assert!(
         world
             .regions
             .iter()
-            .all(|region| region.presence.values().filter(|v| **v == 2).count() == 1)
+            .all(|region| region.presence.live().values().filter(|v| **v == 2).count() == 1)
     );
     // What changed while a link was down comes with the next subscription.
     world.cut_both(0, 1);
@@ -705,8 +715,13 @@ fn presence_arrives_everywhere_as_changes_and_in_pages() {
     }
     world.run(SECOND);
     settle(&mut world);
-    let expected = world.regions[0].presence.clone();
-    assert!(world.regions.iter().all(|region| region.presence == expected));
+    let expected = world.regions[0].presence.live();
+    assert!(
+        world
+            .regions
+            .iter()
+            .all(|region| region.presence.live() == expected)
+    );
     assert!(world.now - world.last_busy > 20 * SECOND, "presence falls silent");
 }
 
@@ -779,9 +794,9 @@ fn storm(seed: u64, partitions: &[usize], tight: bool) {
     }
     settle(&mut world);
     world.assert_equal_logs();
-    let presence = &world.regions[0].presence;
+    let presence = world.regions[0].presence.live();
     for region in &world.regions {
-        assert!(region.presence == *presence, "presence of {}", region.id);
+        assert!(region.presence.live() == presence, "presence of {}", region.id);
         assert!(region.alarms.is_empty(), "{:?}", region.alarms);
         assert!(region.reach.values().all(|up| *up));
     }

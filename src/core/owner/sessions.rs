@@ -12,9 +12,11 @@ use super::{LaneId, Owner, OwnerOutput};
 use crate::core::defect::{self, Defect};
 use crate::core::ids::{Addr, DeviceId, Generation, NodeKey, RegionId, SessionId, ShardId, UserId};
 use crate::core::limits::ms;
-use crate::core::link::{DeviceKey, PresenceSource};
+use crate::core::link::PresenceSource;
 use crate::core::msg::{self, Attach, ToEdge};
-use crate::core::presence::{Admission, AdmitError, Claim, Edge, Effect, Entry, MergeOutcome, StatusText};
+use crate::core::presence::{
+    Admission, AdmitError, Claim, Edge, Effect, Entry, MergeOutcome, Presence, StatusText,
+};
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{Code, PresenceEvent};
 
@@ -59,19 +61,8 @@ impl Tries {
 }
 
 impl PresenceSource for Owner {
-    fn record(&self, shard: ShardId, user: &UserId, device: &DeviceId) -> Option<Entry> {
-        self.shards.get(&shard)?.presence.record(user, device)
-    }
-
-    fn page(&self, shard: ShardId, after: Option<&DeviceKey>, limit: usize) -> Vec<(DeviceKey, Entry)> {
-        let Some(shard) = self.shards.get(&shard) else {
-            return Vec::new();
-        };
-        let records = shard.presence.all_records(after, limit).records;
-        let keyed = records
-            .into_iter()
-            .map(|entry| ((entry.user().clone(), entry.device().clone()), entry));
-        keyed.collect()
+    fn table(&self, shard: ShardId) -> Option<&Presence> {
+        self.presence(shard)
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crdts::{CvRDT, LWWReg};
 use serde::{Deserialize, Serialize};
 
+use super::digest::{self, Places};
 use super::local::{Effect, Local, SessionRef};
 use super::record::{Delta, Edge, Entry, Live, Version};
 use super::{MAX_DELTA_RECORDS, MAX_TERMINALS_PER_SHARD, MAX_TERMINALS_PER_USER};
@@ -125,6 +126,8 @@ pub struct Presence {
     /// Tombstones in the order in which they came.
     terminals: BTreeMap<u64, Key>,
     next_tick: u64,
+    /// What digests are made of.
+    pub(super) places: Places,
     changed: BTreeMap<Key, Source>,
     effects: VecDeque<Effect>,
     counters: Counters,
@@ -139,6 +142,7 @@ impl Presence {
             edges: BTreeMap::new(),
             terminals: BTreeMap::new(),
             next_tick: 0,
+            places: Places::default(),
             changed: BTreeMap::new(),
             effects: VecDeque::new(),
             counters: Counters::default(),
@@ -188,7 +192,7 @@ impl Presence {
     }
 
     /// A page of all records in order of key, from after `after`: up to `limit` (at most [`MAX_DELTA_RECORDS`]); an empty
-    /// page ends it. For the full exchange when a link opens.
+    /// page ends it.
     pub fn all_records(&self, after: Option<&Key>, limit: usize) -> Delta {
         let start = after.map_or(Bound::Unbounded, |(user, _)| Bound::Included(user));
         let records = self
@@ -382,6 +386,8 @@ impl Presence {
         if slot.is_vacant() {
             self.remove(&key);
         } else if slot.register != before.0 {
+            self.places
+                .set(&key, digest::hash_of(&entry_of(&key.0, &key.1, slot)));
             if let Some(tick) = slot.tick.take() {
                 self.terminals.remove(&tick);
             }
@@ -416,7 +422,9 @@ impl Presence {
         }
     }
 
-    fn remove(&mut self, (user, device): &Key) {
+    fn remove(&mut self, key: &Key) {
+        self.places.remove(key);
+        let (user, device) = key;
         if let Some(devices) = self.users.get_mut(user) {
             devices.remove(device);
             if devices.is_empty() {

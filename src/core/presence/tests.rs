@@ -1,6 +1,7 @@
 //! Properties of presence: merge laws over versions that collide, and convergence of three regions under faults.
 
 mod cases;
+mod digest;
 
 use std::collections::{BTreeMap, BTreeSet};
 

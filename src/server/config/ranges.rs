@@ -125,6 +125,8 @@ section! {
         cursor_flush: Duration = ms(core().cursor_ms), in Duration::from_millis(10) => MINUTE;
         /// Over which presence changes for one link are batched.
         presence_batch: Duration = ms(core().presence_ms), in Duration::from_millis(1) => Duration::from_secs(10);
+        /// Between two comparisons of what two regions have of presence.
+        presence_repair: Duration = ms(core().presence_repair_ms), in Duration::from_millis(100) => Duration::from_secs(600);
         /// Between a retryable refusal of a deposit and its next attempt.
         retry: Duration = ms(core().retry_ms), in Duration::from_millis(1) => MINUTE;
         /// Between two round trips that measure a link to another region, or the way to an owner.
@@ -203,6 +205,7 @@ impl Limits {
             cursor_ms: millis(intervals.cursor_flush),
             confirm_ms: millis(intervals.confirm),
             presence_ms: millis(intervals.presence_batch),
+            presence_repair_ms: millis(intervals.presence_repair),
             ping_ms: millis(intervals.link_ping),
             link_timeout_ms: millis(timeouts.link),
             geo_timeout_ms: millis(timeouts.geo),

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use self::data::{Table, parse};
+use self::data::Table;
+pub use self::data::{ended, record};
 use super::super::*;
 use crate::core::commit::{StoreOp, decide};
 use crate::core::ids::{MessageId, NodeName, SessionId, Sharding};
@@ -135,6 +136,8 @@ pub struct World {
     pub shipped: u64,
     /// So many messages with operations are lost without anybody noticing.
     pub swallow: u64,
+    /// Changes of presence are lost without anybody noticing.
+    pub swallow_presence: bool,
     conns: BTreeMap<(usize, usize), Conn>,
     events: BTreeMap<(u64, u64), Event>,
     count: u64,
@@ -176,6 +179,7 @@ impl World {
             again: 0,
             shipped: 0,
             swallow: 0,
+            swallow_presence: false,
             conns: BTreeMap::new(),
             events: BTreeMap::new(),
             count: 0,
@@ -198,7 +202,7 @@ impl World {
                 generation: 0,
                 state: State::new(identity),
                 links: Vec::with_capacity(*partitions),
-                presence: Table::new(),
+                presence: Table::default(),
                 alarms: Vec::new(),
                 losses: Vec::new(),
                 copied: BTreeMap::new(),
@@ -372,7 +376,7 @@ impl World {
         let now = self.clocks();
         let partition = self.partition(n, shard);
         let region = &mut self.regions[n];
-        region.presence.insert((shard, key.clone()), version);
+        region.presence.merge(shard, record(&key, version));
         region.links[partition].handle_presence_changed(shard, &key.0, &key.1, None, now);
         self.drain(n);
     }
@@ -821,10 +825,8 @@ impl World {
             LinkOutput::PresenceMerge { from, records } => {
                 let region = &mut self.regions[n];
                 for (shard, entry) in records {
-                    let (key, version) = parse(&entry);
-                    let known = region.presence.get(&(shard, key.clone()));
-                    if known.is_none_or(|known| *known < version) {
-                        region.presence.insert((shard, key.clone()), version);
+                    let key = (entry.user().clone(), entry.device().clone());
+                    if region.presence.merge(shard, entry) {
                         let links = &mut region.links[partition];
                         links.handle_presence_changed(shard, &key.0, &key.1, Some(&from), now);
                     }
@@ -865,7 +867,7 @@ impl World {
                 ..
             }
             | Message::ToSubscriber {
-                body: ToSubscriber::Pong { .. },
+                body: ToSubscriber::Pong { .. } | ToSubscriber::PresenceDigests { .. },
                 ..
             } => {}
             _ => self.last_busy = self.now,
@@ -888,6 +890,14 @@ impl World {
         {
             self.swallow -= 1;
             return;
+        }
+        if let Message::ToSubscriber {
+            body: ToSubscriber::Presence(records),
+            ..
+        } = &mut message
+            && self.swallow_presence
+        {
+            records.clear();
         }
         let other = (0..self.regions.len())
             .find(|n| region_id(*n) == to.node.region)

@@ -1,40 +1,72 @@
-//! What a region of the tests keeps: presence as a version for each device, and pages of its logs.
+//! What a region of the tests keeps: presence as its owners have it, and pages of its logs.
 
 use std::collections::BTreeMap;
 
 use super::super::super::*;
 use super::{Region, region_id};
-use crate::core::ids::{Coord, SessionId};
+use crate::core::ids::{Coord, NodeName, SessionId};
 use crate::core::op::LogEntry;
+use crate::core::presence::{Edge, Live, MergeOutcome, StatusText};
 use crate::core::snapshot::{SnapshotEntry, UserPage};
 use crate::core::state::{Decision, Next};
+use crate::core::wire::Status;
 
-pub type Table = BTreeMap<(ShardId, DeviceKey), u64>;
+/// The presence of a region, as of all its owners.
+#[derive(Clone, Default)]
+pub struct Table(BTreeMap<ShardId, Presence>);
+
+impl Table {
+    /// Merges a record; whether it was newer.
+    pub fn merge(&mut self, shard: ShardId, entry: RecordEntry) -> bool {
+        let new = || Presence::new(region_id(0));
+        self.0.entry(shard).or_insert_with(new).merge(entry) == MergeOutcome::Newer
+    }
+
+    /// What is live, by version.
+    pub fn live(&self) -> BTreeMap<(ShardId, DeviceKey), u64> {
+        let tables = self.0.iter();
+        let records = tables.flat_map(|(shard, table)| {
+            let all = table.live_above(None, usize::MAX).into_iter();
+            all.map(|(_, entry)| {
+                let key = (entry.user().clone(), entry.device().clone());
+                ((*shard, key), entry.version().connect_epoch)
+            })
+        });
+        records.collect()
+    }
+}
 
 impl PresenceSource for Table {
-    fn record(&self, shard: ShardId, user: &UserId, device: &DeviceId) -> Option<RecordEntry> {
-        let key = (user.clone(), device.clone());
-        Some(record(&key, *self.get(&(shard, key.clone()))?))
-    }
-
-    fn page(&self, shard: ShardId, after: Option<&DeviceKey>, limit: usize) -> Vec<(DeviceKey, RecordEntry)> {
-        let all = self
-            .iter()
-            .filter(|((s, key), _)| *s == shard && after.is_none_or(|after| key > after));
-        all.take(limit)
-            .map(|((_, key), version)| (key.clone(), record(key, *version)))
-            .collect()
+    fn table(&self, shard: ShardId) -> Option<&Presence> {
+        static NONE: std::sync::LazyLock<Presence> = std::sync::LazyLock::new(|| Presence::new(region_id(0)));
+        Some(self.0.get(&shard).unwrap_or(&NONE))
     }
 }
 
-/// What the tests keep of presence: a version for each device.
-fn record(key: &DeviceKey, version: u64) -> RecordEntry {
-    RecordEntry::ended(key.0.clone(), key.1.clone(), version, SessionId(1)).unwrap()
+/// A live record; nobody's session here.
+pub fn record(key: &DeviceKey, version: u64) -> RecordEntry {
+    let elsewhere = RegionId::new("elsewhere").unwrap();
+    let live = Live {
+        status: Status::Online,
+        text: StatusText::default(),
+        region: elsewhere.clone(),
+        edge: Edge {
+            node: NodeKey {
+                region: elsewhere,
+                node: NodeName::new("edge-1").unwrap(),
+            },
+            generation: Generation(1_780_000_000_000),
+        },
+        since_ms: 1_780_000_000_000,
+    };
+    let session = SessionId(0x1234_5678_9abc_def0);
+    RecordEntry::live(key.0.clone(), key.1.clone(), (version, session, 0, false), live).unwrap()
 }
 
-pub fn parse(entry: &RecordEntry) -> (DeviceKey, u64) {
-    let key = (entry.user().clone(), entry.device().clone());
-    (key, entry.version().connect_epoch)
+/// The end of its session.
+pub fn ended(key: &DeviceKey, version: u64) -> RecordEntry {
+    let session = SessionId(0x1234_5678_9abc_def0);
+    RecordEntry::ended(key.0.clone(), key.1.clone(), version, session).unwrap()
 }
 
 impl Region {
