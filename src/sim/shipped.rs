@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 43] = shipped![
+const TEXTS: [(&str, &str); 45] = shipped![
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-behind",
