@@ -120,6 +120,8 @@ async fn outage(lines: &str, keeps_all: bool) {
     let load = Load::begin(&members);
     load.under_way().await;
 
+    // What was told while links came to stand says nothing of what follows.
+    while watcher.try_next().is_some() {}
     let accepted = load.accepted();
     site.kill(LOST);
     let lost = Instant::now();
