@@ -197,6 +197,9 @@ impl Model {
                 self.recovers = *recovering;
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
+            StoreOp::Mark { .. } | StoreOp::Behind { .. } | StoreOp::Holders { .. } => {
+                unreachable!("told case by case: conformance::holders")
+            }
             StoreOp::Retire { unneeded, .. } => self.retire(unneeded, outcome),
             StoreOp::Forgo { user, origins, .. } => {
                 self.forgo(user, origins);
@@ -605,7 +608,7 @@ impl Model {
             self.since.1 += 1;
         }
         match decoded {
-            Op::Start { .. } => {}
+            Op::Start { .. } | Op::Holders(_) => {}
             Op::Append(envelope, body) => self.messages.push(Message {
                 at,
                 to: envelope.to,
