@@ -173,7 +173,7 @@ async fn regions_come_and_go_under_load() {
     cluster.ready().await;
     eprintln!("us-east added: ready after {:?}", began.elapsed());
     let newcomer = Member::start(&cluster, "us-east", "newcomer".to_owned()).await;
-    assert_eq!(newcomer.region(), "us-east");
+    until("it is there", async || newcomer.region() == "us-east").await;
     let (client, to) = (newcomer.client.clone(), newcomer.name.clone());
     senders.push(tokio::spawn(load(client, to, stop.clone())));
 
@@ -209,7 +209,7 @@ async fn regions_come_and_go_under_load() {
     );
     cluster.ready().await;
     let returned = Member::start(&cluster, "eu-west", "returned".to_owned()).await;
-    assert_eq!(returned.region(), "eu-west");
+    until("it is there", async || returned.region() == "eu-west").await;
     let (client, to) = (returned.client.clone(), returned.name.clone());
     senders.push(tokio::spawn(load(client, to, stop.clone())));
     until("messages arrive in the region that is back", async || {

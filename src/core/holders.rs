@@ -105,12 +105,13 @@ impl HolderSet {
         (self.version, &self.new)
     }
 
-    /// Every region that counts.
+    /// Every region that counts. One that leaves does until it said that it knows: who registers there meanwhile has a say.
     pub fn counting(&self) -> Cow<'_, BTreeSet<RegionId>> {
-        match self.settled || defect::on(Defect::NewSetAtOnce) {
-            true => Cow::Borrowed(&self.new),
-            false => Cow::Owned(self.new.union(&self.old).cloned().collect()),
+        if (self.settled && self.leaving.is_empty()) || defect::on(Defect::NewSetAtOnce) {
+            return Cow::Borrowed(&self.new);
         }
+        let before = self.old.iter().chain(self.leaving.keys());
+        Cow::Owned(self.new.iter().chain(before).cloned().collect())
     }
 
     /// A change was applied; whether the set is another one by that. `first` is the set before any.
@@ -220,7 +221,7 @@ impl ShardRow {
     /// shard once, and begins with nothing.
     pub fn said(&self, holder: &RegionId) -> Option<&ConfirmRow> {
         let set = self.holding.set.as_ref().filter(|set| !set.settled);
-        let came = set.filter(|set| !set.old.contains(holder));
+        let came = set.filter(|set| set.new.contains(holder) && !set.old.contains(holder));
         let said = self.confirmed.get(holder)?;
         came.is_none_or(|set| covers(&said.applied, &set.at))
             .then_some(said)

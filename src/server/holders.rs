@@ -122,7 +122,9 @@ impl Inspector {
         let status = self.changeable(gone.then_some(region)).await?;
         let mut set = status.regions;
         set.retain(|holder| !status.leaving.contains(holder));
-        if !set.remove(region) && !(gone && status.leaving.contains(region)) {
+        let holds = set.remove(region);
+        let leaves = gone && status.leaving.contains(region);
+        if !holds && !leaves {
             return Err(HoldersError::HoldsNot(region.clone()));
         }
         if let (Some(last), 1) = (set.first(), set.len()) {

@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_region_comes_and_goes_unless_it_is_needed() {
         let (two, three) = (regions(&["eu-west", "us-east"]), Regions::built_in());
-        let here = |ids: &[&str]| ids.iter().map(|id| RegionId::new(*id).unwrap()).collect();
+        let here = |ids: &[&str]| ids.iter().map(|id| RegionId::new(id).unwrap()).collect();
         let taken = |known: &Regions, read: &Regions, needed: &BTreeSet<RegionId>| {
             judge(known, Ok(read.clone()), needed).map(|files| files.map(|files| files.ids().count()))
         };

@@ -183,6 +183,10 @@ fn draw_holders(case: &mut Case) {
     if last == 0 || case.engine == EngineKind::Shared {
         return;
     }
+    // One region alone would accept nothing.
+    if last == 1 && case.accepts != Accepts::Region {
+        return;
+    }
     let region = case.places[last].id.clone();
     let at = rng.between(2_500, 6_000) * MILLI;
     match rng.below(12) {

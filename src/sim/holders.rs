@@ -376,7 +376,7 @@ impl World {
     }
 
     /// Whether a region may not trim what another one has not: it keeps the shard as far as the one that trims knows, until
-    /// a change that removes it is settled, and is not marked.
+    /// it has left, and is not marked.
     pub(super) fn waits_for(&self, region: usize, row: &ShardRow, other: usize) -> bool {
         let name = self.region_name(other);
         if other == region || self.parts.out.contains(&other) || row.holding.marked.contains_key(name) {
@@ -384,7 +384,10 @@ impl World {
         }
         match &row.holding.set {
             None => self.plan.holders().contains(name),
-            Some(set) => set.new.contains(name) || (!set.settled && set.old.contains(name)),
+            Some(set) => {
+                let before = !set.settled && set.old.contains(name);
+                set.new.contains(name) || before || set.leaving.contains_key(name)
+            }
         }
     }
 
