@@ -1,7 +1,7 @@
 //! The regions that keep a shard: how the set of them changes while traffic flows (R13), and what becomes of one that is
 //! away for long (R12).
 //!
-//! **A change** is an operation in the shard's log ([`Op::Holders`](super::op::Op::Holders)) with a version and the whole new
+//! **A change** is an operation in the shard's log ([`Op::Holders`]) with a version and the whole new
 //! set, because everything that it must be in order with is there: whoever applied it has applied what came before, and each
 //! region's own confirmations say that it has. Of two changes the higher version counts, of one version the greater set, so
 //! that all regions come to the same whatever arrives first. From the operation on both the old and the new set count, until

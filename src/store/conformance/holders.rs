@@ -195,7 +195,7 @@ fn full(harness: &mut dyn Harness) {
     };
     fill(&mut store, 1, 8);
     assert!(store.shard().holding.log_bytes < 2048 && !is_full(&mut store, &[]));
-    fill(&mut store, 9, 3);
+    fill(&mut store, 9, 8);
     assert!(store.shard().holding.log_bytes > 2048 && is_full(&mut store, &[]));
     store.confirm();
     confirm_there(&mut store, &mut there);
