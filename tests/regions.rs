@@ -170,6 +170,18 @@ async fn regions_come_and_go_under_load() {
     })
     .await;
     let began = Instant::now();
+    until("every shard has it everywhere", async || {
+        let again = iris(data, &["region", "add", "us-east"]).await;
+        let (done, goes_on) = ("keeps the shards already", "the last change goes on");
+        assert_eq!(again.code, 6, "{}", again.stderr);
+        assert!(
+            again.stderr.contains(done) || again.stderr.contains(goes_on),
+            "{}",
+            again.stderr
+        );
+        again.stderr.contains(done)
+    })
+    .await;
     cluster.ready().await;
     eprintln!("us-east added: ready after {:?}", began.elapsed());
     let newcomer = Member::start(&cluster, "us-east", "newcomer".to_owned()).await;
