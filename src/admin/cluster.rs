@@ -313,12 +313,21 @@ pub(super) async fn evacuations_elsewhere(me: &Inspector) -> Words {
     words
 }
 
+/// What each node that answers says of itself.
+pub(super) async fn reports(me: &Inspector) -> Vec<(NodeKey, NodeReport)> {
+    let answers = ask(me, &Part::Node, |_| true, about_node).await;
+    let answers = answers.into_iter();
+    let said = answers.filter_map(|(key, answer)| answer.ok().map(|(report, _)| (key, *report)));
+    said.collect()
+}
+
 async fn overview(me: &Inspector) -> Overview {
     let answers = ask(me, &Part::Node, |_| true, about_node).await;
     let nodes = node_rows(me, &answers);
     let links = link_rows(&answers);
-    let regions = me.regions().iter();
-    let regions = regions
+    let files = me.regions();
+    let regions = files
+        .iter()
         .filter_map(|file| region_row(file, &nodes, &links))
         .collect();
     Overview {
@@ -368,6 +377,7 @@ impl Overview {
 }
 
 fn node_rows(me: &Inspector, answers: &Answers<About>) -> Vec<NodeRow> {
+    let files = me.regions();
     let addrs = me.nodes();
     let rows = answers.iter().map(|(key, answer)| {
         let (state, why, report) = match answer {
@@ -380,8 +390,10 @@ fn node_rows(me: &Inspector, answers: &Answers<About>) -> Vec<NodeRow> {
                 (NodeState::NotReady, why, Some(report))
             }
         };
-        let filed = || me.regions().node(key.node.as_str()).map(|(_, node)| &node.roles);
-        let filed = || filed().into_iter().flatten().map(ToString::to_string).collect();
+        let filed = || {
+            let roles = files.node(key.node.as_str()).map(|(_, node)| &node.roles);
+            roles.into_iter().flatten().map(ToString::to_string).collect()
+        };
         NodeRow {
             node: key.clone(),
             peer: addrs.get(key).map(ToString::to_string).unwrap_or_default(),
@@ -592,13 +604,15 @@ async fn sessions(me: &Inspector, part: Part, region: Option<RegionId>, limit: u
 
 /// Whether a node is, or may be, a core: one that no region's file names may be.
 fn is_core(me: &Inspector, key: &NodeKey) -> bool {
-    let filed = me.regions().node(key.node.as_str());
+    let files = me.regions();
+    let filed = files.node(key.node.as_str());
     filed.is_none_or(|(_, node)| node.has(Role::Core))
 }
 
-pub(super) fn region_file<'a>(me: &'a Inspector, region: &RegionId) -> Result<&'a RegionFile, AdminError> {
-    me.regions().region(region.as_str()).ok_or_else(|| {
-        let ids: Vec<&str> = me.regions().ids().collect();
+pub(super) fn region_file(me: &Inspector, region: &RegionId) -> Result<RegionFile, AdminError> {
+    let files = me.regions();
+    files.region(region.as_str()).cloned().ok_or_else(|| {
+        let ids: Vec<&str> = files.ids().collect();
         not_found(format!(
             "there is no region {region}: expected one of {}",
             ids.join(", ")

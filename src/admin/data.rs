@@ -64,6 +64,36 @@ pub enum PartReply {
     Inbox(Option<Box<InboxFacts>>),
     /// What operators said about regions.
     Evacuations(Vec<EvacuationRow>),
+    /// The regions that keep its shards.
+    Holders(HoldersReport),
+}
+
+/// The regions that keep the shards of a node, and how far their last change is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldersReport {
+    /// Of the last change; 0 where there was none.
+    pub version: u64,
+    /// Shards that the node owns.
+    pub shards: usize,
+    /// Of those, shards that have the change.
+    pub changed: usize,
+    /// Of those, shards in which every region that stays has confirmed it, and all of every region that leaves is there.
+    pub settled: usize,
+    /// Regions that some shard counts, or waits for.
+    pub regions: Vec<RegionId>,
+    /// Of those, regions that were removed and of which something may be missing.
+    pub leaving: Vec<RegionId>,
+    /// Regions that were away beyond the limits of the logs, and come back by snapshot.
+    pub marked: Vec<MarkedRow>,
+}
+
+/// A region that needs a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkedRow {
+    /// Which.
+    pub region: RegionId,
+    /// In so many shards.
+    pub shards: usize,
 }
 
 /// A node that did not answer.
@@ -229,6 +259,12 @@ pub struct NodeReport {
     /// What operators last said about regions, as far as it knows.
     #[serde(default)]
     pub evacuations: Vec<EvacuationRow>,
+    /// The regions whose files it has.
+    #[serde(default)]
+    pub regions: Vec<RegionId>,
+    /// Its shards that its region does not keep any more, since it was removed.
+    #[serde(default)]
+    pub removed: usize,
     /// Partitions that it runs.
     pub partitions: usize,
     /// Shards that are open here.

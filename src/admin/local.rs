@@ -6,6 +6,7 @@ use super::data::{
     ConfirmRow, DeviceRow, EntryRow, EvacuationRow, GapRow, InboxFacts, LogRow, NodeReport, PartReply,
     SeenConnection, SeenNode, ShardPart, ShardStored, StoreReport,
 };
+use super::holders;
 use super::request::{Part, Place};
 use super::wire::{AdminError, ErrorCode};
 use crate::core::ids::{Coord, NodeKey, Origin, RegionId, SessionId, ShardId, UserId};
@@ -72,6 +73,7 @@ pub(super) async fn answer(node: &Inspector, part: Part) -> Result<PartReply, Ad
             }
             Ok(PartReply::Presence(found))
         }
+        Part::Holders => Ok(PartReply::Holders(holders::report(node).await?)),
         Part::Evacuations => Ok(PartReply::Evacuations(evacuations(node))),
         Part::Inbox { user, after, limit } => {
             if node.store().is_none() {
@@ -115,6 +117,12 @@ fn report(node: &Inspector) -> NodeReport {
         sessions: sum(|status| status.sessions),
         returning: sum(|status| status.returning),
         evacuations: evacuations(node),
+        regions: node
+            .regions()
+            .ids()
+            .filter_map(|id| RegionId::new(id).ok())
+            .collect(),
+        removed: sum(|status| status.removed),
         partitions: status.len(),
         shards_open: sum(|status| status.shards),
         shards_recovering: sum(|status| status.recovering),
@@ -216,12 +224,7 @@ async fn one_shard(node: &Inspector, shard: u32) -> Result<ShardPart, AdminError
     if node.store().is_some()
         && let ReadReply::Shard(row) = node.read(Read::Shard(ShardId(shard))).await?
     {
-        let holders: BTreeSet<RegionId> = node
-            .regions()
-            .ids()
-            .filter_map(|id| RegionId::new(id).ok())
-            .collect();
-        part.stored = Some(stored(&row, &holders));
+        part.stored = Some(stored(&row, &node.holders()));
     }
     Ok(part)
 }

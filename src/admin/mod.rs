@@ -15,6 +15,7 @@
 //! | `local` | a node's own answers |
 //! | `cluster` | asking all nodes and putting the answers together |
 //! | `evacuation` | evacuating a region and restoring it |
+//! | `holders` | adding a region to those that keep the shards, and removing one |
 //! | [`verdict`] | whether a cluster is well, and why not |
 //! | [`server`] | the socket, the connections of operators, who may ask what |
 //! | [`socket`] | Unix sockets at paths of any length |
@@ -27,6 +28,7 @@ pub mod client;
 mod cluster;
 pub mod data;
 mod evacuation;
+mod holders;
 mod local;
 pub mod request;
 pub mod server;

@@ -154,6 +154,8 @@ pub enum Part {
     },
     /// Which regions are evacuated, as far as it knows.
     Evacuations,
+    /// Which regions keep its shards, and how far their last change is.
+    Holders,
     /// The inbox of a user, if it has a store.
     Inbox {
         /// Whose.
@@ -175,16 +177,17 @@ pub enum Change {
         /// Its name, so that no other is drained by mistake.
         node: NodeName,
     },
-    /// Make a region a holder of all shards.
+    /// Make a region a holder of all shards. A core node of another region is asked: every region learns of it from the
+    /// logs.
     RegionAdd {
         /// Which.
         region: RegionId,
     },
-    /// Let a region go: it holds nothing any more.
+    /// Let a region go: it holds nothing any more. A core node of another region is asked.
     RegionRemove {
         /// Which.
         region: RegionId,
-        /// Also where what only it has may be lost.
+        /// Also where it does not answer, so that what only it has is given up.
         #[serde(default)]
         force: bool,
     },

@@ -19,8 +19,7 @@ use super::socket::{SocketError, listen};
 use super::wire::{
     AdminError, Answer, ErrorCode, MAX_CALL, decode_call, encode_answer, read_frame, write_frame,
 };
-use super::{cluster, evacuation, local};
-use crate::core::ids::RegionId;
+use super::{cluster, evacuation, holders, local};
 use crate::net::peer::admin::{AdminConnection, Caller};
 use crate::server::inspect::{Drain, Inspector};
 use crate::server::regions::Role;
@@ -256,27 +255,13 @@ async fn change(node: &Inspector, change: Change) -> Answer {
             node.ask_to_drain();
             Ok(Reply::Changed(Changed { text }))
         }
-        Change::RegionAdd { region } => unsupported(&format!("region {region} cannot be added"), HOLDERS),
-        Change::RegionRemove { region, .. } => {
-            known(node, &region)?;
-            unsupported(&format!("region {region} cannot be removed"), HOLDERS)
-        }
+        Change::RegionAdd { region } => holders::add(node, region).await,
+        Change::RegionRemove { region, force } => holders::remove(node, region, force).await,
         Change::RegionEvacuate { region, rate, force } => {
             evacuation::evacuate(node, region, rate, force).await
         }
         Change::RegionRestore { region, rate } => evacuation::restore(node, region, rate).await,
     }
-}
-
-const HOLDERS: &str =
-    "this build takes the holders from the regions' files when a store is made, and cannot change them";
-
-fn known(node: &Inspector, region: &RegionId) -> Result<(), AdminError> {
-    cluster::region_file(node, region).map(drop)
-}
-
-fn unsupported(what: &str, why: &str) -> Answer {
-    Err(AdminError::new(ErrorCode::Unsupported, format!("{what}: {why}")))
 }
 
 #[cfg(test)]

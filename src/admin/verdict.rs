@@ -260,6 +260,8 @@ mod tests {
             sessions: 7,
             returning: 0,
             evacuations: Vec::new(),
+            regions: Vec::new(),
+            removed: 0,
             partitions: 1,
             shards_open: 0,
             shards_recovering: 0,

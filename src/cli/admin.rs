@@ -18,7 +18,7 @@ use super::args::{self, DataArg};
 use super::output::{self, Format};
 use super::serve;
 use crate::admin::client::{AdminClient, AskError};
-use crate::admin::data::{PartReply, Reply, Silent};
+use crate::admin::data::{NodeRow, PartReply, Reply, Silent};
 use crate::admin::request::{Call, Change, Part, Request};
 use crate::admin::socket;
 use crate::admin::wire::{AdminError, ErrorCode};
@@ -167,6 +167,39 @@ impl Target {
             let connected = match &self.connect {
                 Some(_) => self.connect_quic(&member.peer).await,
                 None => self.connect_to(Some(member.node.node.as_str())).await,
+            };
+            if let Ok(client) = connected {
+                return Ok(client);
+            }
+        }
+        Ok(client)
+    }
+
+    /// Connects to a core node of another region than this one: the one that is named, or another that the same folder or
+    /// certificate leads to. Where none of them answers, to the one that is named, which says so when it is asked for a change.
+    pub async fn connect_to_core(&self, but: &RegionId) -> anyhow::Result<AdminClient> {
+        let mut client = self.connect().await?;
+        if let Ok(Reply::Part(part)) = client.call(&Call::Node(Part::Node)).await?
+            && let PartReply::Node(report, _) = *part
+            && report.node.region != *but
+            && report.store.is_some()
+        {
+            return Ok(client);
+        }
+        if self.ask.is_some() || self.socket.is_some() {
+            return Ok(client);
+        }
+        let Ok(Reply::Nodes(list)) = client.call(&Call::Cluster(Request::NodeList)).await? else {
+            return Ok(client);
+        };
+        let core = |row: &&NodeRow| {
+            let report = row.report.as_ref();
+            row.node.region != *but && report.is_some_and(|report| report.store.is_some())
+        };
+        for row in list.nodes.iter().filter(core) {
+            let connected = match &self.connect {
+                Some(_) => self.connect_quic(&row.peer).await,
+                None => self.connect_to(Some(row.node.node.as_str())).await,
             };
             if let Ok(client) = connected {
                 return Ok(client);

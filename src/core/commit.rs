@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::defect::{self, Defect};
 use super::expire::{self, Looked};
+use super::holders::HoldersChange;
 use super::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use super::op::{self, DeviceChange, Envelope, LogEntry, LoggedOp, Op, OpError};
 use super::retire::{self, Retirement};
@@ -150,6 +151,33 @@ pub enum StoreOp {
         /// Whether it lacks something; `false` opens it.
         recovering: bool,
     },
+    /// Mark holders that are away beyond the limits, and take marks from those that are back (R12).
+    Mark {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// Holders that have confirmed nothing for long although there was something to confirm.
+        absent: Vec<RegionId>,
+        /// Whether the other regions' clocks agree with ours, so that the limit in time may count (R20).
+        by_time: bool,
+    },
+    /// Recover for a snapshot after having been away (R12).
+    Behind {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+    },
+    /// Change who keeps the shard (R13).
+    Holders {
+        /// The shard.
+        shard: ShardId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// To what.
+        change: HoldersChange,
+    },
     /// Note which old origins nobody needs here, and retire those that may be (R23). Where the shard recovers only what others
     /// said.
     Retire {
@@ -220,6 +248,9 @@ impl StoreOp {
             | StoreOp::Remove { shard, .. }
             | StoreOp::DropDedup { shard, .. }
             | StoreOp::Recover { shard, .. }
+            | StoreOp::Mark { shard, .. }
+            | StoreOp::Behind { shard, .. }
+            | StoreOp::Holders { shard, .. }
             | StoreOp::Retire { shard, .. }
             | StoreOp::Forgo { shard, .. }
             | StoreOp::Merge { shard, .. }
@@ -241,6 +272,9 @@ impl StoreOp {
             | StoreOp::Remove { epoch, .. }
             | StoreOp::DropDedup { epoch, .. }
             | StoreOp::Recover { epoch, .. }
+            | StoreOp::Mark { epoch, .. }
+            | StoreOp::Behind { epoch, .. }
+            | StoreOp::Holders { epoch, .. }
             | StoreOp::Retire { epoch, .. }
             | StoreOp::Forgo { epoch, .. }
             | StoreOp::Merge { epoch, .. }
@@ -250,12 +284,13 @@ impl StoreOp {
     }
 
     /// Whether it logs something of our own, which a shard that recovers must not (R4).
-    fn is_own(&self) -> bool {
+    pub(super) fn is_own(&self) -> bool {
         matches!(
             self,
             StoreOp::Append { .. }
                 | StoreOp::Cursor { .. }
                 | StoreOp::Register { .. }
+                | StoreOp::Holders { .. }
                 | StoreOp::Confirm { .. }
                 | StoreOp::ExpireDevice { .. }
         )
@@ -292,6 +327,13 @@ pub enum Outcome {
     Expired {
         /// Where to go on, where a bounded step left some.
         next: Option<Looked>,
+    },
+    /// Who is marked now, and whether the log is too long all the same.
+    Marked {
+        /// Holders that do not hold logs back.
+        marked: BTreeSet<RegionId>,
+        /// The shard is to take no more messages for now.
+        full: bool,
     },
     /// Refused without a trace.
     Refused(Refusal),
@@ -338,6 +380,15 @@ pub enum Refusal {
     /// The shard lacks what other regions have (R4).
     #[error("the shard is recovering: it takes nothing before it has what the other regions have")]
     Recovering,
+    /// This region does not keep the shard any more (R13).
+    #[error("this region was removed from the cluster")]
+    Removed,
+    /// The holders are those of a later change (R13).
+    #[error("the holders are at version {version} already")]
+    HoldersKnown {
+        /// That of the change in force.
+        version: u64,
+    },
     /// A snapshot merges only into a shard that recovers.
     #[error("the shard is not recovering")]
     NotRecovering,
@@ -406,6 +457,9 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
     if op.is_own() && work.row().row.recovery.recovers() {
         return Outcome::Refused(Refusal::Recovering);
     }
+    if work.is_out(op) {
+        return Outcome::Refused(Refusal::Removed);
+    }
     if let StoreOp::Append { envelope, .. } = op {
         work.strip_user(&envelope.to);
     }
@@ -465,6 +519,12 @@ pub fn decide(state: &mut State, op: &StoreOp, now_ms: u64, decisions: &mut Vec<
             work.recover(*recovering);
             Outcome::Done { more: false }
         }
+        StoreOp::Mark { absent, by_time, .. } => work.mark(absent, *by_time),
+        StoreOp::Behind { .. } => {
+            work.behind();
+            Outcome::Done { more: false }
+        }
+        StoreOp::Holders { change, .. } => work.change_holders(change),
         StoreOp::Retire { unneeded, .. } => work.retire(unneeded),
         StoreOp::Forgo { user, origins, .. } => work.forgo(user, origins),
         StoreOp::Merge { cut, page, .. } => work.merge(cut, page),
@@ -487,12 +547,21 @@ impl Work<'_> {
     }
 
     fn recover(&mut self, recovering: bool) {
-        if self.row().row.recovery.recovers() == recovering {
+        let row = &self.row().row;
+        if row.recovery.recovers() == recovering && !row.holding.whole {
             return;
         }
         let began = recovering.then_some(self.state.identity.origin);
         let shard = self.shard;
         self.record(Decision::Recovery { shard, began });
+    }
+
+    /// As [`Work::recover`], where nothing is lost.
+    fn behind(&mut self) {
+        if !self.row().row.recovery.recovers() {
+            let (shard, began) = (self.shard, self.state.identity.origin);
+            self.record(Decision::Behind { shard, began });
+        }
     }
 
     pub(super) fn record(&mut self, decision: Decision) {
@@ -618,7 +687,9 @@ impl Work<'_> {
     }
 
     fn confirm(&mut self) -> Outcome {
-        if self.row().row.confirm_due(self.state.identity.holders.len()) {
+        let holders = self.row().row.holders(&self.state.identity.holders).len();
+        let (row, me) = (&self.row().row, &self.state.identity.region);
+        if row.confirm_due(holders) || row.owes_word(me) {
             self.start_if_new();
             let op = Op::Confirm {
                 holder: self.state.identity.region.clone(),
@@ -714,7 +785,7 @@ impl Work<'_> {
         let user = match &decoded {
             Op::Append(envelope, _) => Some(&envelope.to),
             Op::Cursor { user, .. } | Op::Device { user, .. } => Some(user),
-            Op::Start { .. } | Op::Confirm { .. } => None,
+            Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_) => None,
         };
         if let Some(user) = user {
             self.strip_user(user);
@@ -760,7 +831,7 @@ impl Work<'_> {
                 (consumed || sibling).then_some(envelope.to)
             }
             Op::Cursor { user, .. } | Op::Device { user, .. } => Some(user),
-            Op::Start { .. } | Op::Confirm { .. } => None,
+            Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_) => None,
         };
         if let Some(user) = user {
             let consumed = self.consume(&user);

@@ -85,6 +85,12 @@ pub enum Defect {
     NeverFull,
     /// An acknowledgement counts for all that was given (R14).
     CursorJumps,
+    /// Who is away is marked as needing a snapshot although the logs are within the limits (R12).
+    MarkedEarly,
+    /// A change of the holders does not count the old set together with the new one (R13).
+    NewSetAtOnce,
+    /// Nobody waits for what a region that is removed took before it knew (R13).
+    LeaverForgotten,
     /// A message is called durable elsewhere as soon as it is durable here.
     GeoEarly,
 }

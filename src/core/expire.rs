@@ -510,7 +510,7 @@ impl Work<'_> {
         if let Some(at) = life.expiry {
             let log = shard.row.logs.get(&at.origin);
             let trimmed = log.is_some_and(|log| log.floor >= at.seq);
-            let everywhere = trimmed && at.seq <= shard.row.trim_to(at.origin, &self.state.identity);
+            let everywhere = trimmed && at.seq <= shard.row.agreed_to(at.origin, &self.state.identity);
             if everywhere || shard.row.retired(at.origin).is_some() {
                 self.device_expired(user, device, epoch);
                 let consumed = self.consume(user);
@@ -555,8 +555,9 @@ impl Work<'_> {
             .users
             .get(user)
             .and_then(|user| user.row.devices.get(device));
+        let me = &self.state.identity.region;
         let pending = known.filter(|row| row.epoch == *epoch && row.life.expiry.is_some());
-        let Some(row) = pending.filter(|_| !shard.row.recovery.recovers()) else {
+        let Some(row) = pending.filter(|_| !shard.row.recovery.recovers() && !shard.row.is_out(me)) else {
             return;
         };
         let is_attached = attached.iter().any(|(of, with)| (of, with) == (user, device));
@@ -583,7 +584,7 @@ impl Work<'_> {
             // While a snapshot is merged not all objections are known: its pages tell what became of the device.
             let merging = self.row().row.recovery == Recovery::Merging;
             let row = &self.row().row;
-            if merging || at.seq > row.trim_to(at.origin, &self.state.identity) {
+            if merging || at.seq > row.agreed_to(at.origin, &self.state.identity) {
                 continue;
             }
             self.device_expired(&user, &device, epoch);

@@ -60,6 +60,8 @@ pub struct CoreLimits {
     pub cursor_ms: u64,
     /// Confirmations are logged at most so often, milliseconds (R8).
     pub confirm_ms: u64,
+    /// A holder that confirmed nothing for so long is away, milliseconds: it may then be marked (R12).
+    pub absent_ms: u64,
     /// Presence changes are sent in batches of so many milliseconds.
     pub presence_ms: u64,
     /// Regions compare what they have of presence so often, milliseconds: what was lost on the way is missing for two of
@@ -109,6 +111,7 @@ impl Default for CoreLimits {
             attach_timeout_ms: 10_000,
             cursor_ms: 1_000,
             confirm_ms: 1_000,
+            absent_ms: 60_000,
             presence_ms: 50,
             presence_repair_ms: 5_000,
             ping_ms: 1_000,

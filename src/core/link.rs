@@ -24,6 +24,7 @@
 //! | `trail` | what was committed of late: lag in messages, bytes and time |
 //! | `exchange` | presence to subscribers: changes in batches |
 //! | `repair` | digests of presence, and what follows where they differ |
+//! | `partners` | regions that come and go (R13) |
 //! | `retired` | old origins that are gone here |
 //! | `report` | alarms, states, counters |
 //!
@@ -42,6 +43,7 @@ mod apply;
 mod clocks;
 mod copies;
 mod exchange;
+mod partners;
 mod position;
 mod pull;
 mod recover;
@@ -92,7 +94,7 @@ pub struct LinkConfig {
     pub me: Addr,
     /// Its region.
     pub region: RegionId,
-    /// The regions that keep every shard; both sides of a link must agree (R13).
+    /// The regions that keep every shard at first; see [`Links::handle_regions`] (R13).
     pub holders: BTreeSet<RegionId>,
     /// Limits.
     pub limits: CoreLimits,
@@ -203,6 +205,9 @@ pub enum LinkOutput {
         shard: ShardId,
         /// For people.
         why: String,
+        /// Nothing is lost: the others have not kept what this region, which was away, needs next (R12). It is to recover all
+        /// the same, and [`Links::handle_behind`] to be told.
+        whole: bool,
     },
     /// A shard that recovers has what the others have: it is to be open, and [`Links::handle_recovering`] to be told.
     CaughtUp {
@@ -256,6 +261,8 @@ pub struct Links {
     /// Who subscribed each shard, whether it is owned here yet or not.
     subscribers: BTreeMap<ShardId, BTreeSet<PeerId>>,
     reach: BTreeMap<RegionId, Reach>,
+    /// Regions that keep what they have (R13).
+    staying: BTreeSet<RegionId>,
     /// The origin of the last own operation seen.
     own_origin: Option<Origin>,
     lanes: u64,
@@ -326,6 +333,8 @@ struct Owned {
     held: BTreeMap<Origin, Held>,
     /// It lacks something (R4).
     recovering: bool,
+    /// It recovers, and lost nothing: others may rely on what it has (R12).
+    whole: bool,
     /// That it does not any more was said.
     caught_up: bool,
     /// How far other regions have our origins, where copies are reported.
@@ -359,6 +368,7 @@ impl Links {
     pub fn new(config: LinkConfig) -> Self {
         let others = config.holders.iter().filter(|region| **region != config.region);
         let reach = others.map(|region| (region.clone(), Reach::default())).collect();
+        let staying = config.holders.clone();
         // Room for a million lanes in each incarnation, also where the clock was set back and it grew by one only.
         let lanes = config.generation.0.saturating_mul(1 << 20);
         Self {
@@ -374,6 +384,7 @@ impl Links {
             owned: BTreeMap::new(),
             subscribers: BTreeMap::new(),
             reach,
+            staying,
             own_origin: None,
             lanes,
             tokens: 0,
@@ -423,6 +434,7 @@ impl Links {
             retry_at: None,
             held: BTreeMap::new(),
             recovering: false,
+            whole: false,
             caught_up: false,
             copies: BTreeMap::new(),
             has: BTreeMap::new(),
@@ -656,10 +668,13 @@ impl Links {
 
     /// The number of a partition of another region; `None` for one that can have no link with us.
     fn peer(&mut self, addr: &Addr) -> Option<PeerId> {
+        if !self.reach.contains_key(&addr.node.region) {
+            return None;
+        }
         if let Some(peer) = self.by_addr.get(addr) {
             return Some(*peer);
         }
-        if !self.reach.contains_key(&addr.node.region) || self.peers.len() >= MAX_LINKS {
+        if self.peers.len() >= MAX_LINKS {
             return None;
         }
         let id = self.peers.len();

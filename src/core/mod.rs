@@ -13,6 +13,7 @@
 //! | [`state`], [`user`], [`series`], [`commit`] | rows of a shard, and the pure function that decides what a commit means |
 //! | [`expire`] | what goes by time: messages, and devices |
 //! | [`snapshot`], `trim`, `remove` | commits that merge a snapshot; commits that let go of what is stable |
+//! | [`holders`] | who keeps a shard, how that changes, who is away for long |
 //! | [`retire`] | old origins: when nobody needs one any more, and how it leaves all vectors |
 //! | [`storage`] | what machines ask of a store, and its answers |
 //! | [`op`] | the logged operations and their encoding |
@@ -29,6 +30,7 @@ pub mod commit;
 pub mod defect;
 pub mod edge;
 pub mod expire;
+pub mod holders;
 pub mod ids;
 pub mod inspect;
 pub mod limits;

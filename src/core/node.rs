@@ -15,6 +15,7 @@ use rand_core::{Rng, SeedableRng};
 use super::commit::{Outcome, Refusal, StoreOp};
 use super::defect::{self, Defect};
 use super::edge::{Edge, EdgeConfig, EdgeOutput, Pace};
+use super::holders::HoldersChange;
 use super::ids::{
     Addr, ConnId, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
 };
@@ -22,7 +23,7 @@ use super::limits::CoreLimits;
 use super::link::{ApplyToken, LinkAlarm, LinkConfig, LinkOutput, Links, ReadToken};
 use super::members::Members;
 use super::msg::Message;
-use super::owner::{DurabilityPolicy, Owner, OwnerConfig, OwnerOutput, Question, Tag};
+use super::owner::{DurabilityPolicy, HoldersStatus, Owner, OwnerConfig, OwnerOutput, Question, Tag};
 use super::state::ShardRow;
 use super::storage::{Committed, Read, ReadReply, StoreError};
 use super::time::{Mono, Now};
@@ -112,6 +113,8 @@ pub enum Input {
         /// The question.
         read: Read,
     },
+    /// An operator's word: the holders are to be these (R13). See [`Partition::holders`].
+    Holders(HoldersChange),
     /// An operator's word: what recovers now, or is found to when it is taken over, is open with what it has (R4).
     EndRecovery,
     /// Let the sessions go, at a limited rate, and take no more.
@@ -190,6 +193,9 @@ pub enum Output {
         /// For people: why.
         detail: String,
     },
+    /// The regions that this one has links with are these from now on: those that keep some shard, and those that leave
+    /// (R13).
+    Regions(BTreeSet<RegionId>),
     /// The node must stop at once, with an error, and be started again: its store was rolled back while it was open (R3).
     /// Nothing is said after it.
     Stop(LinkAlarm),
@@ -228,6 +234,8 @@ pub struct Partition {
     owner: Owner,
     links: Links,
     members: Members,
+    /// The regions that this one has links with, itself included.
+    regions: BTreeSet<RegionId>,
     rng: ChaCha8Rng,
     now: Now,
     /// Operations that wait for the commit in flight; bounded by what owners and links may have pending.
@@ -275,6 +283,7 @@ impl Partition {
             owner,
             links,
             members: Members::default(),
+            regions: config.holders.clone(),
             rng: ChaCha8Rng::from_seed(seed),
             now,
             queued: Vec::new(),
@@ -301,6 +310,11 @@ impl Partition {
     /// Replication of this partition.
     pub fn links(&self) -> &Links {
         &self.links
+    }
+
+    /// How far a change of the holders is, over the shards of this partition.
+    pub fn holders(&self) -> HoldersStatus {
+        self.owner.holders_status()
     }
 
     /// Whether it takes no more deposits and has answered all that it took. The answers are among the outputs by then.
@@ -341,6 +355,7 @@ impl Partition {
             Input::Committed { token, result } => self.committed(token, result, now),
             Input::Answered { token, result } => self.answered(token, result, now),
             Input::Ask { id, read } => self.read(read, ReadTag::Asked(id)),
+            Input::Holders(change) => self.owner.handle_holders(change, now),
             Input::EndRecovery => self.owner.handle_end_recovery(),
             Input::Drain => self.edge.handle_drain(now),
             Input::Evacuation(pace) => self.edge.handle_evacuation(pace, now),
@@ -391,7 +406,7 @@ impl Partition {
                 .filter(|(_, owner)| owner.addr == self.config.me)
                 .map(|(s, _)| *s);
             self.owner.handle_placement(mine.collect(), now);
-            for other in self.config.holders.iter().filter(|holder| *holder != region) {
+            for other in self.regions.iter().filter(|holder| *holder != region) {
                 let theirs = members.owners(other, &self.config.sharding);
                 self.links.handle_placement(other, &theirs, now);
             }
@@ -399,6 +414,16 @@ impl Partition {
         self.owner.handle_members(&members, now);
         self.edge.handle_placement(&owners, now);
         self.members = members;
+    }
+
+    fn regions_changed(&mut self, regions: BTreeSet<RegionId>, staying: &BTreeSet<RegionId>, now: Now) {
+        self.links.handle_regions(&regions, staying, now);
+        for new in regions.difference(&self.regions) {
+            let owners = self.members.owners(new, &self.config.sharding);
+            self.links.handle_placement(new, &owners, now);
+        }
+        self.regions = regions.clone();
+        self.out.push_back(Output::Regions(regions));
     }
 
     fn deliver(&mut self, from: &Addr, message: Message, now: Now) {
@@ -466,7 +491,10 @@ impl Partition {
                 self.links.handle_owned(shard, Some(logs.collect()), now);
                 self.links.handle_retired(shard, &row.old.retired, now);
                 if row.recovery.recovers() {
-                    self.links.handle_recovering(shard, true, now);
+                    match row.holding.whole {
+                        true => self.links.handle_behind(shard, now),
+                        false => self.links.handle_recovering(shard, true, now),
+                    }
                     let detail = "it begins with less than the other regions may have".to_owned();
                     self.tell_recovery(shard, true, detail);
                 }
@@ -477,6 +505,8 @@ impl Partition {
                     self.tell_recovery(shard, false, "it has what the other regions have".to_owned());
                 }
             }
+            OwnerOutput::Behind(shard) => self.links.handle_behind(shard, now),
+            OwnerOutput::Regions { all, staying } => self.regions_changed(all, &staying, now),
             OwnerOutput::Retired(shard, retired) => self.links.handle_retired(shard, &retired, now),
             OwnerOutput::PresenceChanged {
                 shard,
@@ -575,9 +605,14 @@ impl Partition {
                 };
                 self.read(read, ReadTag::Snapshot(token));
             }
-            LinkOutput::Lost { shard, why } => {
-                if !self.owner.recovers(shard) {
+            LinkOutput::Lost { shard, why, whole } => {
+                let news = !self.owner.recovers(shard);
+                if !whole {
                     self.owner.handle_lost(shard, now);
+                } else if news {
+                    self.owner.handle_behind(shard, now);
+                }
+                if news {
                     self.tell_recovery(shard, true, why);
                 }
             }

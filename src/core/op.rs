@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 
+use super::holders::HoldersChange;
 use super::ids::{Coord, DeviceId, MessageId, Origin, RegionId, Seq, SessionId, UserId};
 use super::time::Hlc;
 use super::vector::Vector;
@@ -39,6 +40,8 @@ pub mod kind {
     pub const SETTINGS: u8 = 6;
     /// A room's changes; reserved.
     pub const ROOM: u8 = 7;
+    /// Who keeps the shard.
+    pub const HOLDERS: u8 = 8;
 }
 
 /// Why bytes are not an operation.
@@ -167,6 +170,8 @@ pub enum Op {
         /// of it: what these need nobody knows.
         retired: Option<Vec<Coord>>,
     },
+    /// The set of holders changes (R13).
+    Holders(HoldersChange),
 }
 
 /// The control part of a confirmation; its last field came later.
@@ -204,6 +209,7 @@ impl LoggedOp {
                 };
                 (kind::CONFIRM, control, &no_body)
             }
+            Op::Holders(change) => (kind::HOLDERS, pack(change), &no_body),
         };
         let mut out = BytesMut::with_capacity(OP_HEADER + control.len() + body.len());
         out.put_u8(OP_VERSION);
@@ -308,6 +314,7 @@ impl LoggedOp {
                     retired,
                 }
             }
+            kind::HOLDERS => Op::Holders(self.unpack()?),
             other => return Err(OpError::UnknownKind(other)),
         })
     }
@@ -504,6 +511,11 @@ mod tests {
                     seq: 8,
                 }]),
             },
+            Op::Holders(HoldersChange {
+                version: 3,
+                set: [RegionId::new("eu-west").unwrap()].into(),
+                gone: [RegionId::new("us-east").unwrap()].into(),
+            }),
         ];
         let hlc = Hlc { ms: 12, logical: 3 };
         for op in ops {

@@ -12,6 +12,7 @@
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
 //! | `asked` | what is asked of the store, and what for |
 //! | `inspect` | what an operator is shown |
+//! | [`holders`] | who is away (R12), changes of who keeps the shards (R13) |
 //! | [`retire`] | what old origins are needed for (R23) |
 //! | [`recovery`] | shards that lack what other regions have (R4) |
 //!
@@ -25,6 +26,7 @@ mod credit;
 mod delivery;
 mod deposits;
 mod forget;
+mod holders;
 mod holes;
 mod inspect;
 mod parts;
@@ -61,6 +63,7 @@ pub use copies::{DurabilityPolicy, WithoutCopy};
 pub use credit::{TAKEN_STEP, delivery_cost};
 pub use delivery::DeliveryStats;
 pub use deposits::DepositStats;
+pub use holders::HoldersStatus;
 
 /// Deliveries for one edge go out in messages of about this many bytes: far below what a message may hold, large enough
 /// to be worth its overhead.
@@ -104,6 +107,15 @@ pub enum OwnerOutput {
     Owned(ShardId, Option<Box<ShardRow>>),
     /// The shard begins to recover, or is open (R4).
     Recovering(ShardId, bool),
+    /// The regions that this one has links with are others from now on (R13).
+    Regions {
+        /// Those that keep some shard, or leave, this one included.
+        all: BTreeSet<RegionId>,
+        /// Of those, the ones that keep every shard and stay: what they have is a copy (`durability = "geo"`).
+        staying: BTreeSet<RegionId>,
+    },
+    /// The shard begins to recover because this region was away, and lost nothing (R12).
+    Behind(ShardId),
     /// Origins are retired, with their last sequences (R23).
     Retired(ShardId, BTreeMap<Origin, Seq>),
     /// A presence record changed here.
@@ -159,6 +171,15 @@ pub struct Owner {
     next_attach: u64,
     /// Looks for what old origins are needed for, so far.
     looks: u64,
+    /// The last input's clock.
+    now: Mono,
+    /// The change of the holders that every shard is to have.
+    target: Option<holders::Target>,
+    /// The regions as told last, and whether they may be others by now.
+    regions: BTreeSet<RegionId>,
+    /// Of those, the ones that stay.
+    staying: BTreeSet<RegionId>,
+    regions_due: bool,
     /// Lanes that broke on our side: their edges are told once they can be reached.
     broken: BTreeMap<Addr, u64>,
     senders: deposits::Senders,
@@ -232,6 +253,7 @@ struct Shard {
     forget: forget::Forget,
     look: retire::Look,
     sweep: sweep::Sweep,
+    holders: holders::Holders,
     /// Sessions whose cursor moved since it was last written.
     moved: BTreeSet<SessionId>,
     presence: Presence,
@@ -255,6 +277,7 @@ impl Shard {
             forget: forget::Forget::default(),
             look: retire::Look::default(),
             sweep: sweep::Sweep::default(),
+            holders: holders::Holders::default(),
             moved: BTreeSet::new(),
             presence: Presence::new(region.clone()),
             check_missing: None,
@@ -262,11 +285,12 @@ impl Shard {
     }
 
     fn is_open(&self) -> bool {
-        self.epoch.is_some() && !self.recovery.on
+        self.epoch.is_some() && !self.recovery.on && self.holders.removed != Some(holders::Removed::Closed)
     }
 
-    fn stable(&self, holders: &BTreeSet<RegionId>) -> Vector {
+    fn stable(&self, first: &BTreeSet<RegionId>) -> Vector {
         let none = Vector::new();
+        let holders = self.holders.counting(first);
         let of = |holder: &RegionId| self.stable.get(holder).unwrap_or(&none);
         let mut holders = holders.iter();
         let Some(first) = holders.next() else {
@@ -288,6 +312,11 @@ impl Owner {
             next_lane: 1,
             next_attach: 1,
             looks: 0,
+            now: now.mono,
+            target: None,
+            regions: config.holders.clone(),
+            staying: config.holders.clone(),
+            regions_due: false,
             broken: BTreeMap::new(),
             senders: deposits::Senders::default(),
             waits: copies::Waits::default(),
@@ -548,6 +577,13 @@ impl Owner {
             (Tag::Expire(shard, user), outcome) => self.expired(shard, user, outcome, now),
             (Tag::Recover(shard, on), outcome) => self.recovery_written(shard, on, outcome, now),
             (Tag::Retire(shard), outcome) => self.retired(shard, outcome, now),
+            (Tag::Mark(shard), outcome) => self.marked(shard, outcome, now),
+            (Tag::Behind(shard), outcome) => self.behind_written(shard, outcome, now),
+            // Proposed again where it did not come to anything.
+            (Tag::Holders(shard), Ok(Outcome::Refused(Refusal::Fenced { .. }))) => {
+                self.handle_fenced(shard, now);
+            }
+            (Tag::Holders(_), _) => {}
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
         }
     }
@@ -603,6 +639,9 @@ impl Owner {
             if entry.region == self.config.me.node.region {
                 shard.own.insert(entry.origin);
             }
+            if entry.entry.op.kind() != kind::CONFIRM {
+                shard.holders.logged(entry.coord());
+            }
             match entry.entry.op.kind() {
                 kind::APPEND => {
                     shard.sweep.appended(&entry.entry.op);
@@ -613,6 +652,11 @@ impl Owner {
                         self.consumed_elsewhere(entry.shard, &user, &device, &cursor);
                     }
                 }
+                kind::HOLDERS => {
+                    if let Ok(Op::Holders(change)) = entry.entry.op.decode() {
+                        self.holders_changed(entry.shard, &change, entry.coord());
+                    }
+                }
                 kind::CONFIRM => {
                     if let Ok(Op::Confirm {
                         holder, mut applied, ..
@@ -620,6 +664,7 @@ impl Owner {
                     {
                         crate::core::retire::strip(&mut applied, &shard.look.retired);
                         shard.stable.insert(holder, applied);
+                        self.settle_holders(entry.shard);
                     }
                 }
                 _ => {}
@@ -629,6 +674,7 @@ impl Owner {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.now = now.mono;
         if self.retry_at.is_some_and(|at| at <= now.mono) {
             self.retry_at = None;
             let missing: Vec<ShardId> = self
@@ -654,6 +700,7 @@ impl Owner {
         self.give_up_copies(now);
         if self.presence_at <= now.mono {
             self.presence_at = now.mono + ms(self.config.limits.presence_ms);
+            self.holders_tick(now);
             self.presence_tick(now);
             self.use_all_room();
         }
@@ -712,12 +759,14 @@ impl Owner {
         }
         shard.epoch = Some(epoch);
         shard.recovery = recovery::Recovery::of(row);
+        shard.holders = holders::Holders::of(row, &self.config.me.node.region);
         if shard.is_open() {
             self.active += 1;
         }
         shard.learn(row, &self.config.me.node.region);
         // What was pending when the owner before went away is taken up by the first upkeep.
         shard.dirty = true;
+        self.aim_of(row);
         let row = Some(Box::new(row.clone()));
         self.out.push_back(OwnerOutput::Owned(id, row));
         if self.end_recovery {
@@ -819,14 +868,22 @@ impl Owner {
             if shard.recovery.on && !shard.look.told {
                 continue;
             }
-            if !std::mem::take(&mut shard.dirty) {
+            if !std::mem::take(&mut shard.dirty) && !shard.holders.looks_due(now.mono) {
                 if shard.look.waits() {
                     again.push(*id);
                 }
                 continue;
             }
-            let retire = shard.retire_op(*id, epoch, self.config.holders.len());
-            let open = shard.is_open();
+            let (first, me) = (&self.config.holders, &self.config.me.node.region);
+            let limits = (self.config.limits.absent_ms, self.clocks.agree);
+            if !shard.recovery.on {
+                self.out
+                    .extend(shard.mark_op(*id, epoch, (first, me), limits, now));
+            }
+            let holders = shard.holders.counting(first).len();
+            let retire = shard.retire_op(*id, epoch, holders);
+            // A region that is removed confirms all the same: the others wait for that.
+            let confirms = !shard.recovery.on;
             let shard = *id;
             // Trimmed is what earlier confirmations made stable: nothing is logged and trimmed in one commit, and no entry is
             // looked at before it can go.
@@ -835,7 +892,7 @@ impl Owner {
                 Tag::Upkeep(shard),
             ));
             self.out.extend(retire);
-            if open {
+            if confirms {
                 self.out.push_back(OwnerOutput::Commit(
                     StoreOp::Confirm { shard, epoch },
                     Tag::Upkeep(shard),
@@ -891,7 +948,11 @@ fn take_deliveries(items: &mut Vec<Delivery>) -> Vec<Delivery> {
 /// How a refusal of a commit is told to a sender.
 fn refusal_code(refusal: &commit::Refusal) -> (Code, u64) {
     match refusal {
-        Refusal::Fenced { .. } | Refusal::Recovering | Refusal::NotRecovering => (Code::Unavailable, 0),
+        Refusal::Fenced { .. }
+        | Refusal::Recovering
+        | Refusal::NotRecovering
+        | Refusal::Removed
+        | Refusal::HoldersKnown { .. } => (Code::Unavailable, 0),
         Refusal::IdReused => (Code::IdReused, 0),
         Refusal::IdTooOld { server_ms } => (Code::IdTooOld, *server_ms),
         Refusal::IdInFuture { server_ms } => (Code::IdInFuture, *server_ms),

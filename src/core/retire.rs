@@ -97,11 +97,32 @@ impl ShardRow {
         }
     }
 
-    /// The later origin under which the region of this one said that it has it: nothing is logged under this one any more.
-    fn later(&self, origin: Origin, log: &LogRow) -> Option<Origin> {
+    /// Whether a region has left for good: it comes back under another origin, if at all (R13).
+    fn has_left(&self, region: &RegionId) -> bool {
+        let set = self.holding.set.as_ref();
+        set.is_some_and(|set| set.settled && !set.new.contains(region) && !set.leaving.contains_key(region))
+    }
+
+    /// Whether our last confirmation says less than all of the log of a region that has left. Nothing follows in that log, so
+    /// nothing else would make us say it, and it could not be retired.
+    pub(super) fn owes_word(&self, me: &RegionId) -> bool {
+        let said = self.confirmed.get(me);
+        let less = |(origin, log): (&Origin, &LogRow)| {
+            self.has_left(&log.region) && said.map_or(0, |said| said.applied.of(*origin)) < log.seq
+        };
+        self.holding.set.is_some() && self.logs.iter().any(less)
+    }
+
+    /// The later origin under which the region of this one said that it has it, or none where the region has left: nothing is
+    /// logged under this one any more.
+    fn later(&self, origin: Origin, log: &LogRow) -> Option<Option<Origin>> {
+        if self.has_left(&log.region) {
+            return Some(None);
+        }
         let said = self.confirmed.get(&log.region)?;
         let later = said.at.1;
-        (later != origin && said.applied.of(origin) > 0 && said.applied.of(later) > 0).then_some(later)
+        let both = said.applied.of(origin) > 0 && said.applied.of(later) > 0;
+        (later != origin && both).then_some(Some(later))
     }
 
     /// Whether an origin that is listed here is an old one.
@@ -110,20 +131,27 @@ impl ShardRow {
         log.is_some_and(|log| self.later(origin, log).is_some())
     }
 
-    /// What our confirmation names as needed: of each region with several origins those that are.
+    /// What our confirmation names as needed: of each region with several origins, and of those that are removed, those that are.
     pub(super) fn needed(&self) -> Vec<Origin> {
         let mut regions: BTreeMap<&RegionId, usize> = BTreeMap::new();
         for log in self.logs.values() {
             *regions.entry(&log.region).or_default() += 1;
         }
-        let several = self.logs.iter().filter(|(_, log)| regions[&log.region] > 1);
+        // Of a region that is removed already from the moment at which we know of it: who reads that we do not need an origin
+        // of it must be able to rely on that once all have confirmed the change.
+        let several = |log: &LogRow| regions[&log.region] > 1 || self.is_removed(&log.region);
+        let several = self.logs.iter().filter(|(_, log)| several(log));
         let needed = several.filter(|(origin, _)| !self.old.unneeded.contains(origin));
         needed.map(|(origin, _)| *origin).collect()
     }
 
     /// What our confirmation names as retired: what some holder lists.
     pub(super) fn named_retired(&self) -> Vec<Coord> {
-        let stale = self.confirmed.values().flat_map(|row| row.stale.iter());
+        let holders = self
+            .confirmed
+            .iter()
+            .filter(|(region, _)| !self.is_removed(region));
+        let stale = holders.flat_map(|(_, row)| row.stale.iter());
         let stale: BTreeSet<Origin> = stale.copied().collect();
         let named = stale.into_iter().filter_map(|origin| {
             let seq = self.retired(origin)?;
@@ -160,29 +188,42 @@ impl ShardRow {
         !self.old.told.is_empty() || self.confirmed.values().any(ConfirmRow::names_retired)
     }
 
-    /// To where an origin's log may be trimmed: what is stable (R9), and all of what is retired elsewhere.
+    /// To where an origin's log may be trimmed: what is stable (R9), whatever holders that are away beyond the limits have
+    /// (R12), and all of what is retired elsewhere.
     pub fn trim_to(&self, origin: Origin, identity: &StoreIdentity) -> Seq {
-        let end = self.logs.get(&origin).map_or(0, |log| log.seq);
-        if self.may_be_told() && self.told_retired(identity.origin).contains_key(&origin) {
-            return end;
-        }
-        self.stable(origin, &identity.holders)
+        self.told_end(origin, identity)
+            .unwrap_or_else(|| self.released(origin, &identity.holders))
+    }
+
+    /// To where every holder has an origin's log, those that are away beyond the limits, too; all of what is retired elsewhere.
+    pub fn agreed_to(&self, origin: Origin, identity: &StoreIdentity) -> Seq {
+        self.told_end(origin, identity)
+            .unwrap_or_else(|| self.stable(origin, &identity.holders))
+    }
+
+    /// The end of a log that is retired elsewhere.
+    fn told_end(&self, origin: Origin, identity: &StoreIdentity) -> Option<Seq> {
+        let told = self.may_be_told() && self.told_retired(identity.origin).contains_key(&origin);
+        told.then(|| self.logs.get(&origin).map_or(0, |log| log.seq))
     }
 
     /// Whether every holder's last confirmation allows to retire an origin.
-    fn may_retire(&self, origin: Origin, log: &LogRow, holders: &BTreeSet<RegionId>) -> bool {
+    fn may_retire(&self, origin: Origin, log: &LogRow, first: &BTreeSet<RegionId>) -> bool {
         let Some(later) = self.later(origin, log) else {
             return false;
         };
         let agrees = |holder: &RegionId| {
-            let Some(said) = self.confirmed.get(holder) else {
+            let Some(said) = self.said(holder) else {
                 return false;
             };
             let same = said.applied.of(origin) == log.seq || defect::on(Defect::RetiredEarly);
             let free = said.retired.is_some() && !said.needed.contains(&origin);
-            said.applied.of(later) > 0 && same && (free || defect::on(Defect::RetiredEarly))
+            later.is_none_or(|later| said.applied.of(later) > 0)
+                && same
+                && (free || defect::on(Defect::RetiredEarly))
         };
-        self.here_rests(origin, log) && holders.iter().all(agrees)
+        let holders = self.holders(first);
+        self.here_rests(origin, log) && !self.tells_of_change(origin) && holders.iter().all(agrees)
     }
 
     /// Whether nothing is left of it here.

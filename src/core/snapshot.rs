@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::commit::{Outcome, Refusal, Work};
 use super::defect::{self, Defect};
 use super::expire::HoleRow;
+use super::holders::HolderSet;
 use super::ids::{Coord, DeviceId, Origin, RegionId, Seq, UserId};
 use super::op::{self, LoggedOp, Op};
 use super::retire::or_retired;
@@ -59,6 +60,9 @@ pub struct Cut {
     /// Tombstones of retired origins, with their last sequences (R23).
     #[serde(default)]
     pub retired: BTreeMap<Origin, Seq>,
+    /// The set of holders, where it was ever changed (R13).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holders: Option<HolderSet>,
 }
 
 /// One origin's log at a cut.
@@ -129,6 +133,7 @@ impl Cut {
             confirmed,
             forgotten: row.forgotten,
             retired: row.old.retired.clone(),
+            holders: row.holding.set.clone(),
         })
     }
 
@@ -561,6 +566,7 @@ impl Work<'_> {
                 // A clock far ahead there must not make us refuse what is in the window here.
                 forgotten: cut.forgotten.min(self.first_in_window()),
                 retired: cut.retired.clone(),
+                holders: cut.holders.clone(),
             }),
             hlc,
         });
@@ -620,6 +626,7 @@ impl ShardRow {
         for said in self.confirmed.values_mut() {
             said.strip(&self.old.retired);
         }
+        self.merge_holders(cut.holders.as_ref());
         if self.recovery == Recovery::Merging {
             self.recovery = Recovery::Recovering;
         }
@@ -727,9 +734,11 @@ impl ShardRow {
             Some(origin) => {
                 self.recovery = Recovery::Recovering;
                 self.recovered_in = origin;
+                self.holding.whole = false;
             }
             None => {
                 self.recovery = Recovery::Open;
+                self.holding.whole = false;
                 // What the others were told of us before may be more than we have, or less: they are told again.
                 self.news += 1;
             }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::commit::{DAY_MS, ID_WINDOW_MS};
 use super::defect::{self, Defect};
 use super::expire::EXPIRY_MARGIN_MS;
+use super::holders::Holding;
 use super::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
 use super::op::{self, Envelope, LoggedOp, Op};
 use super::retire::OldOrigins;
@@ -38,6 +39,11 @@ pub struct StoreLimits {
     pub device_expiry_ms: u64,
     /// What goes by time goes so much later, milliseconds (R20).
     pub expiry_margin_ms: u64,
+    /// Bytes of the region's logs that an absent holder pins at most (R12); each shard has its share of it, and takes no
+    /// more messages at twice that.
+    pub absent_log_bytes: u64,
+    /// And for how long, milliseconds.
+    pub absent_log_ms: u64,
 }
 
 impl Default for StoreLimits {
@@ -48,6 +54,9 @@ impl Default for StoreLimits {
             devices: 32,
             device_expiry_ms: 30 * DAY_MS,
             expiry_margin_ms: EXPIRY_MARGIN_MS,
+            // Some hours of a thousand messages a second; a disk has room for it, and a snapshot of a shard costs less by then.
+            absent_log_bytes: 16 * 1024 * 1024 * 1024,
+            absent_log_ms: 7 * DAY_MS,
         }
     }
 }
@@ -156,6 +165,9 @@ pub struct ShardRow {
     /// Old origins (R23).
     #[serde(default)]
     pub old: OldOrigins,
+    /// Who keeps the shard, and who is away (R12, R13).
+    #[serde(default, skip_serializing_if = "Holding::is_empty")]
+    pub holding: Holding,
 }
 
 impl ShardRow {
@@ -164,11 +176,13 @@ impl ShardRow {
         self.logs.iter().map(|(origin, log)| (*origin, log.seq)).collect()
     }
 
-    /// The highest sequence of `origin` that every holder logged as applied (R8).
-    pub fn stable(&self, origin: Origin, holders: &BTreeSet<RegionId>) -> Seq {
+    /// The highest sequence of `origin` that every holder logged as applied (R8), those that are marked, too (R12). `first` is
+    /// the set of holders that the store was begun with.
+    pub fn stable(&self, origin: Origin, first: &BTreeSet<RegionId>) -> Seq {
+        let holders = self.holders(first);
         holders
             .iter()
-            .map(|holder| self.confirmed.get(holder).map_or(0, |row| row.applied.of(origin)))
+            .map(|holder| self.said(holder).map_or(0, |row| row.applied.of(origin)))
             .min()
             .unwrap_or(0)
     }
@@ -436,13 +450,13 @@ impl State {
     /// Applies [`Decision::Logged`] for an operation that is decoded already.
     pub fn apply_logged(&mut self, logged: &Logged, op: &Op) {
         let shard = shard_noted(&mut self.shards, &mut self.ledger, logged.shard);
-        shard.row.apply_logged(logged, Some(op), &self.identity.region);
+        shard.row.apply_logged(logged, Some(op), &self.identity);
         shard.apply_logged(logged, Some(op), true, &mut self.ledger);
     }
 
     /// Applies a decision where some rows hold its effect already.
     pub fn apply_parts(&mut self, decision: &Decision, parts: Parts) {
-        let me = &self.identity.region;
+        let identity = &self.identity;
         let ledger = &mut self.ledger;
         let id = decision.shard();
         let shard = shard_noted(&mut self.shards, ledger, id);
@@ -456,7 +470,7 @@ impl State {
                 // Decisions were judged before they were recorded, so what they hold decodes.
                 let op = logged.entry.op.decode().ok();
                 if parts.shard {
-                    shard.row.apply_logged(logged, op.as_ref(), me);
+                    shard.row.apply_logged(logged, op.as_ref(), identity);
                 }
                 shard.apply_logged(logged, op.as_ref(), parts.user, ledger);
             }
@@ -492,7 +506,17 @@ impl State {
                     ledger.drop(series.drop_to(*to));
                 }
             }
-            Decision::Trimmed { origin, to, hash, .. } => {
+            Decision::Trimmed {
+                origin,
+                to,
+                hash,
+                bytes,
+                ..
+            } => {
+                if parts.shard {
+                    let holding = &mut shard.row.holding;
+                    holding.log_bytes = holding.log_bytes.saturating_sub(*bytes);
+                }
                 if parts.shard
                     && let Some(log) = shard.row.logs.get_mut(origin)
                 {
@@ -579,6 +603,17 @@ impl State {
                     shard.row.apply_jump(cut, *hlc);
                 }
             }
+            Decision::Marked { region, at, .. } => {
+                if parts.shard {
+                    shard.row.apply_marked(region, *at);
+                }
+            }
+            Decision::Behind { began, .. } => {
+                if parts.shard {
+                    shard.row.apply_recovery(Some(*began));
+                    shard.row.holding.whole = true;
+                }
+            }
             Decision::Needed { origin, needed, .. } => {
                 if parts.shard {
                     shard.row.apply_needed(*origin, *needed);
@@ -611,7 +646,8 @@ fn shard_noted<'a>(
 }
 
 impl ShardRow {
-    fn apply_logged(&mut self, logged: &Logged, op: Option<&Op>, me: &RegionId) {
+    fn apply_logged(&mut self, logged: &Logged, op: Option<&Op>, identity: &StoreIdentity) {
+        let me = &identity.region;
         let Logged {
             origin,
             region,
@@ -643,6 +679,10 @@ impl ShardRow {
         self.hlc = *hlc;
         if entry.op.kind() != op::kind::CONFIRM {
             self.news += 1;
+            self.holding.log_bytes += entry.op.len() as u64;
+            if let Some(Op::Holders(change)) = op {
+                self.apply_holders(change, logged.coord(), identity);
+            }
             return;
         }
         if region != me {
@@ -675,6 +715,7 @@ impl ShardRow {
                 // It is told once more.
                 self.old.changed |= !said.stale.is_empty() && holder != me;
                 self.confirmed.insert(holder.clone(), said);
+                self.settle_holders();
             }
         }
     }
@@ -731,7 +772,7 @@ impl ShardState {
             ledger.resident += log.push(at.seq, (entry.hash, entry.op.clone()));
         }
         match op {
-            Some(Op::Start { .. } | Op::Confirm { .. }) | None => {}
+            Some(Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_)) | None => {}
             Some(Op::Append(envelope, body)) => {
                 let user = self.user(*id, &envelope.to, ledger);
                 let dropped = !siblings.is_empty() && defect::on(Defect::FirstCopyOnly);

@@ -33,12 +33,16 @@ impl Work<'_> {
     /// Trims one log to `stable` or a step's worth; says whether work is left.
     pub(super) fn trim_log(&mut self, origin: Origin, floor: Seq, stable: Seq) -> bool {
         let mut last = None;
+        let mut bytes = 0;
         // Whose messages they are, and the first of each.
         let mut users: BTreeMap<UserId, Seq> = BTreeMap::new();
         let mut expiries = Vec::new();
         for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
             last = Some((seq, hash));
             expiries.extend(Expiry::of(op, Coord { origin, seq }));
+            if op.kind() != kind::CONFIRM {
+                bytes += op.len() as u64;
+            }
             if let Some(user) = op.recipient()
                 && !users.contains_key(user)
             {
@@ -54,6 +58,7 @@ impl Work<'_> {
             origin,
             to,
             hash,
+            bytes,
         });
         for (user, first) in users {
             self.remove(&user, &[(origin, first)]);
@@ -79,8 +84,12 @@ impl Work<'_> {
         let aged = droppable_before(self.now_ms).min(day.saturating_add(1));
         let logs = row.logs.iter();
         let needed = logs.filter_map(|(origin, log)| {
-            let stable = row.trim_to(*origin, identity).max(log.floor);
-            self.needed_from(*origin, stable)
+            let stable = row.agreed_to(*origin, identity);
+            // What was trimmed without a holder that is away is not there any more to say from which day it was (R12).
+            if stable < log.floor && !row.holding.marked.is_empty() {
+                return Some(row.forgotten);
+            }
+            self.needed_from(*origin, stable.max(log.floor))
         });
         let before = match needed.min() {
             Some(needed) if !defect::on(Defect::DedupDroppedEarly) => needed.min(aged),

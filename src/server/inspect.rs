@@ -81,7 +81,7 @@ pub(super) struct Inner {
     pub(super) socket: PathBuf,
     pub(super) client: Option<String>,
     pub(super) admin_http: SocketAddr,
-    pub(super) regions: Regions,
+    pub(super) regions: watch::Sender<Arc<Regions>>,
     pub(super) health: Arc<Health>,
     pub(super) pool: PeerPool,
     pub(super) events: Vec<mpsc::Sender<Event>>,
@@ -140,9 +140,13 @@ impl Inspector {
         self.0.admin_http
     }
 
-    /// The regions as this node was started with.
-    pub fn regions(&self) -> &Regions {
-        &self.0.regions
+    /// The regions as their files were read last.
+    pub fn regions(&self) -> Arc<Regions> {
+        self.0.regions.borrow().clone()
+    }
+
+    pub(super) fn set_regions(&self, regions: Arc<Regions>) {
+        self.0.regions.send_replace(regions);
     }
 
     /// Its health.
@@ -192,7 +196,7 @@ impl Inspector {
     /// region that gossip knows.
     pub fn nodes(&self) -> BTreeMap<NodeKey, SocketAddr> {
         let mut nodes = BTreeMap::new();
-        for region in self.0.regions.iter() {
+        for region in self.regions().iter() {
             for node in &region.nodes {
                 if let (Ok(region), Ok(name)) = (RegionId::new(&region.id), NodeName::new(&node.name)) {
                     nodes.insert(NodeKey { region, node: name }, node.peer);
@@ -239,7 +243,7 @@ impl Inspector {
         Ok(self.event(0, |reply| Event::Ask { read, reply }).await??)
     }
 
-    async fn event<T>(
+    pub(super) async fn event<T>(
         &self,
         partition: usize,
         make: impl FnOnce(oneshot::Sender<T>) -> Event,

@@ -5,6 +5,7 @@
 //!   readiness; [`prepare`]: what is judged before a start; `intake`: what arrives from connections; `store`: the thread that commits; [`folder`]: the data folder
 //! - [`inspect`]: what an operator may look at, for the admin interface on top
 //! - [`evacuation`]: which regions are evacuated, and how every node learns of it
+//! - [`holders`]: changing the regions that keep the shards; `region_files`: their files, read again while a node runs
 //! - [`dev`]: the folder of a whole cluster on one machine
 //! - [`token`]: the tokens that clients present
 //! - [`log`], [`metrics`], [`http`]: what a running node tells: logs, counters, health
@@ -13,6 +14,7 @@ pub mod config;
 pub mod dev;
 pub mod evacuation;
 pub mod folder;
+pub mod holders;
 pub mod http;
 pub mod inspect;
 mod intake;
@@ -23,6 +25,7 @@ pub mod node;
 mod open;
 mod partition;
 pub mod prepare;
+mod region_files;
 pub mod regions;
 mod shards;
 mod store;

@@ -6,7 +6,7 @@
 //! gossip, hellos of other regions --> who is there    -->      +--> writer tasks of clients and peers
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
 use super::partition::{Clock, Event, PartitionTask, SIBLING_QUEUE};
 use super::prepare::Prepared;
+use super::region_files::watch_files;
 use super::regions::{RegionFile, Regions, Role};
 use super::shards::{Watched, futures_any, watch_shards};
 use super::store::StoreThread;
@@ -226,7 +227,7 @@ impl Node {
             cluster,
             sharding,
             partitions,
-            holders,
+            mut holders,
             verifier,
             roots,
             identity,
@@ -270,9 +271,13 @@ impl Node {
                 // 0 stands for "none yet".
                 origin: Origin(u64::from_be_bytes(random()?).max(1)),
             };
-            let engine = open::open(&config, &folder, wanted, create, damage)
+            let mut engine = open::open(&config, &folder, wanted, create, damage)
                 .await
                 .map_err(StartError::Store)?;
+            let known: BTreeSet<&str> = regions.ids().collect();
+            open::check_holders(engine.as_mut(), &known).map_err(StartError::Store)?;
+            // What the store was begun with counts, and what its shards say of changes since.
+            holders = engine.identity().holders.clone();
             let (metrics, health) = (metrics.clone(), health.clone());
             let reads = config.limits.store_reads as usize;
             let thread =
@@ -360,6 +365,7 @@ impl Node {
                 routes_version: u64::MAX,
                 supervisor: supervisor.clone(),
                 recovered: (0, "".into()),
+                holders: Arc::new(if is_core { holders.clone() } else { BTreeSet::new() }),
                 asked: Asked::default(),
             };
             let name = format!("partition {index}");
@@ -417,6 +423,7 @@ impl Node {
         gossip_config.supervisor = supervisor.clone();
         let gossip = Gossip::start(gossip_config, pool.clone()).await?;
 
+        let known_regions = watch::Sender::new(Arc::new(regions));
         let (members, members_seen) = watch::channel(Members::default());
         let inspector = Inspector(Arc::new(Inner {
             key: key.clone(),
@@ -428,7 +435,7 @@ impl Node {
             socket: config.admin_socket(),
             client: client_addr.as_ref().map(ToString::to_string),
             admin_http: admin.addr(),
-            regions: regions.clone(),
+            regions: known_regions.clone(),
             health: health.clone(),
             pool: pool.clone(),
             events: events.clone(),
@@ -451,7 +458,7 @@ impl Node {
                 client: client_addr.map(|addr| addr.to_string()),
             },
             my_addr: pool.addr(),
-            regions,
+            regions: known_regions.subscribe(),
             region,
             is_core,
             known,
@@ -473,6 +480,15 @@ impl Node {
                 .clone()
                 .keep("evacuations", "evacuations".to_owned(), run),
         );
+        if let Some(folder) = config.regions.folder.clone() {
+            let (watcher, stopping) = (inspector.clone(), stopped.clone());
+            let run = move || watch_files(watcher.clone(), folder.clone(), stopping.clone());
+            tasks.spawn(
+                supervisor
+                    .clone()
+                    .keep("region files", "region files".to_owned(), run),
+            );
+        }
         let (view, nodes, stopping) = (Arc::new(view), gossip.nodes(), stopped.clone());
         let run = move || view.clone().run(nodes.clone(), stopping.clone());
         tasks.spawn(supervisor.clone().keep("members", "members".to_owned(), run));
@@ -729,7 +745,7 @@ impl Known {
 struct View {
     me: Member,
     my_addr: SocketAddr,
-    regions: Regions,
+    regions: watch::Receiver<Arc<Regions>>,
     region: RegionId,
     is_core: bool,
     known: Arc<Known>,
@@ -748,7 +764,9 @@ impl View {
     ) {
         let mut told = None;
         let mut evacuated = self.evacuated.clone();
+        let mut regions = self.regions.clone();
         loop {
+            regions.mark_unchanged();
             let facts = nodes.borrow_and_update().clone();
             let words = evacuated.borrow_and_update().clone();
             let (members, addrs) = self.look(&facts);
@@ -778,6 +796,7 @@ impl View {
             }
             tokio::select! {
                 changed = nodes.changed() => if changed.is_err() { return },
+                changed = regions.changed() => if changed.is_err() { return },
                 () = self.known.changed.notified() => {}
                 changed = evacuated.changed() => if changed.is_err() { return },
                 _ = stop.changed() => return,
@@ -813,11 +832,8 @@ impl View {
             });
         }
         if self.is_core {
-            for region in self
-                .regions
-                .iter()
-                .filter(|region| region.id != self.region.as_str())
-            {
+            let regions = self.regions.borrow();
+            for region in regions.iter().filter(|region| region.id != self.region.as_str()) {
                 for node in region.cores() {
                     let (Ok(id), Ok(name)) = (RegionId::new(&region.id), NodeName::new(&node.name)) else {
                         continue;
@@ -862,8 +878,9 @@ impl View {
             region: self.region.clone(),
             endpoints: own,
         }];
-        let here = self.regions.region(self.region.as_str()).map(|file| file.place);
-        let others = self.regions.iter().filter_map(|file| {
+        let files = self.regions.borrow();
+        let here = files.region(self.region.as_str()).map(|file| file.place);
+        let others = files.iter().filter_map(|file| {
             let region = RegionId::new(&file.id).ok()?;
             let evacuated = words.get(&region).is_some_and(|word| word.evacuated);
             let km = here.map_or(0.0, |here| here.distance_km(&file.place));

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::config::NodeConfig;
 use super::folder::NodeFolder;
 use super::node::{Create, Damage};
-use crate::core::ids::{Origin, RegionId, Sharding};
+use crate::core::ids::{Origin, RegionId, ShardId, Sharding};
 use crate::core::state::StoreIdentity;
 use crate::store::embedded::{Options, folder as embedded};
-use crate::store::engine::Engine;
+use crate::store::engine::{Engine, Read, ReadReply};
 
 /// What the store must be.
 pub(super) struct Wanted {
@@ -77,4 +77,39 @@ pub(super) async fn open(
     opened
         .await
         .map_err(|error| format!("opening the store panicked: {error}"))?
+}
+
+/// Whether the files name every region that keeps a shard. A region that was removed runs on, so that the others get what
+/// only it has (R13).
+pub(super) fn check_holders(engine: &mut dyn Engine, files: &BTreeSet<&str>) -> Result<(), String> {
+    let first = engine.identity().holders.clone();
+    let (me, count) = (engine.identity().region.clone(), engine.identity().sharding.count);
+    let mut removed = 0;
+    for shard in (0..count).map(ShardId) {
+        let row = match engine.read(&Read::Shard(shard)) {
+            Ok(ReadReply::Shard(row)) => row,
+            Ok(_) => return Err("the store answered another question".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        };
+        removed += u32::from(row.is_out(&me));
+        let partners = row.partners(&first);
+        let missing = partners
+            .iter()
+            .find(|region| **region != me && !files.contains(region.as_str()));
+        if let Some(missing) = missing {
+            return Err(format!(
+                "region {missing} keeps shard {shard}, and no file in the folder of regions says where it is: add its file, or \
+                 remove the region first (iris region remove {missing})"
+            ));
+        }
+    }
+    if removed > 0 {
+        tracing::warn!(
+            region = %me,
+            shards = removed,
+            "this region was removed from the cluster: it serves what others lack of it and takes no clients; to come back it \
+             needs an empty store (--create) and iris region add"
+        );
+    }
+    Ok(())
 }

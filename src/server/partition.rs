@@ -12,16 +12,18 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, error::TrySendError};
 use tokio::sync::{oneshot, watch};
 
+use super::holders::Holders;
 use super::inspect::Asked;
 use super::meters::Meters;
 use super::metrics::{LinkReason, Queue, Reason, code_name};
 use super::store::{StoreReply, StoreRequest};
 use crate::core::edge::Unserved;
-use crate::core::ids::{Addr, ConnId, NodeKey, UserId};
+use crate::core::ids::{Addr, ConnId, NodeKey, RegionId, UserId};
 use crate::core::inspect::{Answer, Query};
 use crate::core::link::{LinkAlarm, StopReason};
 use crate::core::msg::Message;
 use crate::core::node::{Input, Output, Partition};
+use crate::core::owner::HoldersStatus;
 use crate::core::storage::{Read, ReadReply, StoreError};
 use crate::core::time::{Mono, Now};
 use crate::core::wire::{ClientFrame, Code, Hello, ServerFrame};
@@ -99,6 +101,8 @@ pub(super) enum Event {
         read: Read,
         reply: oneshot::Sender<Result<ReadReply, StoreError>>,
     },
+    /// How far a change of the holders is.
+    HoldersStatus(oneshot::Sender<HoldersStatus>),
     /// Report when every session has gone, for a drain.
     Drain,
     /// Report when every deposit that was taken is answered, and take no more.
@@ -136,6 +140,10 @@ pub struct PartitionStatus {
     pub recovery_why: Arc<str>,
     /// Shards that clients at this node are not served, by what is missing.
     pub unserved: Unserved,
+    /// The regions that keep shards here, or are waited for (R13); none where no shards are owned.
+    pub holders: Holders,
+    /// Shards that this region does not keep any more.
+    pub removed: usize,
 }
 
 /// What a partition's task works with.
@@ -158,6 +166,8 @@ pub(super) struct PartitionTask {
     pub(super) supervisor: Supervisor,
     /// How many shards began to recover, and why the last one did.
     pub(super) recovered: (usize, Arc<str>),
+    /// The regions that keep shards here, or are waited for; none where no shards are owned.
+    pub(super) holders: Holders,
     /// Questions of operators that the store has not answered.
     pub(super) asked: Asked,
 }
@@ -443,6 +453,10 @@ impl PartitionTask {
                     self.core.handle(Input::Ask { id, read }, now);
                 }
             }
+            Event::HoldersStatus(answer) => {
+                // Who asked may be gone.
+                let _ = answer.send(self.core.holders());
+            }
             Event::Drain => self.core.handle(Input::Drain, now),
             Event::Finish => self.core.handle(Input::Finish, now),
         }
@@ -500,6 +514,11 @@ impl PartitionTask {
                         self.recovered.0 += 1;
                         self.recovered.1 = detail.into();
                     }
+                }
+                Output::Regions(regions) => {
+                    let names: Vec<&str> = regions.iter().map(RegionId::as_str).collect();
+                    tracing::info!(regions = %names.join(", "), "the regions that keep the shards are these from now on");
+                    self.holders = Arc::new(regions);
                 }
                 Output::Stop(alarm) => {
                     self.alarm(&alarm);
@@ -652,6 +671,8 @@ impl PartitionTask {
             recovering: owner.recovering_count(),
             began_recovery: self.recovered.0,
             recovery_why: self.recovered.1.clone(),
+            holders: self.holders.clone(),
+            removed: owner.removed_count(),
             unserved: match self.core.edge().routes_version() {
                 same if same == self.routes_version => self.status.borrow().unserved.clone(),
                 new => {

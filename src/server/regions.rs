@@ -1,7 +1,8 @@
 //! The regions of a cluster, one TOML file each (`regions/us-east.toml`): place, store, durability, nodes and their addresses.
 //!
 //! The server, the simulator (delays from geography) and Terraform read the same files. The set of files is the set of
-//! holders. Checked on reading: each file alone, then names and addresses across files. Errors name file, line, key, value
+//! holders with which a cluster is begun; from then on operators add and remove regions (`super::holders`), and a file that
+//! is there without its region being a holder does nothing. Checked on reading: each file alone, then names and addresses across files. Errors name file, line, key, value
 //! and what was expected.
 
 use std::collections::BTreeMap;
@@ -225,9 +226,14 @@ impl Regions {
         self.regions.values().map(|(region, _)| region)
     }
 
-    /// The ids of all regions, in order: the holders of every shard.
+    /// The ids of all regions, in order.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.regions.keys().map(String::as_str)
+    }
+
+    /// Whether these are the same regions, as far as their files say anything.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
     }
 
     /// The node with this name, and its region.

@@ -59,7 +59,13 @@ pub(super) async fn watch_shards(
 fn readiness(status: &[PartitionStatus]) -> Result<(), String> {
     let waiting = status.iter().any(|status| !status.active || status.shards == 0);
     let recovering: usize = status.iter().map(|status| status.recovering).sum();
-    if waiting && recovering > 0 {
+    let removed: usize = status.iter().map(|status| status.removed).sum();
+    if removed > 0 {
+        Err(format!(
+            "this region was removed from the cluster ({removed} shards): stop it once the others have what only it had; to come \
+             back it needs an empty store (--create) and iris region add"
+        ))
+    } else if waiting && recovering > 0 {
         Err(format!(
             "{recovering} shards recover: they wait until they have what the other regions have, at least one of which \
              must be within reach and complete (--end-recovery opens them without)"

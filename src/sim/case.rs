@@ -70,6 +70,9 @@ pub struct Case {
     /// The stores.
     #[serde(default)]
     pub store: StoreModel,
+    /// Regions that keep no shards before they are added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later: Vec<RegionId>,
     /// What is to be sent, drawn before the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub workload: Vec<Workload>,
@@ -249,6 +252,11 @@ pub struct StoreModel {
     pub latency: Micros,
     /// Of a thousand commits so many fail retryably: transient errors, conflicts.
     pub errors: u32,
+    /// Bytes of a region's logs that an absent holder pins at most.
+    pub absent_log_bytes: u64,
+    /// And for how long.
+    #[serde(with = "span")]
+    pub absent_log: Micros,
     /// Of a thousand commits so many take a second.
     pub stalls: u32,
 }
@@ -398,9 +406,18 @@ pub enum Refused {
 }
 
 impl Case {
-    /// The regions' names.
+    /// The regions that keep the shards at first.
     pub fn holders(&self) -> BTreeSet<RegionId> {
-        self.places.iter().map(|place| place.id.clone()).collect()
+        let all = self.places.iter().map(|place| place.id.clone());
+        all.filter(|region| !self.later.contains(region)).collect()
+    }
+
+    /// The region in which the cluster is begun.
+    pub fn begins_in(&self) -> usize {
+        let mut places = self.places.iter();
+        places
+            .position(|place| !self.later.contains(&place.id))
+            .unwrap_or(0)
     }
 
     /// How users are spread.
@@ -419,6 +436,8 @@ impl Case {
             devices: self.inbox.devices,
             device_expiry_ms: self.limits.device_expiry_ms,
             expiry_margin_ms: self.limits.expiry_margin_ms,
+            absent_log_bytes: self.store.absent_log_bytes,
+            absent_log_ms: self.store.absent_log / MILLI,
         }
     }
 
@@ -600,6 +619,8 @@ impl Default for StoreModel {
         Self {
             latency: 4 * MILLI,
             errors: 0,
+            absent_log_bytes: StoreLimits::default().absent_log_bytes,
+            absent_log: StoreLimits::default().absent_log_ms * MILLI,
             stalls: 3,
         }
     }

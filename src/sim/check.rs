@@ -142,6 +142,10 @@ pub(super) struct Checker {
     pub(super) blind: Blind,
     /// What some region retired (R23).
     pub(super) retired: BTreeSet<(ShardId, Origin)>,
+    /// By region and shard the holders that are marked, where any ever was (R12).
+    pub(super) marked: BTreeMap<(usize, ShardId), BTreeSet<RegionId>>,
+    /// Holders that any region ever marked.
+    pub(super) ever_marked: BTreeSet<(ShardId, RegionId)>,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
     /// To where each device is known to have consumed all, or been told.
@@ -179,6 +183,8 @@ impl Checker {
             forgotten: BTreeMap::new(),
             blind: Blind::new(),
             retired: BTreeSet::new(),
+            marked: BTreeMap::new(),
+            ever_marked: BTreeSet::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
             cursors: devices.iter().map(|_| Vector::new()).collect(),
@@ -632,11 +638,15 @@ impl World {
                 && page.next.is_none()
             {
                 self.check_jumped(region, *shard, cut);
+                self.note_jumped_floors(region, *shard);
             }
         }
         for (op, outcome) in ops.iter().zip(&committed.outcomes) {
             if let Outcome::Retired(retirement) = outcome {
                 self.check_retired(region, op.shard(), &retirement.retired);
+            }
+            if let Outcome::Marked { marked, .. } = outcome {
+                self.note_marked(region, op.shard(), marked);
             }
             self.check_epoch(region, op, outcome);
             self.note_refusal(op, outcome);
@@ -648,6 +658,11 @@ impl World {
                     self.check_objected(region, attached, &committed.logged);
                 }
                 _ => {}
+            }
+        }
+        for logged in &committed.logged {
+            if logged.entry.op.kind() == kind::HOLDERS {
+                self.note_floors(region, logged.shard);
             }
         }
         // What is stored goes by these operations; reading every row after every commit would be most of a run.

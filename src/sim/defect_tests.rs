@@ -97,6 +97,92 @@ defects! {
     ];
 }
 
+/// A region is cut off for long while the logs are far below the limit.
+#[test]
+fn a_holder_that_is_marked_early_is_found() {
+    let cut = |mut case: Case| {
+        let first = case.places[0].id.to_string();
+        case.random = None;
+        case.store.absent_log_bytes = 1 << 40;
+        case.limits.absent_ms = 1_000;
+        let others = case.places.iter().skip(1).map(|place| place.id.to_string());
+        case.faults = others
+            .map(|other| {
+                Fault::new(3 * SECOND, Kind::Cut)
+                    .between(first.clone(), other)
+                    .lasting(6 * SECOND)
+            })
+            .collect();
+        case
+    };
+    let cases = || {
+        (0..60)
+            .map(draw::draw)
+            .filter(|case| case.places.len() > 1)
+            .map(cut)
+    };
+    sound(cases().take(5));
+    found(
+        Core::MarkedEarly,
+        cases(),
+        &["marked only beyond the limits (R12)"],
+    );
+}
+
+/// A region is removed while it is cut off: it goes on accepting, until it hears of that.
+fn removed_while_cut_off(mut case: Case) -> Case {
+    let names: Vec<String> = case.places.iter().map(|place| place.id.to_string()).collect();
+    let last = names[names.len() - 1].clone();
+    case.work = 14 * SECOND;
+    case.random = None;
+    case.later.clear();
+    case.store.absent_log_bytes = 1 << 40;
+    case.faults = names[..names.len() - 1]
+        .iter()
+        .map(|other| {
+            Fault::new(3 * SECOND, Kind::Cut)
+                .between(last.clone(), other.clone())
+                .lasting(6 * SECOND)
+        })
+        .collect();
+    case.faults
+        .push(Fault::new(4 * SECOND, Kind::RegionRemove).on(last));
+    case
+}
+
+fn may_lose_a_region(case: &Case) -> bool {
+    case.places.len() > 2 && case.engine != EngineKind::Shared
+}
+
+#[test]
+fn a_region_that_nobody_waits_for_is_found() {
+    let cases = || {
+        (0..80)
+            .map(draw::draw)
+            .filter(may_lose_a_region)
+            .map(removed_while_cut_off)
+    };
+    sound(cases().take(6));
+    let by = [
+        "a region that is removed leaves everything (R13)",
+        "retired when all have all of it (R23)",
+        "accepted is delivered",
+    ];
+    found(Core::LeaverForgotten, cases(), &by);
+}
+
+#[test]
+fn a_set_that_counts_alone_at_once_is_found() {
+    let cases = || {
+        (0..80)
+            .map(draw::draw)
+            .filter(may_lose_a_region)
+            .map(removed_while_cut_off)
+    };
+    let by = ["nothing above stable is trimmed (R9)"];
+    found(Core::NewSetAtOnce, cases(), &by);
+}
+
 /// Every queue at its limit: so small that each is met.
 fn crowded(mut case: Case) -> Case {
     let limits = &mut case.limits;

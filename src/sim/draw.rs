@@ -33,6 +33,7 @@ const ACTS: u64 = 3;
 const ACCEPTS: u64 = 4;
 const EXPIRY: u64 = 5;
 const LIVES: u64 = 6;
+const HOLDERS: u64 = 7;
 /// The stream of what a run leaves to chance in small.
 pub(super) const RUN: u64 = 0;
 
@@ -101,6 +102,7 @@ pub fn draw(seed: u64) -> Case {
             latency: [1, 4, 15, 80][rng.index(4)] * MILLI,
             errors: [0, 0, 5, 30][rng.index(4)],
             stalls: [0, 3, 3, 20][rng.index(4)],
+            ..StoreModel::default()
         },
         workload: vec![Workload {
             every: [5, 20, 50, 150][rng.index(4)] * MILLI,
@@ -116,6 +118,7 @@ pub fn draw(seed: u64) -> Case {
         }),
         faults: Vec::new(),
         acts: Vec::new(),
+        later: Vec::new(),
         expect: Expect {
             // Inboxes that are small are full where somebody does not handle what comes.
             may_refuse: if small {
@@ -128,6 +131,7 @@ pub fn draw(seed: u64) -> Case {
         places,
     };
     draw_expiry(seed, &mut case);
+    draw_holders(&mut case);
     case
 }
 
@@ -165,6 +169,44 @@ fn draw_accepts(seed: u64, regions: usize) -> Accepts {
         0 if regions > 1 => Accepts::Geo,
         1 if regions > 1 => Accepts::GeoOrRegion,
         _ => Accepts::Region,
+    }
+}
+
+/// Some cases have regions that come and go, and holders that may not be away for long.
+fn draw_holders(case: &mut Case) {
+    let rng = &mut SimRng::stream(case.seed, HOLDERS);
+    if rng.chance(150) {
+        case.store.absent_log_bytes = u64::from(case.shards) * rng.between(1, 20) * 1024;
+        case.limits.absent_ms = rng.between(1_000, 4_000);
+    }
+    let last = case.places.len() - 1;
+    if last == 0 || case.engine == EngineKind::Shared {
+        return;
+    }
+    // One region alone would accept nothing.
+    if last == 1 && case.accepts != Accepts::Region {
+        return;
+    }
+    let region = case.places[last].id.clone();
+    let at = rng.between(2_500, 6_000) * MILLI;
+    match rng.below(12) {
+        0 => {
+            case.later.push(region.clone());
+            case.faults
+                .push(Fault::new(at, Kind::RegionAdd).on(region.to_string()));
+        }
+        1 => {
+            let back = at + rng.between(500, 6_000) * MILLI;
+            case.faults
+                .push(Fault::new(at, Kind::RegionRemove).on(region.to_string()));
+            case.faults
+                .push(Fault::new(back, Kind::RegionAdd).on(region.to_string()));
+        }
+        2 if last > 1 => {
+            case.faults
+                .push(Fault::new(at, Kind::RegionRemove).on(region.to_string()));
+        }
+        _ => {}
     }
 }
 
@@ -478,6 +520,7 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
             fault
         }
         Kind::StoreFull | Kind::Evacuate => fault.on(a_region(rng, case)).lasting(lasts),
+        Kind::RegionAdd | Kind::RegionRemove => fault.on(a_region(rng, case)),
         Kind::Clock => {
             let mut fault = fault.on(a_node(rng, case));
             let day = 86_400_000;

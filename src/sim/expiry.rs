@@ -126,7 +126,8 @@ impl World {
             let consumed = self.check.seen[device].consumed.contains(number);
             let cause = match hole.reason {
                 HoleReason::Expired => self.is_due(region, self.expires_ms(shard, at)),
-                _ => before || lapsed,
+                // A region that was away beyond the limits of the logs was the only one that knew of the device (R12).
+                _ => before || lapsed || self.ever_marked(shard),
             };
             !cause && !consumed
         });

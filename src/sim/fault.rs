@@ -68,11 +68,15 @@ pub enum Kind {
     Clock,
     /// The clients of regions are sent to others, and home again after `lasts`.
     Evacuate,
+    /// Regions are added to those that keep shards; their nodes start with empty stores.
+    RegionAdd,
+    /// Regions are removed from those that keep shards; their nodes end when all is settled, and their disks are wiped.
+    RegionRemove,
 }
 
 impl Kind {
     /// All kinds, in the order of their names in the documentation.
-    pub const ALL: [Kind; 27] = [
+    pub const ALL: [Kind; 29] = [
         Kind::Crash,
         Kind::Rolling,
         Kind::Pause,
@@ -100,6 +104,8 @@ impl Kind {
         Kind::DiskReplaced,
         Kind::Clock,
         Kind::Evacuate,
+        Kind::RegionAdd,
+        Kind::RegionRemove,
     ];
 
     /// Its name.
@@ -132,6 +138,8 @@ impl Kind {
             Kind::DiskReplaced => "disk-replaced",
             Kind::Clock => "clock",
             Kind::Evacuate => "evacuate",
+            Kind::RegionAdd => "region-add",
+            Kind::RegionRemove => "region-remove",
         }
     }
 
@@ -145,7 +153,9 @@ impl Kind {
             | Kind::DiskReplaced
             | Kind::Evacuate => (&["on"], &["lasts"]),
             Kind::Rolling => (&["on"], &["lasts", "every"]),
-            Kind::Lose | Kind::StoreStop | Kind::Backup => (&["on"], &[]),
+            Kind::Lose | Kind::StoreStop | Kind::Backup | Kind::RegionAdd | Kind::RegionRemove => {
+                (&["on"], &[])
+            }
             Kind::Cut => (&["from", "to"], &["lasts", "one_way", "clients"]),
             Kind::Flap => (&["from", "to", "every"], &["lasts", "one_way"]),
             Kind::Clog | Kind::PresenceLost => (&["from", "to"], &["lasts", "one_way"]),

@@ -413,6 +413,9 @@ impl World {
                 active.evacuated = evacuated.filter(|region| self.evacuations.has(*region)).collect();
                 effect
             }
+            Kind::RegionAdd | Kind::RegionRemove => self.each_region(&regions, |world, region| {
+                world.change_region(region, fault.kind == Kind::RegionAdd)
+            }),
             Kind::Clock => {
                 let step = fault.step_ms.unwrap_or(0);
                 for node in &nodes {

@@ -102,7 +102,7 @@ impl World {
         }
     }
 
-    fn forget_durable(&mut self, region: usize, left: Durable) {
+    pub(super) fn forget_durable(&mut self, region: usize, left: Durable) {
         self.check.losses.push((self.now, region));
         let before = std::mem::replace(&mut self.check.stores[region], left);
         let mut gone: Vec<(ShardId, Origin, Seq, Seq)> = Vec::new();

@@ -38,6 +38,7 @@ mod expiry;
 pub mod fault;
 mod faults;
 mod ghosts;
+mod holders;
 pub mod html;
 mod loss;
 mod network;

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::defect::Defect;
 use super::ghosts::Disturbed;
 use super::queues::Queues;
 use super::rng::SimRng;
@@ -20,7 +21,7 @@ impl World {
             return;
         }
         let region = self.nodes[index].region;
-        if self.wrong.gone.contains(&region) {
+        if self.wrong.gone.contains(&region) || self.parts.out.contains(&region) {
             return;
         }
         let core = self.nodes[index].core;
@@ -37,6 +38,13 @@ impl World {
             None
         };
         self.disturb_by_life(index);
+        let mut holders = self.holding();
+        if self.defect != Some(Defect::TrimWithoutStable) {
+            let opened = store
+                .as_ref()
+                .map(|store| store.engine.identity().holders.clone());
+            holders = opened.unwrap_or(holders);
+        }
         let now = self.now;
         let node = &mut self.nodes[index];
         node.boot += 1;
@@ -53,7 +61,7 @@ impl World {
                 me: self.addr(index, partition),
                 generation: Generation(generation),
                 sharding: self.plan.sharding(),
-                holders: self.plan.holders(),
+                holders: holders.clone(),
                 limits: self.plan.limits.clone(),
                 durability: self.plan.accepts.policy(),
                 core,

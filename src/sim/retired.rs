@@ -26,7 +26,9 @@ impl World {
             let of = |known: &BTreeMap<(ShardId, Origin), Seq>| known.get(&key).copied().unwrap_or(0);
             let stores = self.check.ever.iter().zip(&self.check.stores);
             let had: Vec<(Seq, Seq)> = stores.map(|(ever, now)| (of(ever), of(&now.applied))).collect();
-            let wrong = had.iter().position(|(ever, now)| ever < seq || now > seq);
+            let mut regions = had.iter().enumerate();
+            let wrong = regions.find(|(other, (ever, now))| (self.counts(*other) && ever < seq) || now > seq);
+            let wrong = wrong.map(|(other, _)| other);
             if let Some(other) = wrong {
                 let detail = format!(
                     "{} retires {origin:?} of shard {shard} at {seq}, of which {} had and has {:?}",
@@ -125,7 +127,8 @@ impl World {
                 (*latest, *agreed) = (hlc, agrees);
             }
         }
-        let holders = (0..self.stores.len()).map(|holder| self.region_name(holder));
+        let holders = (0..self.stores.len()).filter(|holder| self.counts(*holder));
+        let holders = holders.map(|holder| self.region_name(holder));
         let mut disagrees = holders.filter(|holder| !last.get(*holder).is_some_and(|(_, agreed)| *agreed));
         if let Some(holder) = disagrees.next().cloned() {
             let name = self.region_name(region);

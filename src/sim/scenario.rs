@@ -46,6 +46,8 @@ struct File {
     title: String,
     #[serde(default)]
     regions: Vec<String>,
+    #[serde(default)]
+    later: Vec<String>,
     #[serde(with = "span")]
     work: Micros,
     #[serde(default)]
@@ -200,6 +202,15 @@ impl Scenario {
             network: file.network.clone(),
             membership: file.membership.clone(),
             store: file.store.clone(),
+            later: places
+                .iter()
+                .map(|place| place.id.clone())
+                .filter(|id| {
+                    file.later
+                        .iter()
+                        .any(|name| substitute(name, &names) == id.as_str())
+                })
+                .collect(),
             workload: file.workload.clone(),
             random: file.random.clone(),
             faults: file.fault.iter().map(|fault| renamed(fault, &names)).collect(),

@@ -185,7 +185,10 @@ impl World {
 
     /// What is not as it must be in the end: which promise, how, and words of the story.
     fn unsettled(&mut self) -> Option<(&'static str, String, Vec<String>)> {
-        self.unsettled_nodes()
+        let change = self.unsettled_holders();
+        let change = change.map(|detail| ("everything comes to an end", detail, Vec::new()));
+        change
+            .or_else(|| self.unsettled_nodes())
             .or_else(|| self.unsettled_messages())
             .or_else(|| self.unsettled_stores())
             .or_else(|| self.unsettled_generations())
@@ -201,10 +204,10 @@ impl World {
 
     fn unsettled_nodes(&mut self) -> Option<(&'static str, String, Vec<String>)> {
         let what = "everything comes to an end";
-        let idle = self
-            .nodes
-            .iter()
-            .find(|node| node.process.is_none() && !self.wrong.gone.contains(&node.region));
+        let idle = self.nodes.iter().find(|node| {
+            let away = self.wrong.gone.contains(&node.region) || self.parts.out.contains(&node.region);
+            node.process.is_none() && !away
+        });
         if let Some(node) = idle {
             return Some((what, format!("{} does not run", node.key), Vec::new()));
         }
@@ -383,7 +386,8 @@ impl World {
 
     /// The regions that are not gone for good.
     fn regions_there(&self) -> impl Iterator<Item = usize> {
-        (0..self.stores.len()).filter(|region| !self.wrong.gone.contains(region))
+        let away = |region: &usize| self.wrong.gone.contains(region) || self.parts.out.contains(region);
+        (0..self.stores.len()).filter(move |region| !away(region))
     }
 
     pub(super) fn shard_row(&mut self, region: usize, shard: ShardId) -> Option<ShardRow> {
@@ -403,7 +407,7 @@ impl World {
     fn unsettled_stores(&mut self) -> Option<(&'static str, String, Vec<String>)> {
         let there: Vec<usize> = self.regions_there().collect();
         // What waits for a region that is gone stays.
-        let rests = there.len() == self.stores.len();
+        let rests = self.wrong.gone.is_empty();
         for region in there.iter().copied() {
             if self.engine(region).is_none() {
                 let detail = format!("the store of {} does not run", self.region_name(region));
@@ -467,6 +471,9 @@ impl World {
                 }
                 confirms += 1;
             }
+        }
+        if row.holding.log_bytes > 0 || !row.holding.marked.is_empty() {
+            return Some(format!("{name} counts {:?} in shard {shard}", row.holding));
         }
         let limit = RESTING_CONFIRMS * self.stores.len();
         (confirms > limit).then(|| format!("{name} keeps {confirms} confirmations in shard {shard}"))

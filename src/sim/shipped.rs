@@ -10,7 +10,8 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 45] = shipped![
+const TEXTS: [(&str, &str); 50] = shipped![
+    "absent-beyond-the-limit",
     "backup-restored",
     "clients-on-the-move",
     "clock-a-day-behind",
@@ -41,11 +42,15 @@ const TEXTS: [(&str, &str); 45] = shipped![
     "presence-changes-lost",
     "quiet-day",
     "reconnect-storm",
+    "region-added",
     "region-back-after-a-day",
     "region-cut-off",
     "region-evacuated",
     "region-lost-for-good",
     "region-lost-for-ten-minutes",
+    "region-removed-and-back",
+    "region-removed-while-cut-off",
+    "regions-come-and-go",
     "retry-during-the-fsync",
     "retry-in-two-regions",
     "rolling-restart",

@@ -12,7 +12,7 @@ use super::trace::Micros;
 use super::world::{Event, World};
 use crate::core::commit::{Outcome, StoreOp};
 use crate::core::defect::Defect as CoreDefect;
-use crate::core::ids::{MessageId, Origin, UserId};
+use crate::core::ids::{MessageId, Origin, RegionId, UserId};
 use crate::core::node::Input;
 use crate::core::state::StoreIdentity;
 use crate::core::storage::{Committed, Read, StoreError};
@@ -112,9 +112,14 @@ impl RegionStore {
                 holders,
                 sharding: plan.sharding(),
                 limits: plan.store_limits(),
-                joining: region > 0,
+                joining: region != plan.begins_in(),
             },
         }
+    }
+
+    /// An empty store that is made from now on is one of these regions.
+    pub(super) fn begin_with(&mut self, holders: BTreeSet<RegionId>) {
+        self.identity.holders = holders;
     }
 
     /// The origin under which the store was first opened: this one, where it was not.

@@ -42,9 +42,11 @@ impl World {
                 origin: *origin,
                 seq: log.floor,
             };
-            if let Some(missing) =
-                (0..self.stores.len()).find(|other| !self.check.was_durable(*other, shard, at))
-            {
+            let waited = (0..self.stores.len()).filter(|other| self.waits_for(region, &row, *other));
+            let missing = waited
+                .into_iter()
+                .find(|other| !self.check.was_durable(*other, shard, at));
+            if let Some(missing) = missing {
                 let detail = format!(
                     "{name} trims the log of shard {shard} to {at}, which {} has not",
                     self.region_name(missing)
@@ -121,9 +123,12 @@ impl World {
         for (seq, number) in gone {
             let at = Coord { origin, seq };
             let words = self.check.words(number);
-            if let Some(other) =
-                (0..self.stores.len()).find(|other| !self.check.was_durable(*other, shard, at))
-            {
+            let counts = |other: &usize| self.counts(*other) && !self.was_marked(shard, *other);
+            let counting = (0..self.stores.len()).filter(counts);
+            let other = counting
+                .into_iter()
+                .find(|other| !self.check.was_durable(*other, shard, at));
+            if let Some(other) = other {
                 let detail = format!(
                     "{name} removes #{number} at {at}, which {} has not",
                     self.region_name(other)
@@ -142,6 +147,7 @@ impl World {
                     && !seen.consumed.contains(&number)
                     && !self.told_gone(*device, number)
                     && !self.lapsed(*device)
+                    && self.knows_device(region, shard, *device)
             });
             if let Some(device) = missing {
                 let device = self.devices[device].name();

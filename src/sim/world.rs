@@ -14,6 +14,7 @@ use super::expect::Apart;
 use super::fault::Kind;
 use super::faults::{Undo, Wrong};
 use super::ghosts::Calm;
+use super::holders::Parts;
 use super::network::{Pair, Stalled};
 use super::queues::Queues;
 use super::rng::SimRng;
@@ -22,6 +23,7 @@ use super::storage::{RegionStore, Store};
 use super::timeline::Timeline;
 use super::trace::{Micros, Trace};
 use crate::core::ids::{Addr, NodeKey, RegionId, ShardId};
+use crate::core::link::LinkAlarm;
 use crate::core::msg::{MAX_PEER_MESSAGE, Message};
 use crate::core::node::{Input, Output, Partition};
 use crate::core::time::{Mono, Now};
@@ -114,6 +116,8 @@ pub(super) enum Event {
     Look,
     /// The same, at what watchers see.
     Ghosts,
+    /// Somebody looks how far a change of the holders is.
+    Holders,
     /// Everything heals.
     Heal,
     /// Whether all is as it must be by now.
@@ -204,6 +208,7 @@ pub(super) struct World {
     pub(super) wrong: Wrong,
     /// Kinds of faults that had an effect.
     pub(super) struck: BTreeSet<Kind>,
+    pub(super) parts: Parts,
     pub(super) apart: Apart,
     pub(super) evacuations: Evacuations,
     pub(super) calm: Calm,
@@ -262,6 +267,7 @@ impl World {
                 .collect(),
             wrong: Wrong::default(),
             struck: BTreeSet::new(),
+            parts: Parts::new(&plan),
             apart: Apart::default(),
             evacuations: Evacuations::default(),
             calm: Calm::new(&plan),
@@ -439,6 +445,7 @@ impl World {
             Event::Undo(undo) => self.undo(undo),
             Event::Look => self.look(),
             Event::Ghosts => self.look_for_ghosts(),
+            Event::Holders => self.look_at_change(),
             Event::Heal => self.heal(),
             Event::Settle => self.settle(),
         }
@@ -600,6 +607,8 @@ impl World {
             Output::Peer { to, message } => self.peer_output(node, partition, to, message),
             Output::Commit { token, ops, now_ms } => self.commit(node, partition, token, ops, now_ms),
             Output::Read { token, read } => self.read(node, partition, token, read),
+            // A region that comes may be there before the others heard of it.
+            Output::Alarm(LinkAlarm::Refused { .. }) if !self.parts.moved.is_empty() => {}
             Output::Alarm(alarm) => self.alarm(node, &format!("{alarm:?}")),
             Output::Recovery {
                 shard,
@@ -609,6 +618,7 @@ impl World {
             Output::Stop(alarm) => self.alarm(node, &format!("{alarm:?}")),
             // Nobody asks here.
             Output::Told { .. } => {}
+            Output::Regions(regions) => self.regions_told(node, &regions),
         }
     }
 

@@ -230,10 +230,7 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
         };
         meta.identity.check(&identity, &location)?;
         let origin = identity.origin;
-        let identity = StoreIdentity {
-            joining: meta.identity.joining,
-            ..identity
-        };
+        let identity = meta.identity.applied_to(identity);
         let mut view = View::new(identity, tables);
         view.dedup.from_ms = meta.newest_id_ms.saturating_add(1);
         view.dedup.newest_ms = meta.newest_id_ms;
@@ -647,6 +644,9 @@ fn size_of_op(op: &StoreOp) -> usize {
             StoreOp::Register { claim, .. } => 64 * claim.len(),
             StoreOp::Merge { cut, page, .. } => TRIM_OVERHEAD + 4 * (page.weight() + cut.weight()) as usize,
             StoreOp::Bump { .. }
+            | StoreOp::Mark { .. }
+            | StoreOp::Behind { .. }
+            | StoreOp::Holders { .. }
             | StoreOp::Retire { .. }
             | StoreOp::Remove { .. }
             | StoreOp::DropDedup { .. }

@@ -85,10 +85,7 @@ impl MemoryEngine {
             reason: e.to_string(),
         })?;
         stored.check(&identity, LOCATION)?;
-        let identity = StoreIdentity {
-            joining: stored.joining,
-            ..identity
-        };
+        let identity = stored.applied_to(identity);
         let boot = shared.boot;
         drop(shared);
         Ok(Self {
@@ -338,6 +335,8 @@ impl Touched {
             Decision::Logged(logged) => self.add_logged(logged, state),
             Decision::Recovery { .. }
             | Decision::Jumped { .. }
+            | Decision::Marked { .. }
+            | Decision::Behind { .. }
             | Decision::Needed { .. }
             | Decision::Retired { .. }
             | Decision::Merging { .. } => {}
@@ -406,7 +405,9 @@ impl Touched {
                 self.users.insert((shard, user));
                 LogValue::Inline(op.clone())
             }
-            Ok(Op::Start { .. } | Op::Confirm { .. }) | Err(_) => LogValue::Inline(op.clone()),
+            Ok(Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_)) | Err(_) => {
+                LogValue::Inline(op.clone())
+            }
         };
         let key = keys::log(shard, *origin, seq);
         let value = keys::encode_log(entry.hash, &value);

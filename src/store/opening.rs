@@ -1,8 +1,9 @@
 //! What a store keeps about itself, and why it may refuse to open.
 //!
-//! A store belongs to one cluster and region, spreads its users in one way and has one set of holders. All of it is
-//! written when the store is created and compared at each opening: a wrong folder, a wrong mount or a changed setting
-//! is refused with both values, and an empty place without the explicit word to create one (R4, R13).
+//! A store belongs to one cluster and region and spreads its users in one way. That is written when the store is created and
+//! compared at each opening: a wrong folder, a wrong mount or a changed setting is refused with both values, and an empty
+//! place without the explicit word to create one (R4). The set of holders with which it was begun is written, too, and counts
+//! from then on instead of what is given: later changes stand in its shards (R13).
 
 use std::collections::BTreeSet;
 
@@ -19,7 +20,7 @@ pub struct StoredIdentity {
     pub cluster: u128,
     /// The region.
     pub region: RegionId,
-    /// The regions that keep every shard.
+    /// The regions that keep every shard at first.
     pub holders: BTreeSet<RegionId>,
     /// How users are spread.
     pub sharding: Sharding,
@@ -137,6 +138,15 @@ impl StoredIdentity {
         keys::decode("store identity", value)
     }
 
+    /// What counts of an identity that was given: what was stored when the store was created.
+    pub fn applied_to(&self, given: StoreIdentity) -> StoreIdentity {
+        StoreIdentity {
+            joining: self.joining,
+            holders: self.holders.clone(),
+            ..given
+        }
+    }
+
     /// Compares what is stored with what the configuration says.
     ///
     /// # Errors
@@ -168,20 +178,6 @@ impl StoredIdentity {
             let hint = "users cannot be spread in another way once there is a store; set it back";
             return mismatch("sharding", text(self.sharding), text(given.sharding), hint);
         }
-        if self.holders != given.holders {
-            let hint = "the set of regions cannot be changed by configuration; set it back";
-            return mismatch(
-                "set of regions",
-                names(&self.holders),
-                names(&given.holders),
-                hint,
-            );
-        }
         Ok(())
     }
-}
-
-fn names(regions: &BTreeSet<RegionId>) -> String {
-    let names: Vec<&str> = regions.iter().map(RegionId::as_str).collect();
-    names.join(", ")
 }

@@ -61,6 +61,52 @@ pub struct TestCluster {
 
 impl TestCluster {
     pub async fn start(regions: &Regions, set: &[(&str, &str)]) -> Self {
+        let mut cluster = Self::prepare(regions, set);
+        cluster.start_regions(|_| true).await;
+        cluster
+    }
+
+    /// With one of the regions not there yet: its nodes are prepared and do not run, and its file lies aside.
+    pub async fn start_without(regions: &Regions, without: &str, set: &[(&str, &str)]) -> Self {
+        let mut cluster = Self::prepare(regions, set);
+        cluster.take_file(without);
+        cluster.start_regions(|region| region != without).await;
+        cluster
+    }
+
+    /// A region's file is put into the folder of regions.
+    pub fn put_file(&mut self, region: &str) {
+        let (there, aside) = self.file(region);
+        std::fs::rename(aside, there).unwrap();
+        self.dev.regions = Regions::load_folder(&self.dev.data.join("regions")).unwrap();
+    }
+
+    /// And taken from it.
+    pub fn take_file(&mut self, region: &str) {
+        let (there, aside) = self.file(region);
+        std::fs::rename(there, aside).unwrap();
+        self.dev.regions = Regions::load_folder(&self.dev.data.join("regions")).unwrap();
+    }
+
+    fn file(&self, region: &str) -> (std::path::PathBuf, std::path::PathBuf) {
+        let name = format!("{region}.toml");
+        (
+            self.dev.data.join("regions").join(&name),
+            self.dev.data.join(name),
+        )
+    }
+
+    /// Starts all nodes of some regions, and waits until all that run are ready.
+    async fn start_regions(&mut self, which: impl Fn(&str) -> bool) {
+        let nodes = self.dev.nodes.iter().filter(|node| which(&node.region));
+        let names: Vec<String> = nodes.map(|node| node.name.clone()).collect();
+        for name in &names {
+            self.start_node(name).await;
+        }
+        self.ready().await;
+    }
+
+    fn prepare(regions: &Regions, set: &[(&str, &str)]) -> Self {
         if let Ok(filter) = std::env::var("IRIS_LOG") {
             // The first test of the process sets it up.
             let _ = iris::server::log::init(&iris::server::config::LogConfig::default(), Some(&filter));
@@ -72,20 +118,14 @@ impl TestCluster {
             .iter()
             .map(|(key, value)| (key.to_string(), value.to_string()))
             .collect();
-        let mut cluster = Self {
+        Self {
             dev,
             folder,
             nodes: BTreeMap::new(),
             admin: BTreeMap::new(),
             connector: connector(&roots).unwrap(),
             set,
-        };
-        let names: Vec<String> = cluster.dev.nodes.iter().map(|node| node.name.clone()).collect();
-        for name in &names {
-            cluster.start_node(name).await;
         }
-        cluster.ready().await;
-        cluster
     }
 
     pub async fn start_node(&mut self, name: &str) {

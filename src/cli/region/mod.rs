@@ -17,6 +17,8 @@ use clap::{Args, Subcommand};
 Examples:
   iris region list
   iris region show eu-west
+  iris region add ap-south
+  iris region remove ap-south
   iris region evacuate eu-west
   iris region restore eu-west"
 )]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::StoreOp;
 use crate::core::expire::{self, Expiry};
+use crate::core::holders;
 use crate::core::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
 use crate::core::op::{Envelope, LoggedOp, Op};
 use crate::core::snapshot;
@@ -65,7 +66,7 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 if let Some(known) = state.shards.get(&shard) {
                     // Below its floor a log is not there, though confirmations say less where it was retired elsewhere.
                     let logs = known.row.logs.iter().map(|(origin, log)| {
-                        let stable = known.row.trim_to(*origin, &state.identity);
+                        let stable = known.row.agreed_to(*origin, &state.identity);
                         Need::Log(shard, *origin, stable.max(log.floor))
                     });
                     out.extend(logs);
@@ -87,9 +88,19 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     out.extend(keys.map(|key| Need::Dedup(shard, key)));
                 }
             }
+            StoreOp::Mark { absent, .. } => {
+                if let Some(known) = state.shards.get(&shard) {
+                    let logs = absent
+                        .iter()
+                        .flat_map(|holder| holders::waits_from(known, holder));
+                    out.extend(logs.map(|(origin, after)| Need::Log(shard, origin, after)));
+                }
+            }
             StoreOp::Bump { .. }
             | StoreOp::Confirm { .. }
             | StoreOp::Retire { .. }
+            | StoreOp::Behind { .. }
+            | StoreOp::Holders { .. }
             | StoreOp::Recover { .. } => {}
         }
     }

@@ -281,8 +281,7 @@ impl Links {
         }
         let known = owned.logs.get(&origin);
         let (queued, applied) = known.map_or((0, 0), |log| (log.queued, log.applied));
-        let holder = region == self.config.region || self.reach.contains_key(&region);
-        let in_place = holder && first > 0 && known.is_none_or(|log| log.region == region);
+        let in_place = first > 0 && known.is_none_or(|log| log.region == region);
         let Some(end) = first.checked_add(raw.len() as u64 - 1).filter(|_| in_place) else {
             self.stop_shard(peer, shard, origin, StopReason::OutOfPlace { at: first });
             return false;

@@ -4,6 +4,8 @@
 //! operations of the provider's region, however they came, with one message for all that was committed together. Nothing is
 //! trimmed by it: that takes logged confirmations (R8).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{LinkOutput, Links, PeerId};
 use crate::core::ids::{Origin, RegionId, Seq, ShardId};
 use crate::core::msg::{MAX_ITEMS, ToProvider, ToSubscriber};
@@ -53,11 +55,25 @@ impl Links {
             return;
         };
         let copies = owned.copies.entry(origin).or_default();
-        let before = copies.values().max().copied().unwrap_or(0);
+        let before = furthest(copies, &self.staying);
         copies.insert(region.clone(), seq);
-        let seq = copies.values().max().copied().unwrap_or(0);
+        let seq = furthest(copies, &self.staying);
         if seq != before {
             self.outputs.push_back(LinkOutput::Copied { shard, origin, seq });
+        }
+    }
+
+    /// What other regions have is a copy in these alone from now on: one that is removed will not keep it (R13).
+    pub(super) fn copies_with(&mut self, staying: &BTreeSet<RegionId>) {
+        let before = std::mem::replace(&mut self.staying, staying.clone());
+        for (shard, owned) in &self.owned {
+            for (origin, copies) in &owned.copies {
+                let seq = furthest(copies, &self.staying);
+                if seq != furthest(copies, &before) {
+                    let (shard, origin) = (*shard, *origin);
+                    self.outputs.push_back(LinkOutput::Copied { shard, origin, seq });
+                }
+            }
         }
     }
 
@@ -106,4 +122,10 @@ impl Links {
             self.tell_provider(peer, ToProvider::Copied(chunk.to_vec()));
         }
     }
+}
+
+/// How far the furthest of some regions is.
+fn furthest(copies: &BTreeMap<RegionId, Seq>, of: &BTreeSet<RegionId>) -> Seq {
+    let known = copies.iter().filter(|(region, _)| of.contains(*region));
+    known.map(|(_, seq)| *seq).max().unwrap_or(0)
 }

@@ -18,8 +18,8 @@ const SUBSCRIBE_POSITIONS: usize = 16 * 1024;
 const SUBSCRIBE_SHARDS: usize = 1024;
 /// A lane lives at least so long before the next one is opened, whatever the provider says.
 const REOPEN_MIN: Duration = Duration::from_millis(100);
-/// After a refusal it is an operator's turn: asked again only so often.
-const REFUSED_RETRY: Duration = Duration::from_secs(30);
+/// After a refusal it is an operator's turn, or a change of the holders has yet to come there (R13): asked again only so often.
+const REFUSED_RETRY: Duration = Duration::from_secs(5);
 /// Credit below a quarter of the window goes back after so long: the last bytes of a burst need no message each.
 const CREDIT_DELAY: Duration = Duration::from_millis(20);
 /// Unanswered pings that are remembered.
@@ -565,7 +565,8 @@ impl Links {
 
     fn subscribe(&mut self, peer: PeerId, shards: &[ShardId], mut first: bool) {
         let wanted: Vec<RegionId> = self.peers[peer].pull.wanted.iter().cloned().collect();
-        let holders: Vec<RegionId> = self.config.holders.iter().cloned().collect();
+        let holders: BTreeSet<RegionId> = self.partners().cloned().collect();
+        let holders: Vec<RegionId> = holders.into_iter().collect();
         let mut left = shards.iter().peekable();
         loop {
             let mut chunk: Vec<(ShardId, Vector)> = Vec::new();

@@ -30,8 +30,23 @@ pub(super) struct Has {
 }
 
 impl Links {
+    /// A shard that is owned here begins to recover for a snapshot, and lost nothing (R12).
+    pub fn handle_behind(&mut self, shard: ShardId, now: Now) {
+        if let Some(owned) = self.owned.get_mut(&shard) {
+            owned.whole = true;
+        }
+        self.recovers(shard, true, now);
+    }
+
     /// A shard that is owned here begins to recover, or is open again.
     pub fn handle_recovering(&mut self, shard: ShardId, recovering: bool, now: Now) {
+        if let Some(owned) = self.owned.get_mut(&shard) {
+            owned.whole = false;
+        }
+        self.recovers(shard, recovering, now);
+    }
+
+    fn recovers(&mut self, shard: ShardId, recovering: bool, now: Now) {
         self.begin(now);
         let Some(owned) = self.owned.get_mut(&shard) else {
             return;
@@ -81,7 +96,7 @@ impl Links {
             let yours = heads.clone().filter(|(_, log)| log.region == region);
             let have = Have {
                 shard,
-                recovering: owned.recovering,
+                recovering: owned.recovering && !owned.whole,
                 applied: heads.map(|(origin, log)| (*origin, log.head)).collect(),
                 yours: yours.map(|(origin, log)| (*origin, log.head)).collect(),
             };
@@ -152,20 +167,21 @@ impl Links {
                     origin,
                     theirs,
                 });
-            } else if !self.owned[&shard].recovering {
+            } else if !self.owned[&shard].recovering || self.owned[&shard].whole {
                 let why = format!(
                     "{link} has origin {:016x} of this region to {theirs}, here it ends at {ours}",
                     origin.0
                 );
-                self.lost(shard, why);
+                self.lost(shard, why, false);
             }
         }
     }
 
     /// The shard lacks what it once had: it recovers, as soon as its owner says so.
-    pub(super) fn lost(&mut self, shard: ShardId, why: String) {
-        self.stats.losses += 1;
-        self.outputs.push_back(LinkOutput::Lost { shard, why });
+    /// `whole`: only because it was away.
+    pub(super) fn lost(&mut self, shard: ShardId, why: String, whole: bool) {
+        self.stats.losses += u64::from(!whole);
+        self.outputs.push_back(LinkOutput::Lost { shard, why, whole });
     }
 
     /// More than we have of a current origin of ours came from a subscriber, who names origins without their regions.

@@ -1,7 +1,5 @@
 //! Subscribers and their lanes: who takes which shards from us, and what they say.
 
-use std::collections::BTreeSet;
-
 use super::position::Serve;
 use super::report::{Lag, LinkAlarm, ServeStatus};
 use super::{Left, LinkOutput, Links, Peer, PeerId};
@@ -19,7 +17,7 @@ impl Links {
             self.stats.stale += 1;
             if matches!(body, ToProvider::Subscribe { first: true, .. }) {
                 let detail = format!(
-                    "region {} is not among the holders of region {}: give both the same set of holders",
+                    "region {} is not among the holders of region {}: an operator adds it there (iris region add)",
                     from.node.region, self.config.region
                 );
                 let body = ToSubscriber::Refused { detail };
@@ -189,7 +187,7 @@ impl Links {
         peer.serve = Some(Serve::new(lane, now));
     }
 
-    fn drop_serve(&mut self, peer: PeerId) -> Option<u64> {
+    pub(super) fn drop_serve(&mut self, peer: PeerId) -> Option<u64> {
         let serve = self.peers[peer].serve.take()?;
         let positions = serve.shards.iter().map(|(shard, served)| {
             let positions = served.positions.iter();
@@ -253,7 +251,11 @@ impl Links {
                 self.touched.insert(id);
             }
             ToProvider::Want(wanted) => {
-                serve.wanted = wanted.into_iter().collect();
+                let wanted = self.given(wanted);
+                let Some(serve) = &mut self.peers[id].serve else {
+                    return;
+                };
+                serve.wanted = wanted;
                 serve.want_changed = now;
                 self.choose = true;
             }
@@ -286,22 +288,20 @@ impl Links {
         wanted: Vec<RegionId>,
         last: bool,
     ) {
-        let ours = &self.config.holders;
+        let wanted = self.given(wanted);
         let Some(serve) = &mut self.peers[id].serve else {
             return;
         };
         let lane = serve.lane;
-        let differ = holders.len() != ours.len() || !holders.iter().all(|region| ours.contains(region));
+        let differ = !holders.contains(&self.config.region);
         let too_many = serve.shards.len() + shards.len() > MAX_SHARDS;
         if differ || too_many {
-            let names = |list: &mut dyn Iterator<Item = &RegionId>| {
-                let names: Vec<&str> = list.take(64).map(RegionId::as_str).collect();
-                names.join(", ")
-            };
             let detail = if differ {
-                let (theirs, ours) = (names(&mut holders.iter()), names(&mut ours.iter()));
+                let names: Vec<&str> = holders.iter().take(64).map(RegionId::as_str).collect();
                 format!(
-                    "the subscriber's holders are [{theirs}], the provider's [{ours}]: give both regions the same set"
+                    "the subscriber's holders are [{}], without {}: give both regions the files of all",
+                    names.join(", "),
+                    self.config.region
                 )
             } else {
                 format!("a subscription names over {MAX_SHARDS} shards")
@@ -319,7 +319,6 @@ impl Links {
             self.outputs.push_back(LinkOutput::Alarm(alarm));
             return;
         }
-        let wanted: BTreeSet<RegionId> = wanted.into_iter().collect();
         if serve.wanted != wanted {
             serve.wanted = wanted;
             serve.want_changed = self.now.mono;

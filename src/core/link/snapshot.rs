@@ -73,11 +73,12 @@ impl Links {
             return;
         };
         if !owned.recovering {
+            // Had we confirmed and lost it, that confirmation itself would be known there, and missing here.
             let why = format!(
-                "{} has trimmed its log to {floor}, so this region had confirmed that, and here it ends at {have}",
+                "{} has trimmed its log to {floor}, and here it ends at {have}: this region was away for long",
                 self.peers[peer].addr
             );
-            self.lost(shard, why);
+            self.lost(shard, why, true);
         }
         let Some(owned) = self.owned.get_mut(&shard) else {
             return;
@@ -293,15 +294,14 @@ impl Links {
         self.look_whether_caught_up(shard);
     }
 
-    /// Whether the cut names regions that are there, and those of what is known here.
+    /// Whether the cut names the regions of what is known here.
     fn fits_here(&self, shard: ShardId, cut: &Cut) -> bool {
         let Some(owned) = self.owned.get(&shard) else {
             return false;
         };
         cut.logs.iter().all(|(origin, log)| {
-            let holder = log.region == self.config.region || self.reach.contains_key(&log.region);
             let known = owned.logs.get(origin);
-            holder && known.is_none_or(|known| known.region == log.region)
+            known.is_none_or(|known| known.region == log.region)
         })
     }
 

@@ -470,12 +470,12 @@ fn a_peer_that_has_more_of_our_current_origin_is_an_alarm() {
 }
 
 #[test]
-fn different_holders_are_refused_on_both_sides() {
+fn holders_without_the_provider_are_refused_on_both_sides() {
     let mut world = World::new(9, &[1, 1], 1, CoreLimits::default());
     world.run(3 * SECOND);
     let subscribe = ToProvider::Subscribe {
         first: true,
-        holders: vec![region_id(0), region_id(2)],
+        holders: vec![region_id(1), region_id(2)],
         shards: vec![(ShardId(0), Vector::new())],
         wanted: vec![region_id(0)],
         last: true,

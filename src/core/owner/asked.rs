@@ -30,6 +30,12 @@ pub enum Tag {
     Recover(ShardId, bool),
     /// Retiring old origins.
     Retire(ShardId),
+    /// Marking holders that are away.
+    Mark(ShardId),
+    /// Beginning to recover after having been away.
+    Behind(ShardId),
+    /// Changing the holders.
+    Holders(ShardId),
 }
 
 /// A question to the store and what it is for.

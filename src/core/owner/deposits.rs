@@ -156,6 +156,7 @@ impl Owner {
         };
         let full = self.is_full(tag.bytes);
         let alone = self.refuses_alone();
+        let pinned = self.shards.get(&shard).is_some_and(|shard| shard.holders.full);
         let Some(sender) = self.senders.of(&tag, now.mono) else {
             self.stats.deposits.overloaded += 1;
             let why = "too many sessions sent to this owner lately";
@@ -174,7 +175,7 @@ impl Owner {
         if full && defect::on(Defect::DropsWhenFull) {
             return;
         }
-        let (Some(epoch), false) = (epoch, full || alone) else {
+        let (Some(epoch), false) = (epoch, full || alone || pinned) else {
             sender.refused_from = Some(tag.session_seq);
             let (code, why) = match epoch {
                 None if self.finishing => (Code::Unavailable, "this node stops"),
@@ -186,7 +187,11 @@ impl Owner {
                     Code::Unavailable,
                     "no other region can be reached, and a message is accepted only once another one has it",
                 ),
-                Some(_) => (Code::Overloaded, "too many messages wait to be stored"),
+                Some(_) if full => (Code::Overloaded, "too many messages wait to be stored"),
+                Some(_) => (
+                    Code::StoreFull,
+                    "the log of the shard is too long: a region that is away has yet to get it",
+                ),
             };
             self.stats.deposits.overloaded += u64::from(full);
             return self.answer_retry(&tag, code, why, now);
@@ -220,7 +225,7 @@ impl Owner {
             Ok(Outcome::Refused(Refusal::AlreadyJudged)) if self.forgotten(&tag) => {
                 return self.refuse_retryably(&tag, Code::Blocked, "an earlier try failed", now);
             }
-            Ok(Outcome::Refused(refusal @ Refusal::Recovering)) => {
+            Ok(Outcome::Refused(refusal @ (Refusal::Recovering | Refusal::Removed))) => {
                 return self.refuse_retryably(&tag, Code::Unavailable, &refusal.to_string(), now);
             }
             Ok(Outcome::Refused(refusal)) => {

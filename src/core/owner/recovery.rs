@@ -4,6 +4,7 @@
 //! shard that recovers refuses deposits and attachments retryably, says nothing of its own, and its sessions end, because
 //! a session does not outlive its region's store.
 
+use super::holders::Holders;
 use super::{LaneId, Owner, OwnerOutput, Question, Shard, Tag};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
 use crate::core::ids::{Epoch, Origin, RegionId, SessionId, ShardId};
@@ -24,6 +25,8 @@ pub(super) struct Recovery {
     due: Option<bool>,
     /// What was written last.
     written: bool,
+    /// It recovers because it was away, and lost nothing (R12).
+    pub whole: bool,
 }
 
 impl Recovery {
@@ -33,6 +36,7 @@ impl Recovery {
             life: row.recovered_in,
             due: None,
             written: false,
+            whole: row.holding.whole,
         }
     }
 
@@ -87,16 +91,48 @@ impl Owner {
         let Some(shard) = self.shards.get_mut(&id) else {
             return;
         };
+        if let (true, Some(epoch)) = (shard.recovery.on && shard.recovery.whole, shard.epoch) {
+            // It turns out that something is lost, too.
+            shard.recovery.whole = false;
+            self.out.push_back(OwnerOutput::Recovering(id, true));
+            return self.out.push_back(commit(id, epoch, true));
+        }
         let (true, Some(epoch)) = (shard.is_open(), shard.epoch) else {
             return;
         };
-        shard.recovery.on = true;
-        self.active -= 1;
-        self.out.push_back(OwnerOutput::Recovering(id, true));
         self.out.push_back(commit(id, epoch, true));
+        let why = "the region's store lost something and recovers: connect again";
+        self.close_for_recovery(id, false, why, now);
+    }
+
+    /// The others have not kept what this shard lacks, because this region was away for long (R12). It takes a snapshot, and
+    /// as what that brings is not pushed to sessions, they end and begin again.
+    pub fn handle_behind(&mut self, id: ShardId, now: Now) {
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
+        let (true, Some(epoch)) = (shard.is_open(), shard.epoch) else {
+            return;
+        };
+        let op = StoreOp::Behind { shard: id, epoch };
+        self.out.push_back(OwnerOutput::Commit(op, Tag::Behind(id)));
+        let why = "this region was away for long and takes a snapshot: connect again";
+        self.close_for_recovery(id, true, why, now);
+    }
+
+    fn close_for_recovery(&mut self, id: ShardId, whole: bool, why: &str, now: Now) {
+        let Some(shard) = self.shards.get_mut(&id) else {
+            return;
+        };
+        shard.recovery.on = true;
+        shard.recovery.whole = whole;
+        self.active -= 1;
+        self.out.push_back(match whole {
+            true => OwnerOutput::Behind(id),
+            false => OwnerOutput::Recovering(id, true),
+        });
         let sessions: Vec<SessionId> = self.shards[&id].sessions.keys().copied().collect();
         for session in sessions {
-            let why = "the region's store lost something and recovers: connect again";
             self.end_session(id, session, Code::Unavailable, why, now);
         }
         let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
@@ -157,6 +193,21 @@ impl Owner {
         }
     }
 
+    pub(super) fn behind_written(&mut self, id: ShardId, outcome: Result<Outcome, StoreError>, now: Now) {
+        match outcome {
+            Ok(Outcome::Done { .. }) => {
+                self.out.push_back(OwnerOutput::Read(Question::Recovered(id)));
+            }
+            Ok(Outcome::Refused(Refusal::Fenced { .. })) => self.handle_fenced(id, now),
+            // As if something were lost: that is written until it is.
+            _ => {
+                if let Some(shard) = self.shards.get_mut(&id) {
+                    shard.recovery.due = Some(true);
+                }
+            }
+        }
+    }
+
     pub(super) fn recovery_read(&mut self, id: ShardId, row: &ShardRow) {
         let Some(shard) = self.shards.get_mut(&id) else {
             return;
@@ -165,10 +216,13 @@ impl Owner {
         shard.learn(row, &self.config.me.node.region);
         if shard.recovery.on && row.recovery == state::Recovery::Open {
             shard.recovery.on = false;
+            shard.recovery.whole = false;
+            shard.holders = Holders::of(row, &self.config.me.node.region);
             shard.look.told = false;
             shard.dirty = true;
-            self.active += 1;
+            self.active += usize::from(self.shards[&id].is_open());
             self.out.push_back(OwnerOutput::Recovering(id, false));
+            self.aim_of(row);
         }
     }
 

@@ -389,7 +389,7 @@ impl Owner {
     }
 
     /// After any call that changed presence: carries out what it asks for, and remembers to tell others.
-    fn presence_touched(&mut self, id: ShardId, now: Now) {
+    pub(super) fn presence_touched(&mut self, id: ShardId, now: Now) {
         self.touched.insert(id);
         while let Some(effect) = self
             .shards

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DedupKey;
 use crate::core::expire::Expired;
+use crate::core::holders::ConfirmAt;
 use crate::core::ids::{Coord, DeviceId, Epoch, Origin, RegionId, Seq, ShardId, UserId};
 use crate::core::op::{LogEntry, LoggedOp};
 use crate::core::snapshot::{Cut, MergedUser};
@@ -57,6 +58,9 @@ pub enum Decision {
         to: Seq,
         /// The running hash there.
         hash: u64,
+        /// Bytes of what was trimmed, without confirmations.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        bytes: u64,
     },
     /// Dedup records of the UTC days to this one are dropped (R16).
     DedupDropped {
@@ -116,6 +120,22 @@ pub enum Decision {
     Merging {
         /// The shard.
         shard: ShardId,
+    },
+    /// A holder does not hold logs back any more, or does again (R12).
+    Marked {
+        /// The shard.
+        shard: ShardId,
+        /// The holder.
+        region: RegionId,
+        /// The last confirmation known of it; `None` takes the mark away.
+        at: Option<ConfirmAt>,
+    },
+    /// The shard begins to recover because it was away, and lost nothing (R12).
+    Behind {
+        /// The shard.
+        shard: ShardId,
+        /// The origin under which it begins.
+        began: Origin,
     },
     /// Whether an old origin is needed here (R23).
     Needed {
@@ -212,6 +232,8 @@ impl Decision {
             | Decision::UserMerged { shard, .. }
             | Decision::Merged { shard, .. }
             | Decision::Jumped { shard, .. }
+            | Decision::Marked { shard, .. }
+            | Decision::Behind { shard, .. }
             | Decision::Needed { shard, .. }
             | Decision::Retired { shard, .. }
             | Decision::Merging { shard }
@@ -220,4 +242,9 @@ impl Decision {
             | Decision::DeviceExpired { shard, .. } => *shard,
         }
     }
+}
+
+/// For fields that came after their format and stand at its end.
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }

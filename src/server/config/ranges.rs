@@ -63,6 +63,11 @@ section! {
         inbox_bytes: u64 = StoreLimits::default().inbox_bytes, in KIB => 1024 * GIB;
         /// Devices of one user. Each holds back the removal of messages until it consumed them.
         devices_per_user: u32 = number(StoreLimits::default().devices as u64), in 1 => 1_024;
+        /// Bytes of logs that a region which is away pins here at most; then it needs a snapshot. A shard takes no more messages
+        /// at twice its share, and answers `StoreFull`.
+        absent_log_bytes: u64 = StoreLimits::default().absent_log_bytes, in MIB => 1024 * 1024 * GIB;
+        /// For how long it pins them at most.
+        absent_log_age: Duration = ms(StoreLimits::default().absent_log_ms), in DAY / 24 => DAY * 3_650;
         /// Messages delivered to one device and not yet acknowledged. A slow device costs this much memory and no more.
         window_messages: u32 = number(core().window_messages as u64), in 1 => 65_536;
         /// Bytes of those messages. One message is always let through, so that a small window cannot block.
@@ -224,6 +229,8 @@ impl Limits {
             inbox_bytes: self.inbox_bytes,
             devices: self.devices_per_user as usize,
             device_expiry_ms: millis(devices.expire_after),
+            absent_log_bytes: self.absent_log_bytes,
+            absent_log_ms: millis(self.absent_log_age),
             ..StoreLimits::default()
         }
     }

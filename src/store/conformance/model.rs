@@ -204,6 +204,9 @@ impl Model {
                 self.recovers = *recovering;
                 assert_eq!(*outcome, Outcome::Done { more: false });
             }
+            StoreOp::Mark { .. } | StoreOp::Behind { .. } | StoreOp::Holders { .. } => {
+                unreachable!("told case by case: conformance::holders")
+            }
             StoreOp::Retire { unneeded, .. } => self.retire(unneeded, outcome),
             StoreOp::Forgo { user, origins, .. } => {
                 self.forgo(user, origins);
@@ -623,7 +626,7 @@ impl Model {
             self.since.1 += 1;
         }
         match decoded {
-            Op::Start { .. } => {}
+            Op::Start { .. } | Op::Holders(_) => {}
             Op::Append(envelope, body) => self.messages.push(Message {
                 at,
                 to: envelope.to,

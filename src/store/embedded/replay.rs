@@ -101,6 +101,8 @@ impl<'a, T: Tables> Replay<'a, T> {
             | Decision::DedupDropped { .. }
             | Decision::Recovery { .. }
             | Decision::Jumped { .. }
+            | Decision::Marked { .. }
+            | Decision::Behind { .. }
             | Decision::Needed { .. }
             | Decision::Retired { .. }
             | Decision::Merging { .. } => false,
@@ -127,7 +129,7 @@ impl<'a, T: Tables> Replay<'a, T> {
                 Ok(lacks)
             }
             Ok(Op::Cursor { user, .. } | Op::Device { user, .. }) => self.lacks(commit, id, &user),
-            Ok(Op::Start { .. } | Op::Confirm { .. }) => Ok(false),
+            Ok(Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_)) => Ok(false),
             Err(e) => Err(StoreError::Corrupt(format!("operation {at}: {e}"))),
         }
     }

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::core::expire::{DeviceLife, HoleRow, Timed};
+use crate::core::holders::{HolderSet, HoldersChange, Holding, Leaving};
 use crate::core::ids::{Coord, Epoch, SessionId};
 use crate::core::op::{DeviceChange, Envelope, Op, OpError, kind};
 use crate::core::retire::OldOrigins;
@@ -9,7 +10,7 @@ use crate::core::state::{ConfirmRow, DeviceRow, LogRow, Recovery};
 use crate::core::time::Hlc;
 use crate::core::wire::HoleReason;
 use crate::store::conformance::kit::{
-    HERE, Remote, T0, at, device, hex, id, region, unhex_lines, user, variants, vector,
+    HERE, Remote, T0, THERE, at, device, hex, id, region, unhex_lines, user, variants, vector,
 };
 use proptest::prelude::*;
 
@@ -50,6 +51,7 @@ fn shard_row() -> ShardRow {
         recovered_in: Origin(10),
         forgotten: 0,
         old: OldOrigins::default(),
+        holding: Holding::default(),
     }
 }
 
@@ -113,6 +115,31 @@ fn objected_row() -> UserRow {
     row
 }
 
+fn changed_row() -> ShardRow {
+    let leaving = Leaving {
+        version: 2,
+        at: [at(10, 7)].into(),
+    };
+    let set = HolderSet {
+        version: 2,
+        new: [region(HERE)].into(),
+        old: [region(THERE)].into(),
+        at: [at(10, 7), at(20, 3)].into(),
+        settled: false,
+        leaving: [(region(THERE), leaving)].into(),
+    };
+    ShardRow {
+        holding: Holding {
+            log_bytes: 600,
+            marked: [(region(THERE), (Hlc { ms: T0, logical: 1 }, Origin(20), 2))].into(),
+            whole: true,
+            out: true,
+            set: Some(set),
+        },
+        ..shard_row()
+    }
+}
+
 /// Every key and value of format version 1. What is stored must stay readable: never change the bytes of a fixture, and add
 /// one where rows get fields.
 #[test]
@@ -156,6 +183,11 @@ fn the_formats_are_those_of_the_fixture() {
             super::user(s, &user("dave")),
             encode(&objected_row()),
         ),
+        (
+            "shard whose holders changed",
+            super::shard(ShardId(4)),
+            encode(&changed_row()),
+        ),
     ];
     let text: String = rows
         .iter()
@@ -191,6 +223,9 @@ fn reads_back(fixture: &str) {
     }
     if let Some(objected) = lines.get(17) {
         assert_eq!(decode_row::<UserRow>(objected), Ok(objected_row()));
+    }
+    if let Some(changed) = lines.get(19) {
+        assert_eq!(decode_row::<ShardRow>(changed), Ok(changed_row()));
     }
 }
 
@@ -265,6 +300,14 @@ fn ops() -> Vec<(&'static str, Op)> {
                 retired: Some(vec![at(4, 3)]),
             },
         ),
+        (
+            "holders",
+            Op::Holders(HoldersChange {
+                version: 2,
+                set: [region(HERE)].into(),
+                gone: [region(THERE)].into(),
+            }),
+        ),
     ]
 }
 
@@ -306,7 +349,7 @@ fn logged_operations_are_those_of_the_fixture() {
             DeviceChange::Expire { .. } => "Expire",
             DeviceChange::Veto { .. } => "Veto",
         }),
-        Op::Start { .. } | Op::Append(..) | Op::Cursor { .. } | Op::Confirm { .. } => None,
+        Op::Start { .. } | Op::Append(..) | Op::Cursor { .. } | Op::Confirm { .. } | Op::Holders(_) => None,
     });
     assert_eq!(changes.collect::<BTreeSet<_>>(), variants::<DeviceChange>());
 }

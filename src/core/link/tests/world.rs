@@ -800,7 +800,7 @@ impl World {
             LinkOutput::Copied { shard, origin, seq } => {
                 self.regions[n].copied.insert((shard, origin), seq);
             }
-            LinkOutput::Lost { shard, why } => {
+            LinkOutput::Lost { shard, why, .. } => {
                 self.regions[n].losses.push((shard, why));
                 self.recover(n, partition, shard, true);
             }

@@ -8,7 +8,9 @@ fn script(without: WithoutCopy) -> Script {
     let mut script = Script::new();
     script.open(1);
     script.owner.config.durability = DurabilityPolicy::Geo(without);
-    script.owner.config.holders = ["a", "b", "c"].map(|id| RegionId::new(id).unwrap()).into();
+    let holders: BTreeSet<RegionId> = ["a", "b", "c"].map(|id| RegionId::new(id).unwrap()).into();
+    script.owner.config.holders = holders.clone();
+    (script.owner.regions, script.owner.staying) = (holders.clone(), holders);
     script.owner.shards.get_mut(&SHARD).unwrap().own.insert(ORIGIN);
     script
 }

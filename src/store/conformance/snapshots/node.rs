@@ -171,6 +171,7 @@ impl<'a> Node<'a> {
             confirmed: BTreeMap::new(),
             forgotten: 0,
             retired: BTreeMap::new(),
+            holders: None,
         });
         let mut pages = SnapshotPage::default();
         let mut at = Some(SnapshotAt::Start);

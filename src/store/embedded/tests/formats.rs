@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::core::expire::{DeviceLife, Expired, HoleRow};
+use crate::core::holders::{HolderSet, Leaving};
 use crate::core::ids::{Epoch, Origin, ShardId};
 use crate::core::op::LogEntry;
 use crate::core::snapshot::{Cut, CutLog, MergedUser};
@@ -12,7 +13,7 @@ use crate::core::state::{ConfirmRow, DedupKey, DedupRow, DeviceRow, Logged, Shar
 use crate::core::time::Hlc;
 use crate::core::wire::HoleReason;
 use crate::store::conformance::kit::{
-    HERE, Remote, T0, at, device, hex, id, identity, region, unhex_lines, user, variants, vector,
+    HERE, Remote, T0, THERE, at, device, hex, id, identity, region, unhex_lines, user, variants, vector,
 };
 use crate::store::embedded::record::{
     Extent, StoredDedup, StoredShard, StoredUser, decode_decisions, encode_decisions,
@@ -61,6 +62,7 @@ fn decisions() -> Vec<Decision> {
             origin,
             to: 2,
             hash: log.hash(2),
+            bytes: 0,
         },
         Decision::DedupDropped { shard, day: 19_675 },
     ]
@@ -180,6 +182,7 @@ fn recovery() -> Vec<(&'static str, Decision)> {
             confirmed: [(region(HERE), confirm.clone())].into(),
             forgotten,
             retired,
+            holders: None,
         }),
         hlc: Hlc { ms: T0, logical: 2 },
     };
@@ -324,6 +327,67 @@ fn expiry() -> Vec<(&'static str, Decision)> {
     decisions.into()
 }
 
+/// Decisions about who keeps a shard, and who is away.
+fn holders() -> Vec<(&'static str, Decision)> {
+    let shard = ShardId(3);
+    let confirm = (Hlc { ms: T0, logical: 1 }, Origin(20), 2);
+    let marked = |at| Decision::Marked {
+        shard,
+        region: region(THERE),
+        at,
+    };
+    let set = HolderSet {
+        version: 2,
+        new: [region(HERE)].into(),
+        old: [region(THERE)].into(),
+        at: [at(10, 2)].into(),
+        settled: false,
+        leaving: [(
+            region(THERE),
+            Leaving {
+                version: 2,
+                at: [at(10, 2)].into(),
+            },
+        )]
+        .into(),
+    };
+    vec![
+        ("marked", marked(Some(confirm))),
+        ("not marked", marked(None)),
+        (
+            "behind",
+            Decision::Behind {
+                shard,
+                began: Origin(10),
+            },
+        ),
+        (
+            "trimmed, bytes",
+            Decision::Trimmed {
+                shard,
+                origin: Origin(10),
+                to: 2,
+                hash: 7,
+                bytes: 90,
+            },
+        ),
+        (
+            "jumped, holders changed",
+            Decision::Jumped {
+                shard,
+                cut: Box::new(Cut {
+                    logs: [].into(),
+                    confirmed: [].into(),
+                    forgotten: 0,
+                    retired: [].into(),
+                    holders: Some(set),
+                }),
+                hlc: Hlc { ms: T0, logical: 2 },
+            },
+        ),
+    ]
+}
+
 #[test]
 fn the_decisions_of_a_recovery_are_those_of_the_fixture() {
     let one = |decision: Decision| {
@@ -331,7 +395,13 @@ fn the_decisions_of_a_recovery_are_those_of_the_fixture() {
         encode_decisions(&[decision], &mut record);
         record
     };
-    let decisions = || recovery().into_iter().chain(retirement()).chain(expiry());
+    let decisions = || {
+        recovery()
+            .into_iter()
+            .chain(retirement())
+            .chain(expiry())
+            .chain(holders())
+    };
     let text: String = decisions()
         .map(|(name, decision)| format!("{name}\n  {}\n", hex(&one(decision))))
         .collect();
@@ -350,7 +420,11 @@ fn the_decisions_of_a_recovery_are_those_of_the_fixture() {
 
 #[test]
 fn every_decision_is_in_a_fixture() {
-    let later = recovery().into_iter().chain(retirement()).chain(expiry());
+    let later = recovery()
+        .into_iter()
+        .chain(retirement())
+        .chain(expiry())
+        .chain(holders());
     let later = later.map(|(_, decision)| decision);
     let found = decisions()
         .into_iter()
@@ -373,6 +447,8 @@ fn every_decision_is_in_a_fixture() {
             Decision::Expired { .. } => "Expired",
             Decision::Expires { .. } => "Expires",
             Decision::DeviceExpired { .. } => "DeviceExpired",
+            Decision::Marked { .. } => "Marked",
+            Decision::Behind { .. } => "Behind",
         });
     assert_eq!(found.collect::<BTreeSet<_>>(), variants::<Decision>());
 }
@@ -380,7 +456,11 @@ fn every_decision_is_in_a_fixture() {
 #[test]
 fn damaged_records_are_refused() {
     let mut record = Vec::new();
-    let later = recovery().into_iter().chain(retirement()).chain(expiry());
+    let later = recovery()
+        .into_iter()
+        .chain(retirement())
+        .chain(expiry())
+        .chain(holders());
     let later = later.map(|(_, decision)| decision);
     let all: Vec<Decision> = decisions().into_iter().chain(later).collect();
     encode_decisions(&all, &mut record);

@@ -95,12 +95,6 @@ fn another_identity_is_named() {
     assert_eq!(field(open(|identity| identity.cluster = 8)), "cluster");
     assert_eq!(field(open(|identity| identity.sharding.seed = 8)), "sharding");
     assert_eq!(
-        field(open(|identity| {
-            identity.holders.insert(THERE.parse().unwrap());
-        })),
-        "set of regions"
-    );
-    assert_eq!(
         field(open(|identity| identity.region = THERE.parse().unwrap())),
         "region"
     );

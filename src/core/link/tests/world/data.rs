@@ -169,6 +169,7 @@ impl Region {
             origin: *origin,
             to,
             hash: *hash,
+            bytes: 0,
         };
         self.state.apply(&decision);
     }
