@@ -27,6 +27,9 @@ impl World {
         self.kill(core);
         let medium = self.stores[region].replace_disk();
         drop(medium);
+        // Its operator has the files of all regions that there are by now.
+        let holders = self.holding();
+        self.stores[region].begin_with(holders);
         self.forget_durable(region, Durable::default());
         self.come_back(region, lasts);
         Ok(())

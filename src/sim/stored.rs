@@ -139,6 +139,8 @@ impl World {
                 let detail = format!("{name} removes #{number} at {at} of {user}, who has no device");
                 return self.fail("nothing is removed without a device (R10)", detail, words);
             }
+            // The first that removed it was judged by what it knew; from it others learn by snapshot.
+            let learned = self.ever_marked(shard) && self.is_removed_elsewhere(region, user, at);
             let sent = self.check.sent[number as usize].at;
             let missing = (0..self.devices.len()).find(|device| {
                 let seen = &self.check.seen[*device];
@@ -149,12 +151,22 @@ impl World {
                     && !self.lapsed(*device)
                     && self.knows_device(region, shard, *device)
             });
-            if let Some(device) = missing {
+            if let Some(device) = missing.filter(|_| !learned) {
                 let device = self.devices[device].name();
                 let detail = format!("{name} removes #{number} at {at}, which {device} has not handled");
                 return self.fail("consumed by every device (R10)", detail, words);
             }
         }
+    }
+
+    fn is_removed_elsewhere(&self, region: usize, user: &UserId, at: Coord) -> bool {
+        let mut others = (0..self.stores.len()).filter(|other| *other != region);
+        others.any(|other| {
+            let trimmed = &self.check.stores[other].trimmed;
+            trimmed
+                .get(&(user.clone(), at.origin))
+                .is_some_and(|to| *to >= at.seq)
+        })
     }
 
     /// A cursor covers what its device's application handled, here or as another copy, or was told to be gone (R14, R17).
