@@ -61,6 +61,10 @@ impl Work<'_> {
             bytes,
         });
         for (user, first) in users {
+            debug_assert!(
+                self.row().users.contains_key(&user),
+                "a row that `needs_more` does not name: what {user} consumed would stay for good"
+            );
             self.remove(&user, &[(origin, first)]);
         }
         self.take_effect(expiries);

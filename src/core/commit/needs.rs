@@ -160,8 +160,14 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 // elsewhere, each can that logs something (R23).
                 let mut earlier = ops[..index].iter().filter(|earlier| earlier.shard() == id);
                 let moves = earlier.any(|earlier| {
-                    let confirms = matches!(earlier, StoreOp::Confirm { .. } | StoreOp::ApplyRemote { .. });
-                    confirms || shard.row.may_be_told()
+                    let moves = matches!(
+                        earlier,
+                        StoreOp::Confirm { .. }
+                            | StoreOp::ApplyRemote { .. }
+                            | StoreOp::Mark { .. }
+                            | StoreOp::Holders { .. }
+                    );
+                    moves || shard.row.may_be_told()
                 });
                 for (origin, log) in &shard.row.logs {
                     let stable = shard.row.trim_to(*origin, &state.identity);

@@ -18,6 +18,7 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("an absent holder is marked after too long", marked_by_time),
     ("confirmations pin nothing", confirmations),
     ("a mark goes when the holder reaches the floors", back),
+    ("what is trimmed in the batch of a mark is removed", marked_and_trimmed),
     ("a log that nobody may trim is full at twice the share", full),
     (
         "a change of holders counts the old and the new set until the new one confirmed",
@@ -177,6 +178,28 @@ fn back(harness: &mut dyn Harness) {
     assert!(mark(&mut store, &[], false).is_empty());
     store.trim();
     assert_eq!(floor(&mut store), begins, "it counts like any other again");
+}
+
+fn marked_and_trimmed(harness: &mut dyn Harness) {
+    let (mut store, mut there) = three(harness);
+    fill(&mut store, 1, 8);
+    let last = store.coords("bob").pop().unwrap();
+    store.confirm();
+    confirm_there(&mut store, &mut there);
+    store.cursor("bob", "phone", vector(&[(10, last.seq)]));
+    assert_eq!(store.coords("bob").len(), 8, "nothing of it is stable");
+    let (shard, epoch) = (S, store.epoch);
+    let absent = vec![region(THIRD)];
+    let by_time = false;
+    let mark = StoreOp::Mark {
+        shard,
+        epoch,
+        absent,
+        by_time,
+    };
+    store.commit(vec![mark, StoreOp::Trim { shard, epoch }]);
+    assert!(floor(&mut store) >= last.seq);
+    assert!(store.coords("bob").is_empty());
 }
 
 fn full(harness: &mut dyn Harness) {
