@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, TestCluster, regions, send, within};
+use common::{PATIENCE, TestCluster, regions, send, until, within};
 use iris::admin::client::{AdminClient, AskError};
 use iris::admin::data::{PartReply, Reply};
 use iris::admin::request::{Call, Change, Part, Request};
@@ -629,6 +629,12 @@ async fn the_page_for_operators_is_written() {
     cluster.start_node("us-east-edge-2").await;
     cluster.stop_node("us-east-core-1").await;
     let text = filled(text, "core", &data).await;
+    until("another region serves the edges", async || {
+        let edges = ["us-east-edge-1", "us-east-edge-2"].map(|name| cluster.node(name).partitions());
+        edges.iter().flatten().all(|status| status.served_by.is_some())
+    })
+    .await;
+    let text = filled(text, "core-later", &data).await;
     cluster.start_node("us-east-core-1").await;
     cluster.ready().await;
     within("alice is back", alice.connected()).await;

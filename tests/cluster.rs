@@ -319,6 +319,70 @@ async fn a_rolling_restart_under_load_loses_nothing() {
     cluster.stop().await;
 }
 
+/// The core node of a region is lost, its edges are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn edges_without_a_core_of_their_region_are_served_by_another_region() {
+    let regions = iris::server::regions::Regions::built_in();
+    let mut cluster = TestCluster::start(&regions, &[("timeouts.fallback", "1s")]).await;
+    let mut members = Vec::new();
+    for (region, count) in [("us-east", 4), ("ap-south", 2)] {
+        for n in 0..count {
+            let config = |name: &str| cluster.config(region, name, "phone");
+            members.push(Member::start(&format!("{region}-{n}"), config).await);
+        }
+    }
+    let load = Load::begin(&members);
+    load.under_way().await;
+    let served_by = |cluster: &TestCluster| -> Vec<Option<String>> {
+        let edges = ["us-east-edge-1", "us-east-edge-2"].map(|name| cluster.node(name).partitions());
+        let edges = edges.iter().flatten();
+        edges
+            .map(|status| status.served_by.as_ref().map(ToString::to_string))
+            .collect()
+    };
+    assert_eq!(served_by(&cluster), [None, None]);
+
+    let killed = Instant::now();
+    cluster.kill_node("us-east-core-1").await;
+    until("the nearest region serves", async || {
+        served_by(&cluster)
+            .iter()
+            .all(|region| region.as_deref() == Some("eu-west"))
+    })
+    .await;
+    let served = killed.elapsed();
+    until("its clients have sessions", async || {
+        members[..4]
+            .iter()
+            .all(|member| member.session_after(killed).is_some())
+    })
+    .await;
+    let resumed = killed.elapsed();
+    let at_home = members[..4].iter().filter(|member| member.region() == "us-east");
+    let at_home = at_home.count();
+    let before = load.accepted();
+    until("their messages are accepted", async || {
+        let now = load.accepted();
+        before.iter().zip(now).all(|(before, now)| now > before + 20)
+    })
+    .await;
+    load.handled(&members, &before).await;
+
+    cluster.start_node("us-east-core-1").await;
+    cluster.ready().await;
+    until("the own region serves", async || {
+        served_by(&cluster).iter().all(Option::is_none)
+    })
+    .await;
+    let took = load.settle(members).await;
+    eprintln!(
+        "served by another region after {served:?}, clients resumed after {resumed:?}, {at_home} of 4 at edges of their \
+         region; accepted meanwhile {took}"
+    );
+    assert!(at_home > 0, "all clients went to other regions");
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_is_gone_does_not_hold_a_drain() {
     let cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;

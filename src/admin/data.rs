@@ -149,6 +149,8 @@ pub enum ReasonCode {
     NodeSilent,
     /// A node is not ready.
     NodeNotReady,
+    /// Another region serves an edge, as its own does not.
+    ServedElsewhere,
     /// A node drains.
     NodeDrains,
     /// An operator sent the clients of a region to the others.
@@ -273,6 +275,9 @@ pub struct NodeReport {
     pub shards_recovering: usize,
     /// Shards whose owner this edge cannot reach.
     pub shards_unserved: u32,
+    /// Of an edge: the other region that serves its sessions, while no core node of its own does.
+    #[serde(default)]
+    pub served_by: Option<RegionId>,
     /// Where clients are told to reach it.
     pub client: Option<String>,
     /// Where its health and metrics are.

@@ -131,6 +131,7 @@ fn report(node: &Inspector) -> NodeReport {
             .map(|status| status.unserved.count())
             .max()
             .unwrap_or(0),
+        served_by: status.iter().find_map(|status| status.served_by.clone()),
         client: node.client_addr().map(str::to_owned),
         admin_http: node.admin_http().to_string(),
         memory_bytes: process_memory(),

@@ -135,6 +135,13 @@ fn judge_node(node: &NodeRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>) {
             }
         },
     }
+    if let Some(region) = report.and_then(|report| report.served_by.as_ref()) {
+        let text = format!(
+            "node {key} is served by region {region}, as no core node of its own region serves it: what its clients send is \
+             durable there"
+        );
+        add(Verdict::Degraded, ReasonCode::ServedElsewhere, text);
+    }
     let answers = |key: &crate::core::ids::NodeKey| {
         let other = nodes.iter().find(|node| node.node == *key);
         other.is_some_and(|node| node.report.is_some())
@@ -266,6 +273,7 @@ mod tests {
             shards_open: 0,
             shards_recovering: 0,
             shards_unserved: 0,
+            served_by: None,
             client: None,
             admin_http: String::new(),
             memory_bytes: None,

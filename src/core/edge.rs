@@ -1,4 +1,4 @@
-//! The edge: holds the sessions of clients and speaks for them with the owners of shards in its region.
+//! The edge: holds the sessions of clients and speaks for them with the owners of shards, in its region as long as it can.
 //!
 //! ```text
 //! client --ClientFrame--> session --stream per (session, shard)--> lane --ToOwner--> owner of the recipient's shard
@@ -14,6 +14,7 @@
 //! | `inbound` | deliveries, acknowledgements, probes, watches |
 //! | `bucket` | rate limits per user |
 //! | `admission` | the rate at which new sessions are admitted |
+//! | `fallback` | owners of another region, while the own region has none that serve |
 //! | `moves` | an evacuated region, and the way home |
 //! | `inspect` | sessions as an operator is shown them |
 //!
@@ -64,6 +65,7 @@ use super::wire::{
 
 mod admission;
 mod bucket;
+mod fallback;
 mod inbound;
 mod inspect;
 mod lanes;
@@ -76,6 +78,7 @@ mod tests;
 
 use admission::{Admission, Waiting};
 use bucket::Buckets;
+use fallback::Serving;
 use inbound::Watched;
 use lanes::Routing;
 pub use lanes::Unserved;
@@ -158,6 +161,7 @@ pub struct Edge {
     by_shard: BTreeSet<(ShardId, SessionId)>,
     watched: BTreeMap<(ShardId, UserId), Watched>,
     routing: Routing,
+    serving: Serving,
     buckets: Buckets,
     wakes: BTreeSet<(Mono, SessionId)>,
     /// Streams that go on after a retryable refusal.
@@ -192,6 +196,7 @@ impl Edge {
             by_shard: BTreeSet::new(),
             watched: BTreeMap::new(),
             routing: Routing::new(&config),
+            serving: Serving::new(&config),
             buckets: Buckets::new(config.limits.sends_per_second, config.limits.send_burst),
             wakes: BTreeSet::new(),
             retries: BTreeSet::new(),
@@ -405,6 +410,7 @@ impl Edge {
             self.wakes.first().map(|(at, _)| *at),
             self.retries.first().map(|(at, _, _)| *at),
             self.routing.poll_timeout(&self.config.limits),
+            self.serving.poll_timeout(self.config.limits.fallback_ms),
             self.buckets.poll_timeout(),
             self.draining.as_ref().and_then(|drain| drain.at),
             self.moves.poll_timeout(),

@@ -56,6 +56,8 @@ pub struct CoreLimits {
     pub retry_ms: u64,
     /// An attach that is not answered is an error to the client after so many milliseconds.
     pub attach_timeout_ms: u64,
+    /// An edge whose region serves no shard for so long is served by the nearest region that can, milliseconds; 0: never.
+    pub fallback_ms: u64,
     /// Cursors are written at most so often, milliseconds (R14).
     pub cursor_ms: u64,
     /// Confirmations are logged at most so often, milliseconds (R8).
@@ -109,6 +111,7 @@ impl Default for CoreLimits {
             deposit_timeout_ms: 10_000,
             retry_ms: 100,
             attach_timeout_ms: 10_000,
+            fallback_ms: 0,
             cursor_ms: 1_000,
             confirm_ms: 1_000,
             absent_ms: 60_000,

@@ -412,7 +412,14 @@ impl Partition {
             }
         }
         self.owner.handle_members(&members, now);
-        self.edge.handle_placement(&owners, now);
+        let mut of_regions = BTreeMap::from([(region.clone(), owners)]);
+        // A node that is a core, too, serves its sessions itself.
+        if !self.config.core && self.config.limits.fallback_ms > 0 {
+            for other in members.regions.keys().filter(|other| *other != region) {
+                of_regions.insert(other.clone(), members.owners(other, &self.config.sharding));
+            }
+        }
+        self.edge.handle_owners(of_regions, now);
         self.members = members;
     }
 

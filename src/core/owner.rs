@@ -188,9 +188,14 @@ pub struct Owner {
     touched: BTreeSet<ShardId>,
     unreachable: BTreeMap<RegionId, u64>,
     dead_edges: BTreeMap<NodeKey, (Generation, Mono)>,
+    /// Edges of other regions that have a lane here, while their own region serves nobody.
+    guests: BTreeMap<NodeKey, Generation>,
     /// Cursors that the store could not write; at most one for each device that acknowledged since the last flush.
     unwritten: BTreeMap<(ShardId, UserId, DeviceId), Vector>,
+    /// Edges that are there: of this region, and guests.
     members: BTreeMap<NodeKey, Generation>,
+    /// The nodes of this region.
+    edges: BTreeMap<NodeKey, Generation>,
     /// Other nodes of this region own shards too, or did: what is ours may be taken over.
     shared: bool,
     probes: BTreeMap<SessionId, sessions::Probe>,
@@ -323,6 +328,8 @@ impl Owner {
             touched: BTreeSet::new(),
             unreachable: BTreeMap::new(),
             dead_edges: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            edges: BTreeMap::new(),
             unwritten: BTreeMap::new(),
             members: BTreeMap::new(),
             shared: false,
@@ -430,7 +437,7 @@ impl Owner {
             .get(region)
             .into_iter()
             .flat_map(|nodes| nodes.values());
-        let there: BTreeMap<NodeKey, Generation> = edges
+        self.edges = edges
             .map(|member: &Member| (member.key.clone(), member.generation))
             .collect();
         let cores = members
@@ -439,6 +446,13 @@ impl Owner {
             .into_iter()
             .flat_map(|nodes| nodes.values());
         self.shared |= cores.filter(|member| member.core).count() > 1;
+        self.note_edges(now);
+    }
+
+    /// Edges came or went: the sessions of one that is not there end after a grace.
+    fn note_edges(&mut self, now: Now) {
+        let mut there = self.guests.clone();
+        there.extend(self.edges.clone());
         let grace = now.mono + ms(self.config.limits.session_grace_ms);
         for (node, generation) in &self.members {
             let forgotten = there.contains_key(node) && defect::on(Defect::GenerationForgotten);
@@ -452,7 +466,7 @@ impl Owner {
     }
 
     /// The connection to a node came up, or broke: then what was on its lanes may be lost.
-    pub fn handle_reachable(&mut self, node: &NodeKey, up: bool, _now: Now) {
+    pub fn handle_reachable(&mut self, node: &NodeKey, up: bool, now: Now) {
         if up {
             let told: Vec<Addr> = self
                 .broken
@@ -480,13 +494,17 @@ impl Owner {
                     self.broken.insert(lane.edge, lane.number);
                 }
             }
+            // No gossip tells of it.
+            if self.guests.remove(node).is_some() {
+                self.note_edges(now);
+            }
         }
     }
 
     /// A message from an edge.
     pub fn handle_edge(&mut self, from: &Addr, number: u64, body: ToOwner, now: Now) {
         if let ToOwner::Open { generation } = body {
-            return self.open_lane(from, number, generation);
+            return self.open_lane(from, number, generation, now);
         }
         let lane = match self.lane_of.get(from).map(|id| (*id, self.lanes[id].number)) {
             Some((id, current)) if current == number => id,
@@ -801,7 +819,7 @@ impl Owner {
         }
     }
 
-    fn open_lane(&mut self, edge: &Addr, number: u64, generation: Generation) {
+    fn open_lane(&mut self, edge: &Addr, number: u64, generation: Generation, now: Now) {
         if let Some(id) = self.lane_of.get(edge).copied() {
             if self.lanes[&id].number >= number {
                 return;
@@ -809,6 +827,10 @@ impl Owner {
             self.close_lane(id);
         }
         self.broken.remove(edge);
+        let guest = edge.node.region != self.config.me.node.region;
+        if guest && self.guests.insert(edge.node.clone(), generation) != Some(generation) {
+            self.note_edges(now);
+        }
         let id = LaneId(self.next_lane);
         self.next_lane += 1;
         let lane = Lane {

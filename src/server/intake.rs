@@ -130,7 +130,7 @@ impl EventSink<PeerEvent> for PeerSink {
                 incarnation,
             } => {
                 let node = hello.node.clone();
-                self.known.saw(hello);
+                self.known.saw(hello, direction, incarnation);
                 if direction == Direction::Out {
                     tracing::debug!(peer = %node, "connected");
                     self.to_all(|| Event::PeerUp {
@@ -182,6 +182,7 @@ impl EventSink<PeerEvent> for PeerSink {
             } => {
                 tracing::info!(%peer, %reason, "lost a connection to a peer");
                 let outgoing = direction == Direction::Out;
+                self.known.lost(&peer, direction, incarnation);
                 self.to_all(|| Event::PeerLost {
                     node: peer.clone(),
                     outgoing,

@@ -115,6 +115,7 @@ impl Meters {
             .edge_deposit_batches
             .inc_by(new.deposit_messages - old.deposit_messages);
         metrics.deposit_seconds.add(&new.answered, &old.answered);
+        metrics.fallbacks.inc_by(new.fallbacks - old.fallbacks);
         let since = |new: &BTreeMap<Code, u64>, old: &BTreeMap<Code, u64>| -> Vec<(Reason, u64)> {
             let count = |(code, count): (&Code, &u64)| {
                 let reason = code_name(*code);

@@ -159,6 +159,7 @@ metrics! {
     sessions: Gauge = EDGE_SESSIONS "iris_edge_sessions", "Sessions of clients";
     sessions_ended: Family<Reason, Counter> = EDGE_SESSIONS_ENDED "iris_edge_sessions_ended", "Sessions of clients that ended, and connections turned away before they had one: by code, goodbye (the client left), or closed (the connection ended)";
     shards_unserved: Gauge = EDGE_SHARDS_UNSERVED "iris_edge_shards_unserved", "Shards without an open lane from this edge to their owner: their users are not served here";
+    fallbacks: Counter = EDGE_FALLBACKS "iris_edge_fallbacks", "Times at which a partition of this edge was taken to the owners of another region, since its own region's did not serve";
     frames_refused: Family<Reason, Counter> = EDGE_FRAMES_REFUSED "iris_edge_frames_refused", "Frames of clients that were refused, by reason";
     deposits_accepted: Counter = DEPOSIT_ACCEPTED "iris_deposit_accepted", "Messages accepted: durable as configured";
     deposits_duplicate: Counter = DEPOSIT_DUPLICATE "iris_deposit_duplicate", "Deposits of messages that were accepted before";

@@ -42,7 +42,7 @@ use crate::net::gossip::{
     FACT_ADMIN_ADDR, FACT_CLIENT_ADDR, FACT_PARTITIONS, FACT_READY, FACT_ROLES, Gossip, GossipConfig,
     GossipError, NodeFacts,
 };
-use crate::net::peer::{PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError, Replaced};
+use crate::net::peer::{Direction, PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError, Replaced};
 use crate::net::supervise::{Restarts, Supervisor, TaskEnded, TaskEvent};
 
 pub use super::partition::PartitionStatus;
@@ -461,6 +461,7 @@ impl Node {
             regions: known_regions.subscribe(),
             region,
             is_core,
+            falls_back: config.core_limits().fallback_ms > 0,
             known,
             pool: pool.clone(),
             events: events.clone(),
@@ -721,25 +722,49 @@ fn supervisor(metrics: Arc<Metrics>, health: Arc<Health>) -> Supervisor {
 #[derive(Default)]
 pub(super) struct Known {
     hellos: Mutex<BTreeMap<NodeKey, PeerHello>>,
+    /// The connections that other nodes dialled and that stand.
+    dialled: Mutex<BTreeMap<NodeKey, u64>>,
     changed: tokio::sync::Notify,
 }
 
 impl Known {
     /// A connection to a node is there.
-    pub(super) fn saw(&self, hello: PeerHello) {
-        let mut hellos = self.hellos.lock().unwrap_or_else(PoisonError::into_inner);
-        hellos.insert(hello.node.clone(), hello);
+    pub(super) fn saw(&self, hello: PeerHello, direction: Direction, incarnation: u64) {
+        if direction == Direction::In {
+            locked(&self.dialled).insert(hello.node.clone(), incarnation);
+        }
+        locked(&self.hellos).insert(hello.node.clone(), hello);
         self.changed.notify_one();
     }
 
+    /// A connection to a node is over.
+    pub(super) fn lost(&self, node: &NodeKey, direction: Direction, incarnation: u64) {
+        let mut dialled = locked(&self.dialled);
+        if direction == Direction::In && dialled.get(node) == Some(&incarnation) {
+            dialled.remove(node);
+            self.changed.notify_one();
+        }
+    }
+
     fn of(&self, node: &NodeKey) -> Option<PeerHello> {
-        self.hellos
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(node)
-            .cloned()
+        locked(&self.hellos).get(node).cloned()
+    }
+
+    /// Nodes of other regions that keep a connection to this one.
+    fn guests(&self, region: &RegionId) -> Vec<PeerHello> {
+        let dialled: Vec<NodeKey> = locked(&self.dialled).keys().cloned().collect();
+        let guests = dialled.iter().filter(|node| node.region != *region);
+        guests.filter_map(|node| self.of(node)).collect()
     }
 }
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An edge keeps connections to the core nodes of so many other regions, the nearest ones, to be served by one of them when its
+/// own does not: the first may be away, too.
+const FALLBACK_REGIONS: usize = 2;
 
 /// Keeps who is there: gossip tells of this region, the regions' files and hellos of the others.
 struct View {
@@ -748,6 +773,8 @@ struct View {
     regions: watch::Receiver<Arc<Regions>>,
     region: RegionId,
     is_core: bool,
+    /// Another region may serve its sessions.
+    falls_back: bool,
     known: Arc<Known>,
     pool: PeerPool,
     events: Vec<mpsc::Sender<Event>>,
@@ -831,35 +858,69 @@ impl View {
                 client: node.client_addr.as_ref().map(HostPort::to_string),
             });
         }
+        let regions = self.regions.borrow();
         if self.is_core {
-            let regions = self.regions.borrow();
-            for region in regions.iter().filter(|region| region.id != self.region.as_str()) {
-                for node in region.cores() {
-                    let (Ok(id), Ok(name)) = (RegionId::new(&region.id), NodeName::new(&node.name)) else {
-                        continue;
-                    };
-                    let key = NodeKey {
-                        region: id,
-                        node: name,
-                    };
-                    addrs.insert(key.clone(), node.peer);
-                    // Until it was reached once nothing is known of it that placement could use.
-                    if let Some(hello) = self.known.of(&key) {
-                        members.push(Member {
-                            key,
-                            generation: hello.generation,
-                            partitions: hello.partitions.max(1),
-                            core: true,
-                            edge: node.client.is_some(),
-                            ready: true,
-                            client: node.client.map(|addr| addr.to_string()),
-                        });
-                    }
+            let others = regions.iter().filter(|region| region.id != self.region.as_str());
+            others.for_each(|region| self.look_at_cores(region, &mut members, &mut addrs));
+            // Edges that another region serves while their own does not: they are answered on a connection of ours.
+            for guest in self.known.guests(&self.region) {
+                let file = regions.region(guest.node.region.as_str());
+                let name = guest.node.node.as_str();
+                if file.is_some_and(|file| file.cores().all(|core| core.name != name)) {
+                    self.pool
+                        .saw_generation(&guest.node, guest.generation, guest.addr);
+                    addrs.insert(guest.node, guest.addr);
                 }
+            }
+        } else if self.falls_back {
+            let near = self.nearest(&regions);
+            for (_, region) in near.into_iter().take(FALLBACK_REGIONS) {
+                self.look_at_cores(region, &mut members, &mut addrs);
             }
         }
         addrs.retain(|_, addr| *addr != self.my_addr);
         (members, addrs)
+    }
+
+    /// The core nodes of another region, to be connected to.
+    fn look_at_cores(
+        &self,
+        region: &RegionFile,
+        members: &mut Vec<Member>,
+        addrs: &mut BTreeMap<NodeKey, SocketAddr>,
+    ) {
+        for node in region.cores() {
+            let (Ok(id), Ok(name)) = (RegionId::new(&region.id), NodeName::new(&node.name)) else {
+                continue;
+            };
+            let key = NodeKey {
+                region: id,
+                node: name,
+            };
+            addrs.insert(key.clone(), node.peer);
+            // Until it was reached once nothing is known of it that placement could use.
+            if let Some(hello) = self.known.of(&key) {
+                members.push(Member {
+                    key,
+                    generation: hello.generation,
+                    partitions: hello.partitions.max(1),
+                    core: true,
+                    edge: node.client.is_some(),
+                    ready: true,
+                    client: node.client.map(|addr| addr.to_string()),
+                });
+            }
+        }
+    }
+
+    /// The other regions by distance.
+    fn nearest<'a>(&self, files: &'a Regions) -> Vec<(f64, &'a RegionFile)> {
+        let here = files.region(self.region.as_str()).map(|file| file.place);
+        let others = files.iter().filter(|file| file.id != self.region.as_str());
+        let km = |file: &RegionFile| here.map_or(0.0, |here| here.distance_km(&file.place));
+        let mut others: Vec<_> = others.map(|file| (km(file), file)).collect();
+        others.sort_by(|a, b| a.0.total_cmp(&b.0));
+        others
     }
 
     /// Where clients may go: live edges of this region, then what the other regions' files say, the nearest region first and
@@ -879,18 +940,14 @@ impl View {
             endpoints: own,
         }];
         let files = self.regions.borrow();
-        let here = files.region(self.region.as_str()).map(|file| file.place);
-        let others = files.iter().filter_map(|file| {
+        let others = self.nearest(&files).into_iter().filter_map(|(_, file)| {
             let region = RegionId::new(&file.id).ok()?;
             let evacuated = words.get(&region).is_some_and(|word| word.evacuated);
-            let km = here.map_or(0.0, |here| here.distance_km(&file.place));
-            Some((evacuated, km, region, file))
+            Some((evacuated, region, file))
         });
-        let mut others: Vec<_> = others
-            .filter(|(_, _, region, _)| *region != self.region)
-            .collect();
-        others.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        regions.extend(others.into_iter().map(|(_, _, region, file)| RegionEndpoints {
+        let mut others: Vec<_> = others.collect();
+        others.sort_by_key(|(evacuated, ..)| *evacuated);
+        regions.extend(others.into_iter().map(|(_, region, file)| RegionEndpoints {
             region,
             endpoints: file.client_endpoints().map(|addr| addr.to_string()).collect(),
         }));

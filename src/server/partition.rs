@@ -140,6 +140,8 @@ pub struct PartitionStatus {
     pub recovery_why: Arc<str>,
     /// Shards that clients at this node are not served, by what is missing.
     pub unserved: Unserved,
+    /// The other region that serves this edge while its own does not.
+    pub served_by: Option<RegionId>,
     /// The regions that keep shards here, or are waited for (R13); none where no shards are owned.
     pub holders: Holders,
     /// Shards that this region does not keep any more.
@@ -673,6 +675,7 @@ impl PartitionTask {
             recovery_why: self.recovered.1.clone(),
             holders: self.holders.clone(),
             removed: owner.removed_count(),
+            served_by: self.served_elsewhere(),
             unserved: match self.core.edge().routes_version() {
                 same if same == self.routes_version => self.status.borrow().unserved.clone(),
                 new => {
@@ -682,10 +685,24 @@ impl PartitionTask {
             },
         };
         self.status.send_if_modified(|old| {
+            if old.served_by != status.served_by {
+                match &status.served_by {
+                    Some(region) => tracing::warn!(
+                        %region,
+                        "no core node of this region serves: this edge's sessions begin again, served by another region"
+                    ),
+                    None => tracing::info!("the own region serves this edge again"),
+                }
+            }
             let changed = *old != status;
             *old = status;
             changed
         });
+    }
+
+    fn served_elsewhere(&self) -> Option<RegionId> {
+        let region = self.core.edge().served_by();
+        (*region != self.me.node.region).then(|| region.clone())
     }
 }
 

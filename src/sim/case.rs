@@ -377,6 +377,9 @@ pub struct Expect {
     /// At least so many times a core takes over a shard that had an owner before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub takeovers: Option<u64>,
+    /// At least so many sessions begin at edges that another region serves; not asked where there is one region only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub served_elsewhere: Option<u64>,
     /// At least so many commits find the disk full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store_full: Option<u64>,

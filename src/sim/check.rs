@@ -352,7 +352,17 @@ impl World {
             let numbers = self.check.ids.get(&accepted.id);
             let shard = numbers.and_then(|numbers| numbers.first());
             let shard = shard.map(|number| self.check.shard_of(*number));
-            if !shard.is_some_and(|shard| self.check.was_durable(region, shard, accepted.at)) {
+            // An edge may have been served by another region.
+            let regions = match self.plan.limits.fallback_ms {
+                0 => region..region + 1,
+                _ => 0..self.stores.len(),
+            };
+            let durable = |shard| {
+                regions
+                    .clone()
+                    .any(|region| self.check.was_durable(region, shard, accepted.at))
+            };
+            if !shard.is_some_and(durable) {
                 self.check_durable(region, accepted.id, accepted.at);
             }
         }
@@ -545,6 +555,8 @@ impl World {
             Some(client) => (client.node, true),
             None => (0, false),
         };
+        let elsewhere = live && self.served_elsewhere(node).is_some();
+        self.check.stats.served_elsewhere += u64::from(elsewhere);
         if live && self.region_name(self.nodes[node].region) != region {
             let detail = format!(
                 "{} is welcomed by {region} elsewhere",

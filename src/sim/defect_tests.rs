@@ -497,7 +497,7 @@ fn what_comes_twice_is_once_in_effect() {
         case
     };
     let mut doubled = 0;
-    for case in (0..40).map(draw::draw).map(retried) {
+    for case in (0..60).map(draw::draw).map(retried) {
         let report = run_case(case, Options::default());
         assert!(report.violation.is_none(), "{report}");
         doubled += report.stats.doubled;

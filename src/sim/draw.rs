@@ -34,6 +34,7 @@ const ACCEPTS: u64 = 4;
 const EXPIRY: u64 = 5;
 const LIVES: u64 = 6;
 const HOLDERS: u64 = 7;
+const FALLBACK: u64 = 8;
 /// The stream of what a run leaves to chance in small.
 pub(super) const RUN: u64 = 0;
 
@@ -132,6 +133,7 @@ pub fn draw(seed: u64) -> Case {
     };
     draw_expiry(seed, &mut case);
     draw_holders(&mut case);
+    draw_fallback(&mut case);
     case
 }
 
@@ -207,6 +209,15 @@ fn draw_holders(case: &mut Case) {
                 .push(Fault::new(at, Kind::RegionRemove).on(region.to_string()));
         }
         _ => {}
+    }
+}
+
+/// In some cases edges are served by another region while their own does not.
+fn draw_fallback(case: &mut Case) {
+    let rng = &mut SimRng::stream(case.seed, FALLBACK);
+    let edge = case.nodes.iter().any(|node| node.edge && !node.core);
+    if edge && case.places.len() > 1 && rng.chance(300) {
+        case.limits.fallback_ms = rng.between(500, 3_000);
     }
 }
 

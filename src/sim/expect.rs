@@ -138,6 +138,11 @@ impl World {
                 stats.snapshots,
             ),
             ("takeovers", expect.takeovers, stats.takeovers),
+            (
+                "sessions served by another region",
+                expect.served_elsewhere.filter(|_| several),
+                stats.served_elsewhere,
+            ),
             ("commits on a full disk", expect.store_full, stats.store_full),
             ("messages expired", expect.expired, stats.expired),
             (

@@ -152,6 +152,8 @@ impl World {
         let far = self.nodes[node].region != self.nodes[other].region;
         let what = match ends.iter().find(|node| edge(node)) {
             Some(edge) if !runs(edge) => return,
+            // Only one that is served from there is concerned, and that is looked for.
+            Some(_) if far => return,
             Some(_) if up => Disturbed::Edge,
             None if far && ends.iter().all(runs) => Disturbed::Ways,
             _ => Disturbed::All,
@@ -199,6 +201,14 @@ impl World {
             let away = self.nodes[node].process.is_none() && self.nodes[node].core;
             if away || self.nodes[node].paused_until > self.now {
                 self.disturb(node, Disturbed::All);
+            }
+        }
+        // What watchers there see, and of whom, is of two regions.
+        for node in 0..self.nodes.len() {
+            let serving = self.served_elsewhere(node);
+            if let Some(serving) = serving.and_then(|region| self.plan.region(region)) {
+                self.disturb(node, Disturbed::All);
+                self.calm.disturb(serving, self.now, Disturbed::All);
             }
         }
         self.look_for_stragglers();

@@ -121,6 +121,8 @@ pub struct Stats {
     pub snapshots: u64,
     /// Times that a core took over a shard that had an owner before, under a new epoch.
     pub takeovers: u64,
+    /// Sessions that began at edges that another region served.
+    pub served_elsewhere: u64,
     /// Commits that found the disk full.
     pub store_full: u64,
     /// Bytes of presence in which regions differed when a link between them was new.

@@ -9,7 +9,7 @@ use super::ghosts::Disturbed;
 use super::queues::Queues;
 use super::rng::SimRng;
 use super::world::{Event, Process, Task, World};
-use crate::core::ids::Generation;
+use crate::core::ids::{Generation, RegionId};
 use crate::core::members::{Member, Members};
 use crate::core::node::{Input, Partition, PartitionConfig};
 use crate::core::wire::RegionEndpoints;
@@ -235,6 +235,13 @@ impl World {
             }
         });
         Members::new(seen)
+    }
+
+    /// The other region that serves an edge, if one does.
+    pub(super) fn served_elsewhere(&self, node: usize) -> Option<&RegionId> {
+        let tasks = self.nodes[node].process.iter().flat_map(|process| &process.tasks);
+        let mut serving = tasks.map(|task| task.machine.edge().served_by());
+        serving.find(|region| **region != self.nodes[node].key.region)
     }
 
     /// The endpoints that a region tells its clients: its own first, those of evacuated regions last.

@@ -68,6 +68,8 @@ impl Bounds {
             .max(ms(limits.deposit_timeout_ms))
             .max(ms(limits.link_timeout_ms));
         let ended = sum(&[ms(limits.session_grace_ms), ms(limits.probe_ms).saturating_mul(2)]);
+        // An edge waits longer each time for its own region.
+        let home = ms(limits.fallback_ms).saturating_mul(20);
         let period = ms(limits.confirm_ms)
             .max(ms(limits.cursor_ms))
             .max(ms(limits.presence_ms));
@@ -77,8 +79,17 @@ impl Bounds {
             _ => network.idle.saturating_mul(2),
         };
         Self {
-            settle: sum(&[noticed, noticed, patience, CLIENT_PATIENCE, ended, rounds, slow]),
-            leave: sum(&[UNNOTICED, noticed, patience, ended, rounds, slow]),
+            settle: sum(&[
+                noticed,
+                noticed,
+                patience,
+                CLIENT_PATIENCE,
+                ended,
+                rounds,
+                slow,
+                home,
+            ]),
+            leave: sum(&[UNNOTICED, noticed, patience, ended, rounds, slow, home]),
             grace: sum(&[period.saturating_mul(3), late]),
             missed: sum(&[ms(limits.link_timeout_ms), ms(limits.ping_ms), slow]),
             silence: sum(&[
@@ -210,6 +221,13 @@ impl World {
         });
         if let Some(node) = idle {
             return Some((what, format!("{} does not run", node.key), Vec::new()));
+        }
+        let away = (0..self.nodes.len()).find_map(|node| Some((node, self.served_elsewhere(node)?)));
+        if let Some((node, by)) =
+            away.filter(|(node, _)| !self.wrong.gone.contains(&self.nodes[*node].region))
+        {
+            let detail = format!("{} is served by {by}", self.nodes[node].key);
+            return Some((what, detail, Vec::new()));
         }
         let regions: Vec<usize> = self.regions_there().collect();
         for region in regions {

@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 50] = shipped![
+const TEXTS: [(&str, &str); 51] = shipped![
     "absent-beyond-the-limit",
     "backup-restored",
     "clients-on-the-move",
@@ -21,6 +21,7 @@ const TEXTS: [(&str, &str); 50] = shipped![
     "clogged-links",
     "close-lost-with-owner",
     "core-crash-in-commits",
+    "core-down-edges-served",
     "device-expiry",
     "disk-full",
     "disk-replaced",

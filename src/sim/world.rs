@@ -235,7 +235,9 @@ impl World {
         let mut pairs = Vec::new();
         for a in 0..nodes.len() {
             for b in a + 1..nodes.len() {
-                if nodes[a].region == nodes[b].region || (nodes[a].core && nodes[b].core) {
+                let falls_back = plan.limits.fallback_ms > 0 && (nodes[a].core || nodes[b].core);
+                let cores = nodes[a].core && nodes[b].core;
+                if nodes[a].region == nodes[b].region || cores || falls_back {
                     pairs.push(Pair::new(a, b));
                 }
             }

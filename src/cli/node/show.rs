@@ -64,6 +64,8 @@ impl View for NodeRow {
         ];
         if report.roles.iter().any(|role| role == "edge") {
             facts.push(("shards out of its reach", report.shards_unserved.to_string()));
+            let served = report.served_by.as_ref().map(|region| format!("region {region}"));
+            facts.push(("served by", served.unwrap_or_else(|| "its own region".to_owned())));
         }
         if let Some(store) = &report.store {
             facts.push(("last commit", or_dash(store.last_commit_ms.map(ago))));

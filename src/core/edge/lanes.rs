@@ -22,7 +22,7 @@ const TURN: usize = 64;
 /// with three vectors of 4,096 origins, under 300 KB) it stays far below `MAX_PEER_MESSAGE`.
 const MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 /// A shard that was open for so many times `retry_ms` was served: `NotOwner` is news then, not one more refusal.
-const SERVED: u64 = 10;
+pub(super) const SERVED: u64 = 10;
 /// The wait after `NotOwner` doubles so often at most, to 3.2 s by default: opening shards again begins a new lane, with
 /// all sessions of that owner, and an owner that recovers may refuse for minutes.
 const MAX_DOUBLINGS: u32 = 5;
@@ -157,7 +157,20 @@ impl Routing {
         }
     }
 
-    fn reaches(&self, node: &NodeKey) -> bool {
+    /// Whether a shard has a lane whose owner does not only refuse it, as one does that recovers.
+    pub(super) fn serves(&self, now: Mono, lasts: std::time::Duration) -> bool {
+        let mut routes = self.routes.iter().filter(|route| route.lane != 0);
+        routes.any(|route| route.refusals == 0 || route.opened + lasts <= now)
+    }
+
+    /// A number that no lane had before.
+    pub(super) fn new_number(&mut self) -> u64 {
+        let number = self.next_lane;
+        self.next_lane = number.wrapping_add(1);
+        number
+    }
+
+    pub(super) fn reaches(&self, node: &NodeKey) -> bool {
         *node == self.own || self.up.contains(node)
     }
 
@@ -216,9 +229,8 @@ impl Lane {
 }
 
 impl Edge {
-    /// Who owns the shards of the own region.
-    pub fn handle_placement(&mut self, owners: &BTreeMap<ShardId, Owner>, now: Now) {
-        self.mono = now.mono;
+    /// Who owns the shards from now on.
+    pub(super) fn place_owners(&mut self, owners: &BTreeMap<ShardId, Owner>) {
         let routes = (0..).map(ShardId).zip(&self.routing.routes);
         let moved: Vec<ShardId> = routes
             .filter(|(shard, route)| route.owner.as_ref() != owners.get(shard))
@@ -264,6 +276,7 @@ impl Edge {
             dead.into_iter().for_each(|lane| self.lose_lane(lane));
         }
         self.open_routes();
+        self.review_serving();
     }
 
     /// A message of an owner.
@@ -279,8 +292,12 @@ impl Edge {
         match body {
             ToEdge::Reset => {
                 self.reset(lane);
+                self.review_serving();
             }
-            ToEdge::NotOwner(shards) => self.on_not_owner(lane, shards),
+            ToEdge::NotOwner(shards) => {
+                self.on_not_owner(lane, shards);
+                self.review_serving();
+            }
             ToEdge::Answers(answers) => answers.into_iter().for_each(|answer| self.on_answer(answer, now)),
             ToEdge::Presence(events) => events.into_iter().for_each(|event| self.on_presence(lane, event)),
             ToEdge::Deliver(deliveries) => {
@@ -368,6 +385,7 @@ impl Edge {
         if open {
             self.open_routes();
         }
+        self.review_serving();
     }
 
     fn reset(&mut self, number: u64) {
@@ -524,8 +542,7 @@ impl Edge {
         if let Some((number, _)) = self.routing.lanes.iter().find(|(_, lane)| lane.owner == *owner) {
             return *number;
         }
-        let number = self.routing.next_lane;
-        self.routing.next_lane = number.wrapping_add(1);
+        let number = self.routing.new_number();
         let lane = Lane {
             owner: owner.clone(),
             opened: self.mono,

@@ -68,6 +68,8 @@ pub struct EdgeStats {
     pub lanes_opened: u64,
     /// Lanes that broke, were reset, fell silent, or whose owner went.
     pub lanes_lost: u64,
+    /// How often the owners of another region were taken, since the own region's did not serve.
+    pub fallbacks: u64,
     /// Shards that an owner did not serve.
     pub not_owner: u64,
     /// Messages and answers of owners that came too late: from another lane, an older attempt, or for what is gone.

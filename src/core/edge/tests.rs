@@ -12,6 +12,7 @@ use crate::core::wire::{
 };
 
 mod admission;
+mod fallback;
 mod model;
 mod moves;
 mod paths;

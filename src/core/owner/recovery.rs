@@ -233,7 +233,7 @@ impl Owner {
         }
     }
 
-    /// Ends a session that was attached in an earlier life of the store; its client attaches again with what it consumed
+    /// Ends a session that was attached in an earlier life of the store, or in another region; its client attaches again with what it consumed
     /// (R17).
     pub(super) fn outlived(&mut self, lane: LaneId, attach: &Attach) -> bool {
         let Some(shard) = self.shards.get_mut(&attach.shard) else {
@@ -247,7 +247,8 @@ impl Owner {
         let body = ToEdge::Ended {
             session: attach.session,
             code: Code::Unavailable,
-            detail: "the region's store was replaced or restored: connect again".to_owned(),
+            detail: "the store that served it was replaced or restored, or another region serves here now: connect again"
+                .to_owned(),
         };
         self.tell_edge(lane, body);
         true

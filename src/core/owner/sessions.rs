@@ -318,9 +318,7 @@ impl Owner {
                 let forgotten = known.is_some() && defect::on(Defect::GenerationForgotten);
                 if known == Some(&edge.generation) || forgotten {
                     self.end_missing(id, &edge, now);
-                } else if edge.node.region == self.config.me.node.region
-                    && !defect::on(Defect::DeathIsAnEvent)
-                {
+                } else if !defect::on(Defect::DeathIsAnEvent) {
                     let grace = now.mono + ms(self.config.limits.session_grace_ms);
                     self.dead_edges
                         .entry(edge.node)

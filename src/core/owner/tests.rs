@@ -571,6 +571,75 @@ fn a_session_that_its_edge_lost_ends_although_the_edge_was_out_of_sight_when_tha
     );
 }
 
+/// An edge of another region that is served here: no gossip tells of it, its connection does.
+#[test]
+fn the_sessions_of_a_guest_end_with_its_connection_or_when_it_left() {
+    let at = |ms: u64| Now {
+        mono: Mono(ms * 1_000),
+        wall_ms: NOW.wall_ms + ms,
+    };
+    let guest = Addr {
+        node: NodeKey {
+            region: RegionId::new("elsewhere").unwrap(),
+            node: NodeName::new("edge").unwrap(),
+        },
+        partition: 0,
+    };
+    let generation = Generation(4);
+    let attached = || {
+        let mut script = Script::new();
+        script.owner.handle_reachable(&guest.node, true, NOW);
+        let owner = &mut script.owner;
+        owner.handle_edge(&guest, 7, ToOwner::Open { generation }, NOW);
+        owner.handle_edge(&guest, 7, ToOwner::Attach(vec![attach(1)]), NOW);
+        owner.handle_edge(&guest, 7, ToOwner::Synced(vec![SHARD]), NOW);
+        script.run();
+        script
+    };
+    let (bob, phone) = (UserId::new("bob").unwrap(), DeviceId::new("phone").unwrap());
+    let record = |script: &Script| {
+        let presence = script.owner.presence(SHARD).unwrap();
+        presence.record(&bob, &phone).unwrap()
+    };
+    let pass = |script: &mut Script, from: u64| {
+        let grace = script.owner.config.limits.session_grace_ms;
+        for round in 1..4 {
+            script.owner.handle_timeout(at(from + round * (grace + 100)));
+            script.run();
+        }
+    };
+
+    let mut script = attached();
+    pass(&mut script, 0);
+    let seen = record(&script);
+    let live = seen.value().expect("it is there as long as the edge is");
+    assert_eq!(live.region, script.owner.config.me.node.region, "written here");
+    assert_eq!(live.edge.node, guest.node);
+    script.owner.handle_reachable(&guest.node, false, at(20_000));
+    pass(&mut script, 20_000);
+    assert!(record(&script).version().is_terminal(), "a ghost");
+
+    // It is back in time, with its sessions.
+    let mut script = attached();
+    script.owner.handle_reachable(&guest.node, false, at(100));
+    script.owner.handle_reachable(&guest.node, true, at(200));
+    let owner = &mut script.owner;
+    owner.handle_edge(&guest, 8, ToOwner::Open { generation }, at(300));
+    owner.handle_edge(&guest, 8, ToOwner::Attach(vec![attach(1)]), at(300));
+    owner.handle_edge(&guest, 8, ToOwner::Synced(vec![SHARD]), at(300));
+    script.run();
+    pass(&mut script, 300);
+    assert!(!record(&script).version().is_terminal());
+
+    // Its own region serves it again: it says here that it has none.
+    let owner = &mut script.owner;
+    owner.handle_edge(&guest, 9, ToOwner::Open { generation }, at(20_000));
+    owner.handle_edge(&guest, 9, ToOwner::Synced(vec![SHARD]), at(20_000));
+    script.run();
+    pass(&mut script, 20_000);
+    assert!(record(&script).version().is_terminal(), "a ghost");
+}
+
 /// Sends deposits as (session, sequence, attempt) and gives for each whether it was handed to a commit.
 fn deposits(owner: &mut Owner, now: Now, sent: &[(u64, u64, u32)]) -> Vec<bool> {
     let edge = addr("edge");

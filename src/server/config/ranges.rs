@@ -153,6 +153,9 @@ section! {
         admit: Duration = ms(core().admit_ms), in Duration::from_millis(1) => MINUTE;
         /// Of a session's admission by the owner of its user.
         attach: Duration = ms(core().attach_timeout_ms), in Duration::from_millis(10) => HOUR;
+        /// An edge whose region serves nobody for so long is served by the nearest of the other regions that can, until its own
+        /// does again; 0: never.
+        fallback: Duration = Duration::from_secs(5), in Duration::ZERO => HOUR;
         /// In which an edge that was lost for a moment may name a session again before it counts as ended.
         resume_grace: Duration = ms(core().session_grace_ms), in Duration::from_millis(1) => HOUR;
         /// Of a deposit, from the edge's side; then it is answered `Unknown`.
@@ -207,6 +210,7 @@ impl Limits {
             deposit_timeout_ms: millis(timeouts.deposit),
             retry_ms: millis(intervals.retry),
             attach_timeout_ms: millis(timeouts.attach),
+            fallback_ms: millis(timeouts.fallback),
             cursor_ms: millis(intervals.cursor_flush),
             confirm_ms: millis(intervals.confirm),
             presence_ms: millis(intervals.presence_batch),
@@ -327,7 +331,11 @@ mod tests {
         let devices = Devices::default();
         assert_eq!(
             limits.core_limits(&intervals, &timeouts, &devices),
-            CoreLimits::default()
+            CoreLimits {
+                // Alone a machine knows of no other region.
+                fallback_ms: 5_000,
+                ..CoreLimits::default()
+            }
         );
         assert_eq!(limits.store_limits(&devices), StoreLimits::default());
         assert!(limits.client_limits(&timeouts).check().is_ok());

@@ -18,7 +18,10 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("an absent holder is marked after too long", marked_by_time),
     ("confirmations pin nothing", confirmations),
     ("a mark goes when the holder reaches the floors", back),
-    ("what is trimmed in the batch of a mark is removed", marked_and_trimmed),
+    (
+        "what is trimmed in the batch of a mark is removed",
+        marked_and_trimmed,
+    ),
     ("a log that nobody may trim is full at twice the share", full),
     (
         "a change of holders counts the old and the new set until the new one confirmed",

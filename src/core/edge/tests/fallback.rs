@@ -1,0 +1,181 @@
+//! Served by another region while the own one does not serve.
+
+use super::*;
+
+const AFTER: u64 = 2_000;
+
+fn far(region: &str) -> NodeKey {
+    NodeKey {
+        region: RegionId::new(region).unwrap(),
+        node: NodeName::new("core").unwrap(),
+    }
+}
+
+fn owners_at(node: &NodeKey) -> BTreeMap<ShardId, Owner> {
+    let owner = Owner {
+        addr: Addr {
+            node: node.clone(),
+            partition: 0,
+        },
+        generation: Generation(1),
+    };
+    (0..SHARDS).map(|shard| (ShardId(shard), owner.clone())).collect()
+}
+
+/// Owners of the own region, if it has any, and of two others, of which `near` is the nearer one.
+fn tell(rig: &mut Rig, home: bool) {
+    let mut owners: BTreeMap<RegionId, BTreeMap<ShardId, Owner>> = ["near", "off"]
+        .map(|region| (RegionId::new(region).unwrap(), owners_at(&far(region))))
+        .into();
+    if home {
+        owners.insert(RegionId::new("here").unwrap(), all_on("one", 1));
+    }
+    rig.edge.handle_owners(owners, rig.now);
+}
+
+fn rig(reached: &[&str]) -> Rig {
+    let limits = CoreLimits {
+        fallback_ms: AFTER,
+        ..CoreLimits::default()
+    };
+    let mut rig = Rig::new(limits);
+    let endpoints = ["here", "near", "off"].map(|region| RegionEndpoints {
+        region: RegionId::new(region).unwrap(),
+        endpoints: Vec::new(),
+    });
+    rig.edge.handle_endpoints(endpoints.into());
+    for region in reached {
+        rig.edge.handle_reachable(&far(region), true, rig.now);
+    }
+    tell(&mut rig, true);
+    assert!(rig.out().owners.is_empty(), "the own region serves");
+    rig
+}
+
+fn lose_home(rig: &mut Rig) {
+    rig.edge.handle_reachable(&node("one"), false, rig.now);
+    tell(rig, false);
+}
+
+fn told(out: &Out, region: &str) -> Vec<&'static str> {
+    assert!(
+        out.owners
+            .iter()
+            .all(|(to, ..)| to.node.region.as_str() == region),
+        "{out:?}"
+    );
+    out.kinds()
+}
+
+#[test]
+fn the_nearest_region_serves_after_a_while_and_home_again_after_another() {
+    let mut rig = rig(&["off", "near"]);
+    rig.login(1, "alice");
+    lose_home(&mut rig);
+    rig.pass(AFTER - 1);
+    assert!(rig.out().owners.is_empty());
+    rig.pass(1);
+    assert_eq!(rig.edge.served_by().as_str(), "near");
+    let out = rig.out();
+    assert_eq!(told(&out, "near"), ["open", "attach", "synced"]);
+    let lane = out.owners[0].1;
+    // It does not know the store of the session.
+    let ended = ToEdge::Ended {
+        session: SessionId(101),
+        code: Code::Unavailable,
+        detail: String::new(),
+    };
+    let from = out.owners[0].0.clone();
+    rig.edge.handle_owner(&from, lane, ended, rig.now);
+    assert_eq!(rig.out().closed, [(ConnId(1), Code::Unavailable)].into());
+    rig.edge.handle_closed(ConnId(1), rig.now);
+    rig.hello(2, "alice");
+    assert_eq!(told(&rig.out(), "near"), ["attach"]);
+    // Home is there again, and is taken up once it has been so for a while.
+    rig.edge.handle_reachable(&node("one"), true, rig.now);
+    tell(&mut rig, true);
+    rig.pass(AFTER / 2 - 1);
+    assert!(rig.out().owners.is_empty());
+    rig.pass(1);
+    assert_eq!(rig.edge.served_by().as_str(), "here");
+    let out = rig.out();
+    let (left, home): (Vec<_>, Vec<_>) = out.owners.iter().partition(|(to, ..)| to.node != node("one"));
+    let all: Vec<ShardId> = (0..SHARDS).map(ShardId).collect();
+    let generation = Generation(3);
+    let bodies: Vec<&ToOwner> = left.iter().map(|(_, _, body)| body).collect();
+    assert_eq!(bodies, [&ToOwner::Open { generation }, &ToOwner::Synced(all)]);
+    assert!(left.iter().all(|(_, number, _)| *number > lane));
+    assert!(home.iter().any(|(_, _, body)| matches!(body, ToOwner::Attach(_))));
+}
+
+#[test]
+fn one_that_is_not_reached_or_does_not_serve_is_passed_over() {
+    let mut rig = rig(&["off"]);
+    lose_home(&mut rig);
+    rig.pass(AFTER);
+    assert_eq!(rig.edge.served_by().as_str(), "off");
+    let lane = rig.out().owners[0].1;
+    let from = Addr {
+        node: far("off"),
+        partition: 0,
+    };
+    let all: Vec<ShardId> = (0..SHARDS).map(ShardId).collect();
+    rig.edge.handle_owner(&from, lane, ToEdge::NotOwner(all), rig.now);
+    rig.edge.handle_reachable(&far("near"), true, rig.now);
+    rig.out();
+    rig.edge.handle_reachable(&far("off"), false, rig.now);
+    rig.pass(AFTER);
+    assert_eq!(rig.edge.served_by().as_str(), "near");
+    assert_eq!(told(&rig.out(), "near"), ["open", "synced"]);
+}
+
+#[test]
+fn nobody_to_fall_back_to_is_looked_for_until_there_is_somebody() {
+    let mut rig = rig(&[]);
+    lose_home(&mut rig);
+    rig.pass(10 * AFTER);
+    assert_eq!(rig.edge.served_by().as_str(), "here");
+    rig.edge.handle_reachable(&far("near"), true, rig.now);
+    assert_eq!(rig.edge.served_by().as_str(), "near");
+}
+
+/// Home can be reached all the time, and refuses: as while it recovers. It is tried less and less often.
+#[test]
+fn a_home_that_only_refuses_is_taken_up_less_and_less_often() {
+    let mut rig = rig(&["near"]);
+    let all: Vec<ShardId> = (0..SHARDS).map(ShardId).collect();
+    let mut tries = Vec::new();
+    let began = rig.now.mono;
+    while rig.now.mono.since(began) < ms(100 * AFTER) {
+        let before = rig.edge.served_by().clone();
+        rig.pass(10);
+        let home = *rig.edge.served_by() != before && rig.edge.served_by().as_str() == "here";
+        if home {
+            tries.push(rig.now.mono.since(began).as_millis() as u64 / AFTER);
+        }
+        for (to, lane, body) in rig.out().owners {
+            if to.node == node("one") && matches!(body, ToOwner::Open { .. }) {
+                rig.edge
+                    .handle_owner(&to, lane, ToEdge::NotOwner(all.clone()), rig.now);
+            }
+        }
+        if rig.lane != 0 {
+            let lane = std::mem::take(&mut rig.lane);
+            rig.edge
+                .handle_owner(&addr("one"), lane, ToEdge::NotOwner(all.clone()), rig.now);
+        }
+    }
+    let gaps: Vec<u64> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(tries.len() >= 4 && tries.len() <= 9, "{tries:?}");
+    assert!(gaps.is_sorted() && gaps[gaps.len() - 1] >= 8, "{tries:?}");
+}
+
+#[test]
+fn without_the_limit_the_own_region_alone_counts() {
+    let mut rig = Rig::standard();
+    rig.edge.handle_reachable(&far("near"), true, rig.now);
+    lose_home(&mut rig);
+    rig.pass(60_000);
+    assert_eq!(rig.edge.served_by().as_str(), "here");
+    assert!(rig.out().owners.is_empty());
+}
