@@ -338,7 +338,8 @@ async fn every_command_tells_how_the_cluster_is() {
         (&["shard", "show", "1024"], 5),
         (&["link", "list", "--region", "nope"], 5),
         (&["region", "remove", "nope"], 5),
-        (&["region", "remove", "eu-west"], 6),
+        (&["region", "add", "nope"], 5),
+        (&["region", "add", "us-east"], 6),
         (&["region", "evacuate", "nope"], 5),
         (&["region", "restore", "nope"], 5),
         (&["inbox", "show", "bob", "--after", "x"], 2),
@@ -629,14 +630,22 @@ async fn the_page_for_operators_is_written() {
     cluster.start_node("us-east-edge-2").await;
     cluster.stop_node("us-east-core-1").await;
     let text = filled(text, "core", &data).await;
-    until("another region serves the edges", async || {
+    let served_elsewhere = |cluster: &TestCluster| {
         let edges = ["us-east-edge-1", "us-east-edge-2"].map(|name| cluster.node(name).partitions());
-        edges.iter().flatten().all(|status| status.served_by.is_some())
+        let edges = edges.iter().flatten();
+        edges.filter(|status| status.served_by.is_some()).count()
+    };
+    until("another region serves the edges", async || {
+        served_elsewhere(&cluster) == 2
     })
     .await;
     let text = filled(text, "core-later", &data).await;
     cluster.start_node("us-east-core-1").await;
     cluster.ready().await;
+    until("the edges are at home again", async || {
+        served_elsewhere(&cluster) == 0
+    })
+    .await;
     within("alice is back", alice.connected()).await;
 
     let text = filled(text, "moves", &data).await;

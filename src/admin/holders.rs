@@ -59,6 +59,9 @@ pub(super) async fn add(node: &Inspector, region: RegionId) -> Answer {
 
 /// Begins to remove a region. What only one that does not answer has is given up only with `force`.
 pub(super) async fn remove(node: &Inspector, region: RegionId, force: bool) -> Answer {
+    if !node.holders().contains(&region) {
+        cluster::region_file(node, &region)?;
+    }
     let answers = cluster::reports(node).await;
     let there = answers
         .iter()
