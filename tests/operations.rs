@@ -288,6 +288,7 @@ async fn welcome(connector: &Connector, port: u16, token: &str) -> Welcome {
         text: String::new(),
         agent: "test".to_owned(),
         memory: 0,
+        after: Vector::default(),
     }))
     .encode(&mut hello);
     within("sent", stream.send(vec![hello.freeze()])).await.unwrap();

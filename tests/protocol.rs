@@ -18,8 +18,9 @@ use iris::core::time::Hlc;
 use iris::core::vector::{MAX_ORIGINS, Vector};
 use iris::core::wire::{
     Accepted, ClientFrame, ClientLimits, Code, Durability, Hello, Hole, HoleReason, MAX_CLIENT_CONTROL,
-    MAX_CLIENT_FRAME, MAX_STATUS_TEXT, MAX_TOKEN, MAX_WATCH_BATCH, PresenceEvent, RegionEndpoints, Rejected,
-    SENDS_ONLY, Send, SendControl, ServerFrame, Status, WIRE_VERSION, Welcome, WireError,
+    MAX_CLIENT_FRAME, MAX_STATUS_TEXT, MAX_TOKEN, MAX_WATCH_BATCH, MOVES_IN_ORDER, PresenceEvent,
+    RegionEndpoints, Rejected, SENDS_ONLY, Send, SendControl, ServerFrame, Status, WIRE_VERSION, Welcome,
+    WireError,
 };
 use iris::net::CloseCode;
 
@@ -55,6 +56,12 @@ fn client_frames() -> Vec<(&'static str, ClientFrame)> {
         text: "at lunch".into(),
         agent: "example/1.0".into(),
         memory: 0x0102_0304_0506_0708,
+        after: Vector::new(),
+    };
+    let moved = Hello {
+        capabilities: MOVES_IN_ORDER,
+        after: [(Origin(11), 40)].into_iter().collect(),
+        ..hello.clone()
     };
     let sends_only = Hello {
         capabilities: SENDS_ONLY,
@@ -73,8 +80,9 @@ fn client_frames() -> Vec<(&'static str, ClientFrame)> {
         body: Bytes::from_static(b"hello"),
     };
     vec![
-        // Two of one kind: the last one names it.
+        // Several of one kind: the last one names it.
         ("hello-sends-only", ClientFrame::Hello(Box::new(sends_only))),
+        ("hello-moved", ClientFrame::Hello(Box::new(moved))),
         ("hello", ClientFrame::Hello(Box::new(hello))),
         ("send", ClientFrame::Send(send)),
         ("ack", ClientFrame::Ack(vec![coord(9, 301), coord(11, 1)])),
@@ -181,6 +189,10 @@ fn server_frames() -> Vec<(&'static str, ServerFrame)> {
         ),
         ("hole", ServerFrame::Hole(hole)),
         ("presence", ServerFrame::Presence(Box::new(presence))),
+        (
+            "after",
+            ServerFrame::After([(Origin(9), 301)].into_iter().collect()),
+        ),
         (
             "go-away",
             ServerFrame::GoAway {
@@ -302,7 +314,9 @@ fn a_hello_without_the_field_that_may_be_left_out_is_taken() {
         payload.extend(&control[1..control.len() - without]);
         ClientFrame::decode(kind, payload.into())
     };
-    let (_, whole) = client_frames().remove(1);
+    let mut frames = client_frames().into_iter();
+    let whole = frames.find(|(name, _)| *name == "hello");
+    let (_, whole) = whole.expect("it has a fixture");
     let ClientFrame::Hello(mut hello) = whole.clone() else {
         panic!("{whole:?}")
     };

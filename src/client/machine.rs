@@ -36,9 +36,10 @@ use super::state::{SavedSend, SavedState};
 use crate::core::ids::{Coord, DeviceId, MessageId, RegionId, UserId};
 use crate::core::op::{MAX_BODY, MAX_TRACE};
 use crate::core::time::{Mono, Now};
+use crate::core::vector::Vector;
 use crate::core::wire::{
-    AWAY, ClientFrame, Code, Hello, MAX_STATUS_TEXT, RegionEndpoints, Rejected, SENDS_ONLY, ServerFrame,
-    Status, Welcome,
+    AWAY, ClientFrame, Code, Hello, MAX_AFTER, MAX_STATUS_TEXT, MOVES_IN_ORDER, RegionEndpoints, Rejected,
+    SENDS_ONLY, ServerFrame, Status, Welcome,
 };
 
 /// An id made before the server's time was known may be off by so much: half of what servers take from the future.
@@ -263,6 +264,8 @@ pub struct Machine {
     connect_epoch: u64,
     /// Under which the server compares connect epochs. It goes with the seed of the state, which it does not betray.
     memory: u64,
+    /// What is to come first in the region to which a server sends this client (R22).
+    after: Vector,
     clock: Option<ServerClock>,
     /// Messages whose ids were made before the server's time was known; none of them went out.
     provisional: Vec<Ticket>,
@@ -308,6 +311,7 @@ impl Machine {
             token_refused: false,
             connect_epoch: state.connect_epoch,
             memory: xxh3_64_with_seed(b"memory", seed).max(1),
+            after: Vector::new(),
             clock: None,
             provisional: Vec::new(),
             max_body: MAX_BODY,
@@ -568,7 +572,10 @@ impl Machine {
         };
         let target = target.clone();
         let until = self.now.mono + self.config.tuning.greet_timeout;
-        let mut capabilities = if self.config.receives { 0 } else { SENDS_ONLY };
+        let mut capabilities = match self.config.receives {
+            true => MOVES_IN_ORDER,
+            false => SENDS_ONLY,
+        };
         if self.endpoints.is_away(&target.region) {
             capabilities |= AWAY;
         }
@@ -582,6 +589,7 @@ impl Machine {
             text: self.config.status_text.clone(),
             agent: self.config.agent.clone(),
             memory: self.memory,
+            after: self.after.clone(),
         };
         self.phase = Phase::Greeting { target, until };
         // The next one says more, so that a server knows which of two came later; also where this client ends before it is
@@ -599,6 +607,10 @@ impl Machine {
             }
             (Phase::Greeting { .. } | Phase::Live(_), ServerFrame::GoAway { code, regions }) => {
                 self.go_away(code, regions);
+            }
+            (Phase::Live(_), ServerFrame::After(after)) if after.len() <= MAX_AFTER => {
+                self.heard();
+                self.after = after;
             }
             (Phase::Greeting { .. } | Phase::Live(_), ServerFrame::Probe { nonce }) => {
                 self.heard();
@@ -628,6 +640,8 @@ impl Machine {
         self.connect_epoch = self.connect_epoch.max(welcome.connect_epoch);
         self.endpoints.welcomed(&welcome.region, welcome.regions);
         self.inbox.connected(&welcome.stable);
+        // The server has it from the hello.
+        self.after = Vector::new();
         self.phase = Phase::Live(Box::new(Live::new(target.clone(), welcome.limits, self.now.mono)));
         self.event(ClientEvent::Connected {
             region: welcome.region,

@@ -27,6 +27,8 @@ pub enum Defect {
     ClaimClamped,
     /// A confirmation is news that asks for a confirmation (R8).
     ConfirmOnConfirm,
+    /// Who was moved here from another region is given what is here at once (R22).
+    MovedAtOnce,
     /// A deposit is judged although an earlier one of its session was refused (R21).
     LaterPasses,
     /// The end of a session is written above everything known, whose record it may be.

@@ -60,7 +60,8 @@ use super::msg::{Detach, ToOwner};
 use super::time::{Mono, Now};
 use super::vector::Vector;
 use super::wire::{
-    AWAY, ClientFrame, ClientLimits, Code, Hello, RegionEndpoints, SENDS_ONLY, ServerFrame, Welcome,
+    AWAY, ClientFrame, ClientLimits, Code, Hello, MOVES_IN_ORDER, RegionEndpoints, SENDS_ONLY, ServerFrame,
+    Welcome,
 };
 
 mod admission;
@@ -282,6 +283,8 @@ impl Edge {
             hello_epoch: hello.connect_epoch,
             memory: hello.memory,
             welcomed: false,
+            in_order: hello.capabilities & MOVES_IN_ORDER != 0,
+            after: hello.after,
             store: crate::core::ids::Origin(0),
             since_ms: now.wall_ms,
             status: hello.status,

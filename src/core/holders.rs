@@ -70,6 +70,8 @@ pub struct HolderSet {
     pub settled: bool,
     /// Removed, and what they took before may still come.
     pub leaving: BTreeMap<RegionId, Leaving>,
+    /// As in the change.
+    pub gone: BTreeSet<RegionId>,
 }
 
 /// A region that was removed. It says with its last confirmation that it knows, and logs nothing after that.
@@ -122,12 +124,16 @@ impl HolderSet {
         at: Coord,
     ) -> bool {
         if let Some(known) = known {
-            let ours = known.leaving.values_mut();
-            for leaving in ours.filter(|leaving| leaving.version == change.version) {
+            // Of two changes of one version only one may remove a region: who knows of the other knows nothing of that.
+            let ours = known.leaving.iter_mut();
+            for (_, leaving) in ours.filter(|(region, leaving)| {
+                leaving.version == change.version && !change.set.contains(*region)
+            }) {
                 leaving.at.insert(at);
             }
             if known.rank() == change.rank() {
                 known.at.insert(at);
+                known.give_up(&change.gone);
             }
             if known.rank() >= change.rank() {
                 return false;
@@ -155,14 +161,29 @@ impl HolderSet {
             at: BTreeSet::from([at]),
             settled: false,
             leaving,
+            gone: change.gone.clone(),
         });
         true
     }
 
+    /// Nobody waits for these any more.
+    fn give_up(&mut self, gone: &BTreeSet<RegionId>) {
+        self.old.retain(|region| !gone.contains(region));
+        self.leaving.retain(|region, _| !gone.contains(region));
+        self.gone.extend(gone.iter().cloned());
+    }
+
     /// Notes who knows, by what each region confirmed.
-    pub fn confirmed<'a>(&mut self, said: impl Fn(&RegionId) -> Option<&'a Vector>) {
-        let knows =
-            |region: &RegionId, at: &BTreeSet<Coord>| said(region).is_some_and(|said| covers(said, at));
+    ///
+    /// An origin that is retired was applied to its end by every region that counted, and is named by none any more.
+    pub fn confirmed<'a>(
+        &mut self,
+        said: impl Fn(&RegionId) -> Option<&'a Vector>,
+        retired: &BTreeMap<Origin, Seq>,
+    ) {
+        let knows = |region: &RegionId, at: &BTreeSet<Coord>| {
+            said(region).is_some_and(|said| covers(said, at, retired))
+        };
         self.leaving.retain(|region, leaving| !knows(region, &leaving.at));
         self.settled |= self.new.iter().all(|region| knows(region, &self.at));
         if self.settled {
@@ -177,8 +198,9 @@ impl HolderSet {
 }
 
 /// Whether who confirmed this knows of a change.
-fn covers(said: &Vector, at: &BTreeSet<Coord>) -> bool {
-    at.iter().any(|at| said.covers(*at))
+fn covers(said: &Vector, at: &BTreeSet<Coord>, retired: &BTreeMap<Origin, Seq>) -> bool {
+    at.iter()
+        .any(|at| said.covers(*at) || retired.contains_key(&at.origin))
 }
 
 impl HoldersChange {
@@ -223,7 +245,7 @@ impl ShardRow {
         let set = self.holding.set.as_ref().filter(|set| !set.settled);
         let came = set.filter(|set| set.new.contains(holder) && !set.old.contains(holder));
         let said = self.confirmed.get(holder)?;
-        came.is_none_or(|set| covers(&said.applied, &set.at))
+        came.is_none_or(|set| covers(&said.applied, &set.at, &self.old.retired))
             .then_some(said)
     }
 
@@ -274,9 +296,12 @@ impl ShardRow {
 
     pub(super) fn apply_holders(&mut self, change: &HoldersChange, at: Coord, identity: &StoreIdentity) {
         let (me, first) = (&identity.region, &identity.holders);
+        let before = self.holders_version();
         if HolderSet::change(&mut self.holding.set, first, change, at) {
             // Who recovers reads of removals from before it came.
             self.holding.out |= !change.set.contains(me) && !self.recovery.recovers();
+            // Another change of that version counts, and keeps it: it was never removed.
+            self.holding.out &= before != change.version || !change.set.contains(me);
             self.holding
                 .marked
                 .retain(|region, _| change.set.contains(region));
@@ -294,6 +319,7 @@ impl ShardRow {
                 ours.leaving
                     .retain(|region, _| theirs.leaving.contains_key(region));
                 ours.at.extend(&theirs.at);
+                ours.give_up(&theirs.gone);
                 if theirs.settled {
                     ours.settled = true;
                     ours.old.clear();
@@ -307,7 +333,10 @@ impl ShardRow {
     pub(super) fn settle_holders(&mut self) {
         if let Some(set) = self.holding.set.as_mut().filter(|set| !set.is_done()) {
             let said = &self.confirmed;
-            set.confirmed(|region| said.get(region).map(|said| &said.applied));
+            set.confirmed(
+                |region| said.get(region).map(|said| &said.applied),
+                &self.old.retired,
+            );
         }
     }
 
@@ -381,7 +410,8 @@ impl Work<'_> {
         }
         let set = row.holding.set.as_ref();
         let said = row.confirmed.get(me);
-        let told = set.is_none_or(|set| said.is_some_and(|said| covers(&said.applied, &set.at)));
+        let retired = &row.old.retired;
+        let told = set.is_none_or(|set| said.is_some_and(|said| covers(&said.applied, &set.at, retired)));
         told || !row.is_removed(me) || !matches!(op, StoreOp::Confirm { .. })
     }
 

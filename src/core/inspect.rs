@@ -330,6 +330,8 @@ pub enum DeliveryMode {
     Live,
     /// Something waits for room in its window.
     Behind,
+    /// It was moved here from another region, and waits for what that one took before.
+    Held,
     /// It has no device and is given nothing.
     SendsOnly,
 }
@@ -341,6 +343,7 @@ impl fmt::Display for DeliveryMode {
             DeliveryMode::Reading => "reading",
             DeliveryMode::Live => "live",
             DeliveryMode::Behind => "behind",
+            DeliveryMode::Held => "held",
             DeliveryMode::SendsOnly => "sends-only",
         })
     }

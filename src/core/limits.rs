@@ -58,6 +58,8 @@ pub struct CoreLimits {
     pub attach_timeout_ms: u64,
     /// An edge whose region serves no shard for so long is served by the nearest region that can, milliseconds; 0: never.
     pub fallback_ms: u64,
+    /// A session that was moved here from another region waits so long at most for what that one took before, milliseconds.
+    pub moved_timeout_ms: u64,
     /// Cursors are written at most so often, milliseconds (R14).
     pub cursor_ms: u64,
     /// Confirmations are logged at most so often, milliseconds (R8).
@@ -112,6 +114,7 @@ impl Default for CoreLimits {
             retry_ms: 100,
             attach_timeout_ms: 10_000,
             fallback_ms: 0,
+            moved_timeout_ms: 5_000,
             cursor_ms: 1_000,
             confirm_ms: 1_000,
             absent_ms: 60_000,

@@ -82,6 +82,9 @@ pub enum ToOwner {
     },
     /// Sessions that ended.
     Detach(Vec<Detach>),
+    /// Sessions whose clients are to be told to go to another region: up to where may they be given what is here? Each is
+    /// answered with [`ToEdge::Position`].
+    Leave(Vec<Leave>),
     /// Status changes.
     SetStatus(Vec<SetStatus>),
     /// The edge wants the presence of these users, and changes.
@@ -136,6 +139,17 @@ pub struct Attach {
     pub counter: u64,
     /// As the owner told with [`ToEdge::Attached`], 0 before: a session does not outlive its region's store (R4).
     pub store: Origin,
+    /// Of a session that was moved here from another region: what that one took, which is given first (R22).
+    pub after: Vector,
+}
+
+/// A session whose client is to be told to go to another region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leave {
+    /// The user's shard.
+    pub shard: ShardId,
+    /// The session.
+    pub session: SessionId,
 }
 
 /// A message on its way to the owner.
@@ -238,6 +252,13 @@ pub enum ToEdge {
         session: SessionId,
         /// Which.
         hole: Hole,
+    },
+    /// Answer to [`ToOwner::Leave`]: the last of each origin of this region, in the session's shard.
+    Position {
+        /// The session.
+        session: SessionId,
+        /// To here this region took messages.
+        after: Vector,
     },
     /// Presence of watched users.
     Presence(Vec<PresenceEvent>),

@@ -12,6 +12,7 @@
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
 //! | `asked` | what is asked of the store, and what for |
 //! | `inspect` | what an operator is shown |
+//! | `moved` | sessions that a plan moved here from another region (R22) |
 //! | [`holders`] | who is away (R12), changes of who keeps the shards (R13) |
 //! | [`retire`] | what old origins are needed for (R23) |
 //! | [`recovery`] | shards that lack what other regions have (R4) |
@@ -29,6 +30,7 @@ mod forget;
 mod holders;
 mod holes;
 mod inspect;
+mod moved;
 mod parts;
 mod recovery;
 mod retire;
@@ -203,6 +205,8 @@ pub struct Owner {
     doubts: BTreeMap<SessionId, Vec<sessions::Doubt>>,
     /// Deposits are refused: the node stops.
     finishing: bool,
+    /// Sessions that wait for what another region took before it sent them here.
+    held: Vec<moved::Held>,
     /// An operator's word that what recovers when it is taken over is enough.
     end_recovery: bool,
     /// What the clocks of the other regions say.
@@ -336,6 +340,7 @@ impl Owner {
             probes: BTreeMap::new(),
             doubts: BTreeMap::new(),
             finishing: false,
+            held: Vec::new(),
             end_recovery: false,
             clocks: Clocks::default(),
             expired_ms: 0,
@@ -540,6 +545,7 @@ impl Owner {
                     .into_iter()
                     .for_each(|detach| self.detach(detach.shard, detach.session, now));
             }
+            ToOwner::Leave(leaving) => leaving.into_iter().for_each(|leave| self.leave(lane, leave)),
             ToOwner::SetStatus(changes) => changes
                 .into_iter()
                 .for_each(|change| self.set_status(change, now)),

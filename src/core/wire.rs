@@ -66,6 +66,8 @@ pub mod kind {
     pub const ERROR: u8 = 73;
     /// Is the client there?
     pub const PROBE: u8 = 74;
+    /// What comes before what another region has.
+    pub const AFTER: u8 = 75;
 }
 
 /// Why a frame does not decode.
@@ -122,6 +124,10 @@ pub const SENDS_ONLY: u64 = 1;
 /// Capability of a session in another region than its client prefers: it may be told by [`ServerFrame::GoAway`] with
 /// [`Code::Restored`] that a region takes sessions again, and goes there if it is the one.
 pub const AWAY: u64 = 2;
+/// Capability of a session whose client takes [`ServerFrame::After`] along when it is told to go to another region (R22).
+pub const MOVES_IN_ORDER: u64 = 4;
+/// Origins in [`Hello::after`] at most: those of one region, which are few.
+pub const MAX_AFTER: usize = 64;
 
 /// Why a message was refused, a session ended, or a connection closed. The number goes over the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -281,7 +287,7 @@ pub struct Hello {
     pub token: String,
     /// The device.
     pub device: DeviceId,
-    /// Bits of optional features: [`SENDS_ONLY`], [`AWAY`]. Others are ignored.
+    /// Bits of optional features: [`SENDS_ONLY`], [`AWAY`], [`MOVES_IN_ORDER`]. Others are ignored.
     pub capabilities: u64,
     /// What this device consumed, as far as it remembers (R17).
     pub cursor: Vector,
@@ -297,6 +303,10 @@ pub struct Hello {
     /// leave the field out. Only under the same number are two connect epochs those of one count.
     #[serde(default)]
     pub memory: u64,
+    /// As a server said with [`ServerFrame::After`] before it told the client to go: what is older comes first (R22). At most
+    /// [`MAX_AFTER`] origins; left out where it is empty.
+    #[serde(default, skip_serializing_if = "Vector::is_empty")]
+    pub after: Vector,
 }
 
 /// A message to send.
@@ -502,6 +512,9 @@ pub enum ServerFrame {
     Hole(Hole),
     /// Presence of a watched user.
     Presence(Box<PresenceEvent>),
+    /// Comes before [`ServerFrame::GoAway`], to sessions that announce [`MOVES_IN_ORDER`]: to here this region took messages for
+    /// the user's shard. A region in which the client names it is to give it what is older first (R22).
+    After(Vector),
     /// Go to another endpoint.
     GoAway {
         /// Why.
@@ -564,6 +577,7 @@ impl ClientFrame {
                 limit("token", hello.token.len(), MAX_TOKEN)?;
                 limit("status text", hello.text.len(), MAX_STATUS_TEXT)?;
                 limit("agent", hello.agent.len(), MAX_STATUS_TEXT)?;
+                limit("positions of another region", hello.after.len(), MAX_AFTER)?;
                 ClientFrame::Hello(Box::new(hello))
             }
             kind::SEND => {
@@ -646,6 +660,7 @@ impl ServerFrame {
             }
             ServerFrame::Hole(hole) => frame(out, kind::HOLE, &[], hole, &[]),
             ServerFrame::Presence(event) => frame(out, kind::PRESENCE, &[], event, &[]),
+            ServerFrame::After(after) => frame(out, kind::AFTER, &[], after, &[]),
             ServerFrame::GoAway { code, regions } => frame(out, kind::GO_AWAY, &[], &(code, regions), &[]),
             ServerFrame::Pong { nonce, server_ms } => {
                 let mut header = [0; 16];
@@ -716,6 +731,7 @@ impl ServerFrame {
             }
             kind::HOLE => ServerFrame::Hole(Parts::split(kind, payload, 0)?.only_control()?),
             kind::PRESENCE => ServerFrame::Presence(Parts::split(kind, payload, 0)?.only_control()?),
+            kind::AFTER => ServerFrame::After(Parts::split(kind, payload, 0)?.only_control()?),
             kind::GO_AWAY => {
                 let (code, regions) = Parts::split(kind, payload, 0)?.only_control()?;
                 ServerFrame::GoAway { code, regions }

@@ -150,7 +150,8 @@ impl Inspector {
         if owned < shards {
             return Err(HoldersError::NotReady { owned, shards });
         }
-        let waits_for_it = gone.is_some_and(|region| status.leaving.contains(region));
+        // Of one that is gone the change before may wait for ever, in whichever way it counts there.
+        let waits_for_it = gone.is_some_and(|region| status.regions.contains(region));
         if settled < shards && !waits_for_it {
             let names: Vec<&str> = status.regions.iter().map(RegionId::as_str).collect();
             let regions = names.join(", ");

@@ -377,6 +377,10 @@ pub struct Expect {
     /// At least so many times a core takes over a shard that had an owner before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub takeovers: Option<u64>,
+    /// At least so many sessions of clients that were moved have something to come first, and it does (R22); for cases in which
+    /// nothing expires and no store is lost; not asked where there is one region only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved_in_order: Option<u64>,
     /// At least so many sessions begin at edges that another region serves; not asked where there is one region only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub served_elsewhere: Option<u64>,

@@ -21,6 +21,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::case::{Accepts, Case};
 use super::device::Device;
 use super::expiry::Lives;
+use super::moved::Moved;
 use super::order::{Blind, Handled};
 use super::trace::Micros;
 use super::world::{Stage, World};
@@ -146,6 +147,8 @@ pub(super) struct Checker {
     pub(super) marked: BTreeMap<(usize, ShardId), BTreeSet<RegionId>>,
     /// Holders that any region ever marked.
     pub(super) ever_marked: BTreeSet<(ShardId, RegionId)>,
+    /// By device, what a plan that moved it is to bring first.
+    pub(super) moved: BTreeMap<usize, Moved>,
     pub(super) origins: BTreeMap<Origin, RegionId>,
     pub(super) seen: Vec<Seen>,
     /// To where each device is known to have consumed all, or been told.
@@ -185,6 +188,7 @@ impl Checker {
             retired: BTreeSet::new(),
             marked: BTreeMap::new(),
             ever_marked: BTreeSet::new(),
+            moved: BTreeMap::new(),
             origins: BTreeMap::new(),
             seen: devices.iter().map(|_| Seen::default()).collect(),
             cursors: devices.iter().map(|_| Vector::new()).collect(),
@@ -366,6 +370,7 @@ impl World {
                 self.check_durable(region, accepted.id, accepted.at);
             }
         }
+        self.check_moved(device, frame);
         let quiet = matches!(frame, ServerFrame::Pong { .. });
         if self.stage == Stage::Silence && !quiet {
             let detail = format!(
@@ -650,6 +655,9 @@ impl World {
                 && page.next.is_none()
             {
                 self.check_jumped(region, *shard, cut);
+            }
+            // Logs are trimmed with the first of its pages.
+            if let (StoreOp::Merge { shard, .. }, Outcome::Done { .. }) = (op, outcome) {
                 self.note_jumped_floors(region, *shard);
             }
         }

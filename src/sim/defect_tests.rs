@@ -3,8 +3,9 @@
 
 use super::case::{Case, DevicePlan, SECOND, UserPlan};
 use super::fault::{Fault, Kind};
-use super::{Defect, EngineKind, Options, Violation, draw, run_case};
+use super::{Defect, EngineKind, Options, Violation, draw, run_case, shipped};
 use crate::core::defect::Defect as Core;
+use crate::server::regions::Regions;
 
 fn with(defect: Core) -> Options {
     Options {
@@ -126,6 +127,23 @@ fn a_holder_that_is_marked_early_is_found() {
         Core::MarkedEarly,
         cases(),
         &["marked only beyond the limits (R12)"],
+    );
+}
+
+/// As the shipped scenario, with the same seeds.
+#[test]
+fn what_is_newer_first_after_a_move_is_found() {
+    let cases = || {
+        let mut scenarios = shipped::scenarios().into_iter();
+        let scenario = scenarios.find(|scenario| scenario.name == "moved-in-order");
+        let (scenario, regions) = (scenario.expect("it is shipped"), Regions::built_in());
+        (0..40).map(move |seed| scenario.case(&regions, seed).expect("it is valid"))
+    };
+    sound(cases().take(5));
+    found(
+        Core::MovedAtOnce,
+        cases(),
+        &["what is older comes first after a move (R22)"],
     );
 }
 
@@ -492,12 +510,12 @@ fn what_comes_twice_is_once_in_effect() {
             })
             .collect();
         for workload in &mut case.workload {
-            (workload.every, workload.count) = (50_000, 400);
+            (workload.every, workload.count) = (10_000, 1_800);
         }
         case
     };
     let mut doubled = 0;
-    for case in (0..60).map(draw::draw).map(retried) {
+    for case in (0..40).map(draw::draw).map(retried) {
         let report = run_case(case, Options::default());
         assert!(report.violation.is_none(), "{report}");
         doubled += report.stats.doubled;

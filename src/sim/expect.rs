@@ -139,6 +139,11 @@ impl World {
             ),
             ("takeovers", expect.takeovers, stats.takeovers),
             (
+                "sessions moved in order",
+                expect.moved_in_order.filter(|_| several),
+                stats.moved,
+            ),
+            (
                 "sessions served by another region",
                 expect.served_elsewhere.filter(|_| several),
                 stats.served_elsewhere,

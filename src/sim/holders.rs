@@ -201,6 +201,7 @@ impl World {
             });
         } else {
             self.wipe(region);
+            self.parts.moved.remove(&region);
         }
         self.next_change();
     }

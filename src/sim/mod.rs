@@ -41,6 +41,7 @@ mod ghosts;
 mod holders;
 pub mod html;
 mod loss;
+mod moved;
 mod network;
 mod nodes;
 mod order;
@@ -123,6 +124,8 @@ pub struct Stats {
     pub takeovers: u64,
     /// Sessions that began at edges that another region served.
     pub served_elsewhere: u64,
+    /// Sessions of clients that were moved, and were to be given something first.
+    pub moved: u64,
     /// Commits that found the disk full.
     pub store_full: u64,
     /// Bytes of presence in which regions differed when a link between them was new.

@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 51] = shipped![
+const TEXTS: [(&str, &str); 52] = shipped![
     "absent-beyond-the-limit",
     "backup-restored",
     "clients-on-the-move",
@@ -36,6 +36,7 @@ const TEXTS: [(&str, &str); 51] = shipped![
     "gray-link",
     "inbox-full",
     "message-expiry",
+    "moved-in-order",
     "narrow-link",
     "one-way-partition",
     "ownership-churn",

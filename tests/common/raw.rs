@@ -120,6 +120,7 @@ pub fn hello(token: &str, device: &str) -> Hello {
         text: String::new(),
         agent: "test".to_owned(),
         memory: 0,
+        after: Vector::default(),
     }
 }
 

@@ -1,17 +1,13 @@
 //! A region whose processes are all killed while messages are sent, and which comes back later.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use iris::client::{Client, ClientConfig, ClientEvent, connector};
+use iris::client::{Client, ClientEvent};
 use iris::core::wire::PresenceEvent;
-use iris::net::certs::Roots;
-use iris::net::connect::Connector;
-use iris::server::dev::{DevCluster, Ports, SERVER_NAME};
 
 use crate::common::members::{Load, Member};
-use crate::common::{client_config, event, regions_with, token, user};
-use crate::processes::{Running, created, serving};
+use crate::common::{event, user};
+use crate::processes::Site;
 
 const REGIONS: [&str; 3] = ["us-east", "eu-west", "ap-south"];
 /// The one that goes.
@@ -25,71 +21,6 @@ const RESUMED: Duration = Duration::from_secs(10);
 /// Users of the region show as unreachable within this.
 const UNREACHABLE: Duration = Duration::from_secs(8);
 
-struct Site {
-    dev: DevCluster,
-    connector: Connector,
-    nodes: BTreeMap<String, Running>,
-    _folder: tempfile::TempDir,
-}
-
-impl Site {
-    async fn start(lines: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let regions = regions_with(&REGIONS, lines);
-        let dev = DevCluster::prepare(folder.path(), &regions, Ports::Free).unwrap();
-        let roots = Roots::load(&folder.path().join("ca/ca.pem")).unwrap();
-        let mut site = Self {
-            dev,
-            connector: connector(&roots).unwrap(),
-            nodes: BTreeMap::new(),
-            _folder: folder,
-        };
-        site.run(|_| true, true).await;
-        site
-    }
-
-    /// Starts the nodes of regions, and waits until they are ready.
-    async fn run(&mut self, is: impl Fn(&str) -> bool, create: bool) {
-        let nodes: Vec<_> = self.dev.nodes.iter().filter(|node| is(&node.region)).collect();
-        for node in &nodes {
-            let mut command = serving(node);
-            command.args(if create { created(node) } else { &[] });
-            self.nodes.insert(node.name.clone(), Running::start(command));
-        }
-        for node in nodes {
-            let running = self.nodes.get_mut(&node.name).expect("it was started");
-            running.ready(node).await;
-        }
-    }
-
-    /// `kill -9` of all nodes of a region.
-    fn kill(&mut self, region: &str) {
-        let nodes = self.dev.nodes.iter().filter(|node| node.region == region);
-        let killed: Vec<Running> = nodes.filter_map(|node| self.nodes.remove(&node.name)).collect();
-        assert!(!killed.is_empty());
-    }
-
-    fn config(&self, region: &str, user: &str) -> ClientConfig {
-        client_config(&self.dev, &self.connector, region, user, "phone")
-    }
-
-    /// A client that knows no other region.
-    fn pinned(&self, region: &str, user: &str) -> ClientConfig {
-        let token = token(&self.dev.data, user);
-        let mut config = ClientConfig::new(self.connector.clone(), token, "phone".parse().unwrap());
-        config.server_name = Some(SERVER_NAME.to_owned());
-        let of = self
-            .dev
-            .info
-            .regions
-            .iter()
-            .find(|info| info.id == region)
-            .unwrap();
-        config.endpoints_of(region.parse().unwrap(), of.endpoints.clone());
-        config
-    }
-}
-
 /// The next that a watcher is told of somebody, where it is of this kind.
 async fn shown(what: &str, watcher: &Client, is: impl Fn(&PresenceEvent) -> bool) -> Instant {
     event(what, watcher, |event| match event {
@@ -102,7 +33,7 @@ async fn shown(what: &str, watcher: &Client, is: impl Fn(&PresenceEvent) -> bool
 /// `IRIS_TEST_OUTAGE_SECS=600 cargo test --test crash outage -- --nocapture` is the long run.
 async fn outage(lines: &str, keeps_all: bool) {
     let away = std::env::var("IRIS_TEST_OUTAGE_SECS").map_or(AWAY_SECS, |text| text.parse().unwrap());
-    let mut site = Site::start(lines).await;
+    let mut site = Site::start(&REGIONS, lines).await;
     let mut members = Vec::new();
     for region in REGIONS {
         for n in 0..CLIENTS {

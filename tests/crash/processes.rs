@@ -6,15 +6,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use iris::client::connector;
+use iris::client::{ClientConfig, connector};
 use iris::net::certs::Roots;
 use iris::net::connect::Connector;
-use iris::server::dev::{DevCluster, DevNode, Ports};
+use iris::server::dev::{DevCluster, DevNode, Ports, SERVER_NAME};
 use iris::server::regions::Regions;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::common::PATIENCE;
+use crate::common::{PATIENCE, client_config, regions_with, token};
 
 /// Between two looks at something outside of this process.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -155,6 +155,83 @@ impl Drop for Running {
             kill_9(self.0.id());
         }
         let _ = self.0.wait();
+    }
+}
+
+/// Nodes that the test starts and kills by itself, each a process.
+pub struct Site {
+    pub dev: DevCluster,
+    connector: Connector,
+    nodes: BTreeMap<String, Running>,
+    folder: tempfile::TempDir,
+}
+
+impl Site {
+    /// These regions, with lines more in their files.
+    pub async fn start(regions: &[&str], lines: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let regions = regions_with(regions, lines);
+        let dev = DevCluster::prepare(folder.path(), &regions, Ports::Free).unwrap();
+        let roots = Roots::load(&folder.path().join("ca/ca.pem")).unwrap();
+        let mut site = Self {
+            dev,
+            connector: connector(&roots).unwrap(),
+            nodes: BTreeMap::new(),
+            folder,
+        };
+        site.run(|_| true, true).await;
+        site
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The process of a node.
+    pub fn pid(&self, name: &str) -> u32 {
+        self.nodes[name].0.id()
+    }
+
+    /// Starts the nodes of regions, and waits until they are ready.
+    pub async fn run(&mut self, is: impl Fn(&str) -> bool, create: bool) {
+        let nodes: Vec<_> = self.dev.nodes.iter().filter(|node| is(&node.region)).collect();
+        for node in &nodes {
+            let mut command = serving(node);
+            command.args(if create { created(node) } else { &[] });
+            self.nodes.insert(node.name.clone(), Running::start(command));
+        }
+        for node in nodes {
+            let running = self.nodes.get_mut(&node.name).expect("it was started");
+            running.ready(node).await;
+        }
+    }
+
+    /// `kill -9` of all nodes of a region.
+    pub fn kill(&mut self, region: &str) {
+        let nodes = self.dev.nodes.iter().filter(|node| node.region == region);
+        let killed: Vec<Running> = nodes.filter_map(|node| self.nodes.remove(&node.name)).collect();
+        assert!(!killed.is_empty());
+    }
+
+    /// A client of a region.
+    pub fn config(&self, region: &str, user: &str) -> ClientConfig {
+        client_config(&self.dev, &self.connector, region, user, "phone")
+    }
+
+    /// A client that knows no other region.
+    pub fn pinned(&self, region: &str, user: &str) -> ClientConfig {
+        let token = token(&self.dev.data, user);
+        let mut config = ClientConfig::new(self.connector.clone(), token, "phone".parse().unwrap());
+        config.server_name = Some(SERVER_NAME.to_owned());
+        let of = self
+            .dev
+            .info
+            .regions
+            .iter()
+            .find(|info| info.id == region)
+            .unwrap();
+        config.endpoints_of(region.parse().unwrap(), of.endpoints.clone());
+        config
     }
 }
 

@@ -108,7 +108,10 @@ impl Machine {
                 self.lost(DisconnectReason::Protocol("a second welcome".to_owned()), true);
             }
             // Judged before this, in every phase with a connection.
-            ServerFrame::GoAway { .. } | ServerFrame::Error { .. } | ServerFrame::Probe { .. } => {}
+            ServerFrame::GoAway { .. }
+            | ServerFrame::After(_)
+            | ServerFrame::Error { .. }
+            | ServerFrame::Probe { .. } => {}
         }
         self.leave_if_done();
     }

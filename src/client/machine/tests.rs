@@ -499,7 +499,7 @@ fn a_client_that_is_away_says_so_and_goes_home_when_its_region_is_restored() {
     let [Output::Frame(ClientFrame::Hello(hello))] = &outputs[..] else {
         panic!("{outputs:?}");
     };
-    assert_eq!(hello.capabilities, AWAY);
+    assert_eq!(hello.capabilities, AWAY | MOVES_IN_ORDER);
     rig.welcome_at("b", Vector::new());
     // Another region than its own is nothing to it.
     assert_eq!(rig.frame(restored("c")), []);
@@ -512,7 +512,7 @@ fn a_client_that_is_away_says_so_and_goes_home_when_its_region_is_restored() {
     );
     let outputs = rig.input(Input::Connected { attempt: 3 });
     assert!(
-        matches!(&outputs[..], [Output::Frame(ClientFrame::Hello(hello))] if hello.capabilities == 0),
+        matches!(&outputs[..], [Output::Frame(ClientFrame::Hello(hello))] if hello.capabilities == MOVES_IN_ORDER),
         "{outputs:?}"
     );
 }

@@ -139,11 +139,15 @@ impl Edge {
             let there = self.reaches_owners(&home);
             let serving = &mut self.serving;
             match there {
-                true => {
-                    serving.home_since.get_or_insert(now);
+                true if serving.home_since.is_none() => {
+                    serving.home_since = Some(now);
+                    // It may have heard from other regions of sessions that it had here, and would wait for word of them.
+                    self.leave(&home);
                 }
+                true => {}
                 false => serving.home_since = None,
             }
+            let serving = &mut self.serving;
             let wait = serving.return_wait(after);
             if serving.home_since.is_some_and(|since| since + wait <= now) {
                 return self.serve_from(home);
@@ -205,18 +209,23 @@ impl Edge {
         self.review_serving();
     }
 
-    /// Tells the owners of another region that this edge has no sessions there any more: an empty set on a lane of its own.
+    /// Tells the owners of a region that this edge has no sessions there any more: an empty set on a lane of its own.
     fn leave(&mut self, region: &RegionId) {
-        let mut shards: BTreeMap<Owner, Vec<ShardId>> = BTreeMap::new();
-        for (shard, owner) in self.serving.owners.get(region).into_iter().flatten() {
-            shards.entry(owner.clone()).or_default().push(*shard);
-        }
-        for (owner, shards) in shards {
+        let owners = self
+            .serving
+            .owners
+            .get(region)
+            .into_iter()
+            .flat_map(Owners::values);
+        let owners: BTreeSet<Owner> = owners.cloned().collect();
+        for owner in owners {
             if !self.routing.reaches(&owner.addr.node) {
                 continue;
             }
             let lane = self.routing.new_number();
             let generation = self.config.generation;
+            // Of all shards: it may come to own others.
+            let shards = (0..self.config.sharding.count).map(ShardId).collect();
             for body in [ToOwner::Open { generation }, ToOwner::Synced(shards)] {
                 let to = owner.addr.clone();
                 self.ready.push_back(EdgeOutput::ToOwner { to, lane, body });

@@ -10,7 +10,7 @@ use crate::core::defect::{self, Defect};
 use crate::core::ids::{Addr, Generation, NodeKey, SessionId, ShardId, UserId};
 use crate::core::limits::{CoreLimits, ms};
 use crate::core::members::Owner;
-use crate::core::msg::{Attach, Deposit, Detach, MAX_ITEMS, SessionAck, SetStatus, ToEdge, ToOwner};
+use crate::core::msg::{Attach, Deposit, Detach, Leave, MAX_ITEMS, SessionAck, SetStatus, ToEdge, ToOwner};
 use crate::core::owner::{TAKEN_STEP, delivery_cost};
 use crate::core::time::{Mono, Now};
 
@@ -89,6 +89,8 @@ pub(super) struct LaneOut {
     /// Acknowledgements of sessions that ended.
     acks: Vec<SessionAck>,
     pub(super) detach: Vec<Detach>,
+    /// Sessions that are to go.
+    pub(super) leave: Vec<Leave>,
     /// Messages that need no order among the others.
     probed: Vec<ToOwner>,
     /// Bytes of deliveries that came and were not told as taken.
@@ -157,10 +159,14 @@ impl Routing {
         }
     }
 
-    /// Whether a shard has a lane whose owner does not only refuse it, as one does that recovers.
+    /// Whether a shard has a lane whose owner does not only refuse it, as one does that recovers, or owe answers, as one does
+    /// that hangs.
     pub(super) fn serves(&self, now: Mono, lasts: std::time::Duration) -> bool {
-        let mut routes = self.routes.iter().filter(|route| route.lane != 0);
-        routes.any(|route| route.refusals == 0 || route.opened + lasts <= now)
+        let answers = |lane: &Lane| !lane.owes() || lane.owed_from + lasts > now;
+        self.routes.iter().any(|route| {
+            let answers = self.lanes.get(&route.lane).is_some_and(answers);
+            answers && (route.refusals == 0 || route.opened + lasts <= now)
+        })
     }
 
     /// A number that no lane had before.
@@ -337,6 +343,11 @@ impl Edge {
                 }
             }
             ToEdge::Probe { session } => self.on_probe(lane, session),
+            ToEdge::Position { session, after } => {
+                if self.served(lane, session).is_some() {
+                    self.on_position(session, after);
+                }
+            }
         }
     }
 
@@ -377,7 +388,14 @@ impl Edge {
             .map(|(number, _)| *number)
             .collect();
         let mut open = !silent.is_empty();
-        silent.into_iter().for_each(|lane| self.lose_lane(lane));
+        for lane in silent {
+            // Its node is there and its owner is not: as if it refused.
+            for shard in self.routing.shards_where(|route| route.lane == lane) {
+                let refusals = &mut self.routing.routes[shard.0 as usize].refusals;
+                *refusals = (*refusals + 1).min(MAX_DOUBLINGS);
+            }
+            self.lose_lane(lane);
+        }
         while let Some(&(_, shard)) = self.routing.holds.first().filter(|(at, _)| *at <= now) {
             self.routing.hold(shard, None);
             open = true;
@@ -692,6 +710,7 @@ impl LaneOut {
             }
         }
         batches(&mut self.acks, |_| 32, |some| send(ToOwner::Ack(some)));
+        batches(&mut self.leave, |_| 16, |some| send(ToOwner::Leave(some)));
         batches(&mut self.detach, |_| 16, |some| send(ToOwner::Detach(some)));
         self.probed.drain(..).for_each(send);
         taken

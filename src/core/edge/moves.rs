@@ -9,17 +9,26 @@
 //! When a region is restored, those that are away then, or come until those were told, are told `GoAway` with [`Code::Restored`] and that region first. The
 //! client alone knows which region it prefers: it goes if it is this one, and stays otherwise. Each session is told at most
 //! once for each restoration, so that a client which cannot reach its region does not go to and fro.
+//!
+//! **In order (R22).** Before a client is told to go, its user's owner is asked to where it took messages ([`ToOwner::Leave`]). The
+//! client takes the answer along, and the owner in the other region gives it what is older first.
+//!
+//! [`ToOwner::Leave`]: crate::core::msg::ToOwner::Leave
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{Edge, EdgeOutput};
 use crate::core::ids::{ConnId, RegionId, SessionId};
+use crate::core::msg::Leave;
 use crate::core::time::{Mono, Now};
-use crate::core::wire::{Code, RegionEndpoints, ServerFrame};
+use crate::core::vector::Vector;
+use crate::core::wire::{Code, MAX_AFTER, RegionEndpoints, ServerFrame};
 
 /// A client that was told to leave an evacuated region has so long: as much as a node that drains gives by default.
 pub const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+/// An owner that does not say within this what is to come first in another region is not waited for: it is on its way, too.
+const ASKED: Duration = Duration::from_secs(1);
 /// Sessions are told in steps no shorter than this: a timer for each of them would say no more.
 const STEP: Duration = Duration::from_millis(50);
 
@@ -70,6 +79,15 @@ impl Turns {
     }
 }
 
+/// Where a client is to be told to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Going {
+    /// This region is evacuated.
+    Away,
+    /// A region takes sessions again.
+    Home(RegionId),
+}
+
 /// What an edge knows of where clients are to be.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
@@ -79,6 +97,9 @@ pub(super) struct Moves {
     told: VecDeque<(Mono, SessionId)>,
     /// Those whose clients prefer another region.
     pub(super) away: BTreeSet<SessionId>,
+    /// Those whose owner was asked what comes first in another region, until when that is waited for, and what they are to be
+    /// told then.
+    asked: BTreeMap<SessionId, (Mono, Going)>,
     /// By restored region: those to be told that were away when it was.
     home: BTreeMap<RegionId, Turns>,
 }
@@ -97,7 +118,8 @@ impl Moves {
         let home = self.home.values().filter_map(Turns::poll_timeout);
         let leave = self.leave.as_ref().and_then(Turns::poll_timeout);
         let told = self.told.front().map(|(until, _)| *until);
-        home.chain(leave).chain(told).min()
+        let asked = self.asked.values().map(|(until, _)| *until);
+        home.chain(leave).chain(told).chain(asked).min()
     }
 }
 
@@ -109,6 +131,7 @@ impl Edge {
             // Who was told leaves, or may as well stay.
             self.moves.leave = None;
             self.moves.told.clear();
+            self.moves.asked.retain(|_, (_, going)| *going != Going::Away);
             return;
         };
         match &mut self.moves.leave {
@@ -195,6 +218,61 @@ impl Edge {
             self.tell_of_home(region, id);
         }
         self.moves.home.retain(|_, turns| !turns.left.is_empty());
+        let late = self.moves.asked.iter().filter(|(_, (until, _))| *until <= now);
+        let late: Vec<SessionId> = late.map(|(id, _)| *id).collect();
+        for id in late {
+            if let Some((_, going)) = self.moves.asked.remove(&id) {
+                self.tell_to_go(id, &going);
+            }
+        }
+    }
+
+    /// Asks what is to come first in another region, where the client takes that along; else it is told at once.
+    fn send_off(&mut self, id: SessionId, going: Going) {
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        let (shard, asks) = (session.shard, session.in_order && session.receives);
+        match self.routing.lane_mut(session.lane).filter(|_| asks) {
+            Some(lane) => {
+                lane.out.leave.push(Leave { shard, session: id });
+                self.moves.asked.insert(id, (self.mono + ASKED, going));
+            }
+            None => self.tell_to_go(id, &going),
+        }
+    }
+
+    /// The owner says what is to come first in another region.
+    pub(super) fn on_position(&mut self, id: SessionId, after: Vector) {
+        if let Some((_, going)) = self.moves.asked.remove(&id) {
+            if after.len() <= MAX_AFTER {
+                self.tell(id, ServerFrame::After(after));
+            }
+            self.tell_to_go(id, &going);
+        }
+    }
+
+    fn tell_to_go(&mut self, id: SessionId, going: &Going) {
+        match going {
+            Going::Away => {
+                let (code, regions) = (Code::Draining, self.told_regions());
+                self.moves.told.push_back((self.mono + LEAVE_WITHIN, id));
+                self.tell(id, ServerFrame::GoAway { code, regions });
+                self.look_for_life(id);
+            }
+            Going::Home(region) => {
+                let (code, regions) = (Code::Restored, self.regions_from(region));
+                self.tell(id, ServerFrame::GoAway { code, regions });
+            }
+        }
+    }
+
+    /// All regions, this one first.
+    fn regions_from(&self, region: &RegionId) -> Vec<RegionEndpoints> {
+        let mut regions = self.endpoints.clone();
+        // Stable: the others stay in their order.
+        regions.sort_by_key(|told| told.region != *region);
+        regions
     }
 
     fn tell_to_leave(&mut self, id: SessionId) {
@@ -206,22 +284,17 @@ impl Edge {
             self.tell(id, ServerFrame::GoAway { code, regions });
             return self.fail(id, code, EVACUATED);
         }
-        self.moves.told.push_back((self.mono + LEAVE_WITHIN, id));
-        self.tell(id, ServerFrame::GoAway { code, regions });
-        self.look_for_life(id);
+        self.send_off(id, Going::Away);
     }
 
     fn tell_of_home(&mut self, region: &RegionId, id: SessionId) {
-        let mut regions = self.endpoints.clone();
-        // Stable: the others stay in their order.
-        regions.sort_by_key(|told| told.region != *region);
+        let regions = self.regions_from(region);
         let known = regions.first().is_some_and(|first| first.region == *region);
         let Some(session) = self.sessions.get(&id).filter(|_| known) else {
             return;
         };
         if session.welcomed {
-            let code = Code::Restored;
-            self.tell(id, ServerFrame::GoAway { code, regions });
+            self.send_off(id, Going::Home(region.clone()));
         } else if let Some(turns) = self.moves.home.get_mut(region) {
             // A `GoAway` before `Welcome` would turn it away.
             turns.left.push_back(id);

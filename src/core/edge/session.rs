@@ -30,6 +30,10 @@ pub(super) struct Session {
     /// The same.
     pub(super) memory: u64,
     pub(super) welcomed: bool,
+    /// Its client takes along what comes first in another region (R22).
+    pub(super) in_order: bool,
+    /// As its `Hello` said.
+    pub(super) after: Vector,
     /// The life of the shard in its store, as the owner told; see [`Attach::store`].
     pub(super) store: Origin,
     pub(super) since_ms: u64,
@@ -89,6 +93,7 @@ impl Session {
             text: self.text.clone(),
             counter: self.counter,
             store: self.store,
+            after: self.after.clone(),
         }
     }
 

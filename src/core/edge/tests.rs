@@ -103,6 +103,7 @@ impl Out {
             ToOwner::Deposit(_) => "deposit",
             ToOwner::Ack(_) => "ack",
             ToOwner::Taken { .. } => "taken",
+            ToOwner::Leave(_) => "leave",
             ToOwner::Detach(_) => "detach",
             ToOwner::SetStatus(_) => "status",
             ToOwner::Watch(_) => "watch",
@@ -183,6 +184,7 @@ fn hello(device: &str) -> Hello {
         text: String::new(),
         agent: String::new(),
         memory: 5,
+        after: Vector::new(),
     }
 }
 

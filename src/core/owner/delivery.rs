@@ -95,6 +95,8 @@ pub(super) enum Mode {
     Live,
     /// Something waits for room in the window.
     Behind,
+    /// Was moved here from another region, and waits for what that one took before (R22).
+    Held,
     /// Is given nothing: it has no device.
     Sends,
 }
@@ -199,7 +201,12 @@ impl Owner {
             retired = named
                 .filter(|origin| shard.look.retired.contains_key(origin))
                 .collect();
-            for vector in [&mut attach.claim, &mut attach.acked, &mut attach.given] {
+            for vector in [
+                &mut attach.claim,
+                &mut attach.acked,
+                &mut attach.given,
+                &mut attach.after,
+            ] {
                 retire::strip(vector, &shard.look.retired);
             }
         }
@@ -341,7 +348,9 @@ impl Owner {
         if behind {
             shard.moved.insert(session);
         }
-        self.read_inbox(id, session, user.clone());
+        if !self.hold(at, now) {
+            self.read_inbox(id, session, user.clone());
+        }
     }
 
     pub(super) fn inbox_read(&mut self, at: AttachId, page: InboxPage) {
@@ -402,7 +411,7 @@ impl Owner {
                     }
                 }
                 // What is committed before the row and the inbox are read will be found there.
-                Mode::Registering | Mode::Behind | Mode::Sends => {}
+                Mode::Registering | Mode::Behind | Mode::Held | Mode::Sends => {}
             }
         }
     }
@@ -596,7 +605,7 @@ impl Owner {
         Some(&mut **self.shards.get_mut(&id)?.sessions.get_mut(&session)?)
     }
 
-    fn read_inbox(&mut self, id: ShardId, session: SessionId, user: UserId) {
+    pub(super) fn read_inbox(&mut self, id: ShardId, session: SessionId, user: UserId) {
         let (messages, bytes) = (
             self.config.limits.window_messages,
             self.config.limits.window_bytes,

@@ -107,7 +107,8 @@ impl Holders {
 
     /// Whether somebody is away and is to be looked at although nothing happens.
     pub(super) fn looks_due(&self, now: Mono) -> bool {
-        self.look_at.is_some_and(|at| at <= now)
+        // One that is full may have been trimmed since, and what it refuses is logged by nobody.
+        self.full || self.look_at.is_some_and(|at| at <= now)
     }
 
     /// Every region that counts.
@@ -255,8 +256,11 @@ impl Owner {
         let Some(shard) = self.shards.get_mut(&id) else {
             return;
         };
+        let before = shard.holders.set.as_ref().map_or(0, |set| set.version);
         if HolderSet::change(&mut shard.holders.set, first, change, at) {
             let removed = !change.set.contains(me);
+            // As in the store: another change of that version counts, and keeps it.
+            shard.holders.out &= removed || before != change.version;
             // One that was open does not open again: it comes back as an empty store.
             shard.holders.out |= removed && !shard.recovery.on;
             if removed {
@@ -282,7 +286,7 @@ impl Owner {
             return;
         };
         let said = &shard.stable;
-        set.confirmed(|region| said.get(region));
+        set.confirmed(|region| said.get(region), &shard.look.retired);
         self.regions_due = true;
     }
 
@@ -304,7 +308,7 @@ impl Owner {
             let change = HoldersChange {
                 version: set.version,
                 set: set.new.clone(),
-                gone: BTreeSet::new(),
+                gone: set.gone.clone(),
             };
             let from = self.now + BY_ITSELF;
             self.aim(change, from);

@@ -71,6 +71,7 @@ impl Owner {
                     Mode::Reading { .. } => DeliveryMode::Reading,
                     Mode::Live => DeliveryMode::Live,
                     Mode::Behind => DeliveryMode::Behind,
+                    Mode::Held => DeliveryMode::Held,
                     Mode::Sends => DeliveryMode::SendsOnly,
                 },
                 in_flight_messages: messages,

@@ -198,9 +198,9 @@ impl Owner {
         self.presence_touched(id, now);
     }
 
-    pub(super) fn synced(&mut self, lane: LaneId, shards: &[ShardId], now: Now) {
+    pub(super) fn synced(&mut self, lane_id: LaneId, shards: &[ShardId], now: Now) {
         let grace = now.mono + ms(self.config.limits.session_grace_ms);
-        let Some(lane) = self.lanes.get_mut(&lane) else {
+        let Some(lane) = self.lanes.get_mut(&lane_id) else {
             return;
         };
         lane.synced.extend(shards.iter().copied());
@@ -208,6 +208,12 @@ impl Owner {
             if let Some(shard) = self.shards.get_mut(id) {
                 shard.check_missing.get_or_insert(grace);
             }
+        }
+        // An edge without sessions of a shard learns in no other way that nobody serves it here.
+        let closed = shards.iter().filter(|id| self.open_epoch(**id).is_none());
+        let closed: Vec<ShardId> = closed.copied().collect();
+        if !closed.is_empty() {
+            self.tell_edge(lane_id, ToEdge::NotOwner(closed));
         }
     }
 
@@ -270,6 +276,7 @@ impl Owner {
 
     /// Tells links and watchers what changed, and ends what is due.
     pub(super) fn presence_tick(&mut self, now: Now) {
+        self.release(now);
         for id in std::mem::take(&mut self.touched) {
             let Some(shard) = self.shards.get_mut(&id) else {
                 continue;

@@ -4,6 +4,7 @@ mod copies;
 mod deposits;
 mod forget;
 mod holes;
+mod moved;
 mod recovery;
 mod sweep;
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use super::*;
 use crate::core::ids::Origin;
 use crate::core::ids::{Coord, MessageId, NodeName};
-use crate::core::msg::{Attach, Deposit, Verdict};
+use crate::core::msg::{Attach, Deposit, Leave, Verdict};
 use crate::core::op::{Envelope, LogEntry, LoggedOp};
 use crate::core::state::{ShardRow, UserRow};
 use crate::core::storage::{InboxEntry, InboxPage};
@@ -81,6 +82,7 @@ fn attach(lane: u64) -> Attach {
         text: String::new(),
         counter: 0,
         store: Origin(0),
+        after: Vector::new(),
     }
 }
 

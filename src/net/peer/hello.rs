@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Version of the protocol between nodes.
-pub const PEER_PROTOCOL: u16 = 4;
+pub const PEER_PROTOCOL: u16 = 5;
 
 /// Kind of the frame that holds a [`PeerHello`].
 const KIND_HELLO: u8 = 1;

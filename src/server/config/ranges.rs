@@ -156,6 +156,8 @@ section! {
         /// An edge whose region serves nobody for so long is served by the nearest of the other regions that can, until its own
         /// does again; 0: never.
         fallback: Duration = Duration::from_secs(5), in Duration::ZERO => HOUR;
+        /// In which what a region took before its clients were moved here comes to them first; then they are given what is here.
+        moved: Duration = ms(core().moved_timeout_ms), in Duration::ZERO => MINUTE;
         /// In which an edge that was lost for a moment may name a session again before it counts as ended.
         resume_grace: Duration = ms(core().session_grace_ms), in Duration::from_millis(1) => HOUR;
         /// Of a deposit, from the edge's side; then it is answered `Unknown`.
@@ -211,6 +213,7 @@ impl Limits {
             retry_ms: millis(intervals.retry),
             attach_timeout_ms: millis(timeouts.attach),
             fallback_ms: millis(timeouts.fallback),
+            moved_timeout_ms: millis(timeouts.moved),
             cursor_ms: millis(intervals.cursor_flush),
             confirm_ms: millis(intervals.confirm),
             presence_ms: millis(intervals.presence_batch),

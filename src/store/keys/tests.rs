@@ -127,6 +127,7 @@ fn changed_row() -> ShardRow {
         at: [at(10, 7), at(20, 3)].into(),
         settled: false,
         leaving: [(region(THERE), leaving)].into(),
+        gone: [region("ap-south")].into(),
     };
     ShardRow {
         holding: Holding {

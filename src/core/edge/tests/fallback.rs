@@ -94,18 +94,28 @@ fn the_nearest_region_serves_after_a_while_and_home_again_after_another() {
     // Home is there again, and is taken up once it has been so for a while.
     rig.edge.handle_reachable(&node("one"), true, rig.now);
     tell(&mut rig, true);
+    let all: Vec<ShardId> = (0..SHARDS).map(ShardId).collect();
+    let generation = Generation(3);
+    let nothing = [ToOwner::Open { generation }, ToOwner::Synced(all)];
+    let bodies = |out: &Out, at: &NodeKey| -> Vec<ToOwner> {
+        let bodies = out.owners.iter().filter(|(to, ..)| to.node == *at);
+        bodies.map(|(_, _, body)| body.clone()).collect()
+    };
+    assert_eq!(
+        bodies(&rig.out(), &node("one")),
+        nothing,
+        "it may think that it has some there"
+    );
     rig.pass(AFTER / 2 - 1);
     assert!(rig.out().owners.is_empty());
     rig.pass(1);
     assert_eq!(rig.edge.served_by().as_str(), "here");
     let out = rig.out();
-    let (left, home): (Vec<_>, Vec<_>) = out.owners.iter().partition(|(to, ..)| to.node != node("one"));
-    let all: Vec<ShardId> = (0..SHARDS).map(ShardId).collect();
-    let generation = Generation(3);
-    let bodies: Vec<&ToOwner> = left.iter().map(|(_, _, body)| body).collect();
-    assert_eq!(bodies, [&ToOwner::Open { generation }, &ToOwner::Synced(all)]);
-    assert!(left.iter().all(|(_, number, _)| *number > lane));
-    assert!(home.iter().any(|(_, _, body)| matches!(body, ToOwner::Attach(_))));
+    assert_eq!(bodies(&out, &far("near")), nothing);
+    let mut left = out.owners.iter().filter(|(to, ..)| to.node == far("near"));
+    assert!(left.all(|(_, number, _)| *number > lane));
+    let home = bodies(&out, &node("one"));
+    assert!(home.iter().any(|body| matches!(body, ToOwner::Attach(_))));
 }
 
 #[test]

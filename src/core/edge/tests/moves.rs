@@ -255,3 +255,73 @@ fn one_that_is_not_welcomed_yet_is_told_of_home_after_its_welcome() {
         "{out:?}"
     );
 }
+
+impl Rig {
+    /// A welcomed session whose client takes along what comes first in another region.
+    fn login_in_order(&mut self, conn: u64, name: &str) -> SessionId {
+        let session = SessionId(conn + 100);
+        let mut hello = hello("phone");
+        hello.capabilities = AWAY | MOVES_IN_ORDER;
+        self.edge
+            .handle_hello(ConnId(conn), user(name), hello, session, self.now);
+        self.attached(session, 8);
+        self.out();
+        session
+    }
+}
+
+#[test]
+fn what_comes_first_elsewhere_is_asked_for_and_told_before_the_client_is_sent_away() {
+    let far = RegionId::new("far").unwrap();
+    for home in [false, true] {
+        let mut rig = rig();
+        let session = rig.login_in_order(1, "u");
+        let pace = Pace::shared(10, 1);
+        match home {
+            true => rig.edge.handle_restored(far.clone(), pace, rig.now),
+            false => rig.edge.handle_evacuation(Some(pace), rig.now),
+        }
+        let out = rig.out();
+        let shard = SHARDING.of_user(&user("u"));
+        let asked = out.each(|body| match body {
+            ToOwner::Leave(leaving) => leaving.clone(),
+            _ => Vec::new(),
+        });
+        assert_eq!(asked, [crate::core::msg::Leave { shard, session }]);
+        assert!(out.frames.is_empty(), "{out:?}");
+        let after: Vector = [(Origin(4), 17)].into_iter().collect();
+        let position = || ToEdge::Position {
+            session,
+            after: after.clone(),
+        };
+        rig.owner(position());
+        let out = rig.out();
+        assert_eq!(out.of(1)[0], ServerFrame::After(after.clone()));
+        let (code, regions) = sent_away(out.of(1)).unwrap();
+        match home {
+            true => assert_eq!((code, regions[0]), (Code::Restored, "far")),
+            false => assert_eq!((code, regions), (Code::Draining, vec!["near", "far"])),
+        }
+        // Once.
+        rig.owner(position());
+        assert!(sent_away(rig.out().of(1)).is_none());
+    }
+}
+
+#[test]
+fn an_owner_that_does_not_say_what_comes_first_holds_nobody_up() {
+    let mut rig = rig();
+    rig.login_in_order(1, "u");
+    rig.edge.handle_evacuation(Some(Pace::shared(10, 1)), rig.now);
+    rig.pass(900);
+    assert!(rig.out().frames.is_empty());
+    rig.pass(200);
+    let out = rig.out();
+    assert!(matches!(out.of(1)[0], ServerFrame::GoAway { .. }), "{out:?}");
+    // Nor does one that is not there.
+    let mut rig = self::rig();
+    rig.login_in_order(1, "u");
+    rig.edge.handle_reachable(&node("one"), false, rig.now);
+    rig.edge.handle_evacuation(Some(Pace::shared(10, 1)), rig.now);
+    assert!(sent_away(rig.out().of(1)).is_some());
+}

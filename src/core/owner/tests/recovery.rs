@@ -187,6 +187,7 @@ impl Region {
             text: String::new(),
             counter: 0,
             store: store.unwrap_or_default(),
+            after: Vector::new(),
         };
         self.told.clear();
         self.owner

@@ -350,6 +350,7 @@ fn holders() -> Vec<(&'static str, Decision)> {
             },
         )]
         .into(),
+        gone: [region("ap-south")].into(),
     };
     vec![
         ("marked", marked(Some(confirm))),

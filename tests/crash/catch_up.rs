@@ -1,0 +1,179 @@
+//! A region that was away while a long backlog came together, and takes it while others go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use iris::client::{Client, ClientEvent};
+use serde_json::Value;
+
+use crate::common::members::{Load, Member};
+use crate::common::{LOOK_EVERY, number_in, send_all, within};
+use crate::processes::{Site, iris};
+
+const REGIONS: [&str; 3] = ["us-east", "eu-west", "ap-south"];
+/// The one that is away.
+const AWAY: &str = "eu-west";
+/// Messages that come together, unless the environment says another number.
+const MESSAGES: u64 = 20_000;
+/// Their recipients. Each has far less than an inbox holds.
+const RECIPIENTS: u64 = 100;
+/// Clients that send the backlog.
+const SENDERS: u64 = 8;
+/// Clients of each of the other regions that go on.
+const CLIENTS: usize = 3;
+/// How long they send before the region is lost, to compare with.
+const USUAL: Duration = Duration::from_secs(10);
+
+/// The most memory that processes used, looked at all along.
+struct Memory(BTreeMap<String, u64>);
+
+impl Memory {
+    fn look(&mut self, site: &Site) {
+        for region in REGIONS {
+            let name = format!("{region}-core");
+            let status = std::fs::read_to_string(format!("/proc/{}/status", site.pid(&name)));
+            let status = status.unwrap_or_default();
+            let mut lines = status.lines().filter_map(|line| line.strip_prefix("VmRSS:"));
+            let kib: u64 = lines
+                .next()
+                .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+                .unwrap_or(0);
+            let most = self.0.entry(name).or_default();
+            *most = (*most).max(kib);
+        }
+    }
+
+    fn told(&self) -> String {
+        let each = self.0.iter();
+        let each: Vec<String> = each
+            .map(|(name, kib)| format!("{name} {} MiB", kib / 1024))
+            .collect();
+        each.join(", ")
+    }
+}
+
+/// What waits in the region that stayed for the one that was away: operations, as the operators' command says; `None` where
+/// nobody takes it.
+async fn waits(data: &Path) -> Option<u64> {
+    let mut command = tokio::process::Command::from(iris());
+    command
+        .args(["link", "list", "--output", "json", "--node", "us-east-core"])
+        .env("IRIS_DATA", data);
+    let output = within("link list", command.output()).await.unwrap();
+    let list: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let links = list["links"].as_array()?.iter();
+    let mut of_it = links
+        .filter(|link| link["from"]["node"]["region"] == "us-east" && link["to"]["node"]["region"] == AWAY);
+    let given = &of_it.next()?["given"];
+    (given["open"] == true).then(|| given["lag"]["operations"].as_u64())?
+}
+
+async fn members(site: &Site, word: &str) -> Vec<Member> {
+    let mut members = Vec::new();
+    for region in REGIONS.into_iter().filter(|region| *region != AWAY) {
+        for n in 0..CLIENTS {
+            let config = |name: &str| site.config(region, name);
+            members.push(Member::start(&format!("{word}-{region}-{n}"), config).await);
+        }
+    }
+    members
+}
+
+/// All that waits for a user is there, once, in order for each sender.
+async fn read(client: Client, expected: u64) {
+    let mut seen = BTreeSet::new();
+    while (seen.len() as u64) < expected {
+        match within("a message of the backlog", client.next()).await {
+            Some(ClientEvent::Message(message)) => {
+                let number = number_in(&message.body);
+                assert!(seen.insert(number), "{number} comes twice");
+                client.consumed(message.at);
+            }
+            Some(ClientEvent::Rejected { .. } | ClientEvent::Hole(_)) | None => {
+                panic!("after {}", seen.len())
+            }
+            Some(_) => {}
+        }
+    }
+    assert_eq!(seen.last(), Some(&(expected - 1)));
+    client.close().await;
+}
+
+/// `IRIS_TEST_CATCH_UP=1000000 cargo test --release --test crash catch_up -- --nocapture` is the long run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_takes_a_backlog_while_others_go_on() {
+    let messages = std::env::var("IRIS_TEST_CATCH_UP").map_or(MESSAGES, |text| text.parse().unwrap());
+    let each = messages / RECIPIENTS / SENDERS;
+    assert!(each > 0, "at least {} messages", RECIPIENTS * SENDERS);
+    let messages = each * RECIPIENTS * SENDERS;
+    let mut site = Site::start(&REGIONS, "").await;
+    let usual_load = {
+        let members = members(&site, "before").await;
+        let load = Load::begin(&members);
+        load.under_way().await;
+        tokio::time::sleep(USUAL).await;
+        load.settle(members).await
+    };
+
+    site.kill(AWAY);
+    let recipients: Vec<String> = (0..RECIPIENTS).map(|n| format!("waits-{n}")).collect();
+    let began = Instant::now();
+    let senders = (0..SENDERS).map(|n| {
+        let client = Client::connect(site.config("us-east", &format!("fills-{n}"))).unwrap();
+        let recipients = recipients.clone();
+        async move {
+            let to: Vec<&str> = recipients.iter().map(String::as_str).collect();
+            send_all(&client, &to, n * each..(n + 1) * each, 100).await;
+            client.close().await;
+        }
+    });
+    let sending: Vec<_> = senders.map(tokio::spawn).collect();
+    for sender in sending {
+        sender.await.unwrap();
+    }
+    let filled = began.elapsed();
+
+    let members = members(&site, "during").await;
+    let load = Load::begin(&members);
+    load.under_way().await;
+    let began = Instant::now();
+    site.run(|region| region == AWAY, false).await;
+    let ready = began.elapsed();
+    let mut memory = Memory(BTreeMap::new());
+    let mut most = 0;
+    // Live messages are under way all the time: so little is none.
+    let taken = async {
+        loop {
+            memory.look(&site);
+            match waits(site.path()).await {
+                Some(operations) if operations < 200 => return began.elapsed(),
+                Some(operations) => most = most.max(operations),
+                None => {}
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let taken = tokio::time::timeout(Duration::from_secs(600), taken)
+        .await
+        .unwrap();
+    let live = load.settle(members).await;
+    let accounts = recipients.iter().map(|name| site.pinned(AWAY, name));
+    let began = Instant::now();
+    for some in accounts.collect::<Vec<_>>().chunks(10) {
+        let clients = some.iter().map(|config| Client::connect(config.clone()).unwrap());
+        let reading: Vec<_> = clients
+            .map(|client| tokio::spawn(read(client, SENDERS * each)))
+            .collect();
+        for reader in reading {
+            reader.await.unwrap();
+        }
+    }
+    eprintln!(
+        "{messages} messages came together in {filled:?}; {AWAY} was ready {ready:?} after its start and had taken them after \
+         {taken:?} (up to {most} waited when looked at); most memory meanwhile: {}; read there in {:?}; others, before: \
+         {usual_load}; meanwhile: {live}",
+        memory.told(),
+        began.elapsed(),
+    );
+}
