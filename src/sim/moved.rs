@@ -49,13 +49,16 @@ impl World {
             return;
         }
         let seen = &self.check.seen[device];
+        let shard = self.plan.sharding().of_user(&user);
+        let time = self.check.time_of(shard, at);
         let older = moved.after.iter().find_map(|(origin, to)| {
             let entries = self.check.inboxes.get(&(user.clone(), origin))?;
             let mut entries = entries.range(..=to);
             entries.find_map(|(seq, number)| {
                 let first = Coord { origin, seq: *seq };
                 let came = moved.given.contains(&first) || seen.consumed.contains(number);
-                (!came).then_some((first, *number))
+                let older = self.check.time_of(shard, first) < time;
+                (!came && older).then_some((first, *number))
             })
         });
         if let Some((first, number)) = older {

@@ -47,7 +47,7 @@ impl Checker {
     }
 
     /// The time of an operation that was durable somewhere.
-    fn time_of(&self, shard: ShardId, at: Coord) -> Option<Hlc> {
+    pub(super) fn time_of(&self, shard: ShardId, at: Coord) -> Option<Hlc> {
         let entry = self.ledger.get(&(shard, at.origin, at.seq))?;
         Some(entry.op.hlc())
     }
