@@ -3,21 +3,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{LOOK_EVERY, TestCluster, number_in, padded, regions, until, user, within};
-use iris::client::{Client, ClientEvent};
+use common::members::{Load, Member, all_in};
+use common::{TestCluster, regions, until, within};
 use serde_json::Value;
 
 /// Clients in each of the two regions that are there first.
 const CLIENTS: usize = 4;
-/// Between two messages of one of them.
-const SEND_EVERY: Duration = Duration::from_millis(20);
 
 struct Done {
     code: i32,
@@ -52,67 +47,15 @@ fn names(of: &Value) -> Vec<&str> {
     of.as_array().unwrap().iter().filter_map(Value::as_str).collect()
 }
 
-/// A client that handles what it is given, and remembers where its sessions were.
-struct Member {
-    client: Client,
-    name: String,
-    handled: Arc<Mutex<Vec<u64>>>,
-    regions: Arc<Mutex<Vec<String>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Member {
-    async fn start(cluster: &TestCluster, region: &str, name: String) -> Self {
-        let client = Client::connect(cluster.config(region, &name, "phone")).unwrap();
-        let handled = Arc::<Mutex<Vec<u64>>>::default();
-        let regions = Arc::<Mutex<Vec<String>>>::default();
-        let task = {
-            let (client, handled, regions) = (client.clone(), handled.clone(), regions.clone());
-            tokio::spawn(async move {
-                while let Some(event) = client.next().await {
-                    match event {
-                        ClientEvent::Message(message) => {
-                            handled.lock().unwrap().push(number_in(&message.body));
-                            client.consumed(message.at);
-                        }
-                        ClientEvent::Connected { region, .. } => {
-                            regions.lock().unwrap().push(region.to_string());
-                        }
-                        ClientEvent::Rejected { .. } | ClientEvent::Hole(_) => panic!("{event:?}"),
-                        _ => {}
-                    }
-                }
-            })
-        };
-        assert!(within("connected", client.connected()).await);
-        Self {
-            client,
-            name,
-            handled,
-            regions,
-            task,
-        }
-    }
-
-    fn region(&self) -> String {
-        self.regions.lock().unwrap().last().cloned().unwrap_or_default()
-    }
-}
-
-/// Sends numbered messages until told to stop; how many, and the longest time that one took to be accepted.
-async fn load(client: Client, to: String, stop: Arc<AtomicBool>) -> (u64, Duration) {
-    let mut longest = Duration::ZERO;
-    for number in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            return (number, longest);
-        }
-        let began = Instant::now();
-        let sent = client.send(user(&to), padded(number, 64)).unwrap();
-        within("accepted", sent).await.unwrap();
-        longest = longest.max(began.elapsed());
-        tokio::time::sleep(SEND_EVERY).await;
-    }
-    unreachable!("the numbers do not end")
+/// A client that sends to itself in a region.
+async fn alone(cluster: &TestCluster, region: &str, name: &str) -> (Vec<Member>, Load) {
+    let member = Member::start(name, |name| cluster.config(region, name, "phone")).await;
+    let members = vec![member];
+    all_in(&members, "it is there", |there| there == region).await;
+    let load = Load::begin(&members);
+    load.under_way().await;
+    load.handled(&members, &load.accepted()).await;
+    (members, load)
 }
 
 /// Puts an empty disk into a region, whose nodes have stopped.
@@ -131,14 +74,11 @@ async fn regions_come_and_go_under_load() {
     let mut members = Vec::new();
     for n in 0..2 * CLIENTS {
         let region = ["ap-south", "eu-west"][n % 2];
-        members.push(Member::start(&cluster, region, format!("member-{n}")).await);
+        let config = |name: &str| cluster.config(region, name, "phone");
+        members.push(Member::start(&format!("member-{n}"), config).await);
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut senders = Vec::new();
-    for (n, member) in members.iter().enumerate() {
-        let to = members[(n + 1) % members.len()].name.clone();
-        senders.push(tokio::spawn(load(member.client.clone(), to, stop.clone())));
-    }
+    let load = Load::begin(&members);
+    load.under_way().await;
 
     // What cannot be is refused, by name.
     let unknown = iris(data, &["region", "add", "us-east"]).await;
@@ -184,19 +124,12 @@ async fn regions_come_and_go_under_load() {
     .await;
     cluster.ready().await;
     eprintln!("us-east added: ready after {:?}", began.elapsed());
-    let newcomer = Member::start(&cluster, "us-east", "newcomer".to_owned()).await;
-    until("it is there", async || newcomer.region() == "us-east").await;
-    let (client, to) = (newcomer.client.clone(), newcomer.name.clone());
-    senders.push(tokio::spawn(load(client, to, stop.clone())));
+    let newcomer = alone(&cluster, "us-east", "newcomer").await;
 
     // Another one is removed; whoever was there is elsewhere, and the others have all that it took.
     let (last, took) = change(data, &["region", "remove", "eu-west"]).await;
     eprintln!("eu-west removed: {took:?}");
     assert_eq!(names(&last["regions"]), ["ap-south", "us-east"], "{last}");
-    until("nobody is left there", async || {
-        members.iter().all(|member| member.region() != "eu-west")
-    })
-    .await;
     // With the store that it has it does not come back.
     let old = iris(data, &["region", "add", "eu-west"]).await;
     assert_eq!(old.code, 6, "{}", old.stderr);
@@ -204,6 +137,7 @@ async fn regions_come_and_go_under_load() {
     for name in ["eu-west-edge", "eu-west-core"] {
         cluster.stop_node(name).await;
     }
+    all_in(&members, "nobody is left there", |region| region != "eu-west").await;
     let gone = iris(data, &["region", "remove", "eu-west"]).await;
     assert_eq!(gone.code, 6, "{}", gone.stderr);
 
@@ -220,48 +154,15 @@ async fn regions_come_and_go_under_load() {
         "{last}"
     );
     cluster.ready().await;
-    let returned = Member::start(&cluster, "eu-west", "returned".to_owned()).await;
-    until("it is there", async || returned.region() == "eu-west").await;
-    let (client, to) = (returned.client.clone(), returned.name.clone());
-    senders.push(tokio::spawn(load(client, to, stop.clone())));
-    until("messages arrive in the region that is back", async || {
-        returned.handled.lock().unwrap().len() > 10
-    })
-    .await;
+    let returned = alone(&cluster, "eu-west", "returned").await;
 
     // Nothing lost, nothing twice.
-    stop.store(true, Ordering::Relaxed);
-    let to_itself = members.len();
-    members.extend([newcomer, returned]);
-    let (mut longest, mut messages) = (Duration::ZERO, 0);
-    for (n, sender) in senders.into_iter().enumerate() {
-        let (count, waited) = within("it stops", sender).await.unwrap();
-        longest = longest.max(waited);
-        messages += count;
-        let to = if n < to_itself { (n + 1) % to_itself } else { n };
-        until("all that was accepted is handled", async || {
-            members[to].handled.lock().unwrap().len() as u64 >= count
-        })
-        .await;
-        let mut times: BTreeMap<u64, u32> = BTreeMap::new();
-        for number in members[to].handled.lock().unwrap().iter() {
-            *times.entry(*number).or_default() += 1;
-        }
-        let twice: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
-        assert!(twice.is_empty(), "{}: {twice:?}", members[to].name);
-        assert_eq!(times.len() as u64, count, "{} lacks some", members[to].name);
-    }
-    // What would come twice had time to.
-    tokio::time::sleep(10 * LOOK_EVERY).await;
-    let handled: usize = members
-        .iter()
-        .map(|member| member.handled.lock().unwrap().len())
-        .sum();
-    assert_eq!(handled as u64, messages);
-    eprintln!("{messages} messages; the longest was accepted after {longest:?}");
-    for member in members {
-        member.client.close().await;
-        within("its events end", member.task).await.unwrap();
+    eprintln!(
+        "of those who were there, accepted: {}",
+        load.settle(members).await
+    );
+    for (members, load) in [newcomer, returned] {
+        load.settle(members).await;
     }
     cluster.stop().await;
 }
@@ -292,5 +193,14 @@ async fn a_region_that_does_not_answer_is_removed_by_force_alone() {
     eprintln!("us-east removed by force: {took:?}");
     assert_eq!(names(&last["regions"]), ["ap-south", "eu-west"], "{last}");
     common::send(&sender, "bob", b"on".to_vec()).await;
+
+    // One that is added and never comes does not keep the others from going on without it.
+    let begun = iris(data, &["region", "add", "us-east", "--no-wait"]).await;
+    assert_eq!(begun.code, 0, "{}", begun.stderr);
+    let refused = iris(data, &["region", "remove", "us-east"]).await;
+    assert_eq!(refused.code, 6, "{}", refused.stderr);
+    let (last, _) = change(data, &["region", "remove", "us-east", "--force"]).await;
+    assert_eq!(names(&last["regions"]), ["ap-south", "eu-west"], "{last}");
+    common::send(&sender, "bob", b"and on".to_vec()).await;
     cluster.stop().await;
 }
