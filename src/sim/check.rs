@@ -352,21 +352,21 @@ impl World {
     pub(super) fn check_frame(&mut self, node: usize, device: usize, frame: &ServerFrame) {
         if let ServerFrame::Accepted(accepted) = frame {
             let region = self.nodes[node].region;
-            // It may have been under way when the disk was lost.
+            // It may have been under way when the disk was lost; and an edge may have been served by another region, which took
+            // the message for one of several recipients.
             let numbers = self.check.ids.get(&accepted.id);
-            let shard = numbers.and_then(|numbers| numbers.first());
-            let shard = shard.map(|number| self.check.shard_of(*number));
-            // An edge may have been served by another region.
-            let regions = match self.plan.limits.fallback_ms {
-                0 => region..region + 1,
-                _ => 0..self.stores.len(),
+            let (regions, most) = match self.plan.limits.fallback_ms {
+                0 => (region..region + 1, 1),
+                _ => (0..self.stores.len(), usize::MAX),
             };
+            let shards = numbers.into_iter().flatten().take(most);
+            let mut shards = shards.map(|number| self.check.shard_of(*number));
             let durable = |shard| {
                 regions
                     .clone()
                     .any(|region| self.check.was_durable(region, shard, accepted.at))
             };
-            if !shard.is_some_and(durable) {
+            if !shards.any(durable) {
                 self.check_durable(region, accepted.id, accepted.at);
             }
         }
