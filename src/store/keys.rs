@@ -9,9 +9,10 @@
 //! | `i` shard user origin seq | the operation of a message |
 //! | `d` shard day id recipient sender | [`DedupRow`]: digests and coordinates |
 //!
-//! Where each day of dedup has a table of its own, records stand in blocks: `b` shard, time of the ids in units of
-//! [`DEDUP_BLOCK_MS`], checkpoint, number, first id, last id. Of earlier builds there are single records, too: `d` id
-//! recipient sender shard.
+//! Where each day of dedup has a table of its own, records stand in blocks: `t` time of the ids in units of
+//! [`DEDUP_BLOCK_MS`], shard, checkpoint, number, first id, last id. Time comes first, so that what one checkpoint writes
+//! lies behind what the last one wrote, and need not be merged with it. Of earlier builds there are blocks with the shard
+//! first, `b` shard, unit and the rest as above, and single records: `d` id recipient sender shard.
 //!
 //! Integers are big-endian, so that the order of keys is numeric; ids of variable length have their length (one byte)
 //! before them. Each value begins with a format version. The bytes of a message are stored once: its log entry names
@@ -95,32 +96,64 @@ pub fn dedup(shard: ShardId, key: &DedupKey) -> Vec<u8> {
 /// blocks of its unit. A day has a whole number of them.
 pub const DEDUP_BLOCK_MS: u64 = 4_000;
 
-/// The key of a block of dedup records: of one shard and one unit of time, by the commit that its checkpoint covers and
+/// The unit of time of an id, in [`DEDUP_BLOCK_MS`] since 1970.
+pub fn dedup_unit(id: MessageId) -> u64 {
+    id.unix_ms().unwrap_or(0) / DEDUP_BLOCK_MS
+}
+
+/// The key of a block of dedup records: of one unit of time and one shard, by the commit that its checkpoint covers and
 /// its number therein, so that a later one stands behind. The first and the last id say whether a look into it pays.
 pub fn dedup_block(shard: ShardId, covered: u64, number: u32, first: MessageId, last: MessageId) -> Vec<u8> {
-    let mut key = dedup_blocks_from(shard, first);
-    key.extend_from_slice(&covered.to_be_bytes());
-    key.extend_from_slice(&number.to_be_bytes());
-    key.extend_from_slice(&first.0);
-    key.extend_from_slice(&last.0);
-    key
+    let place = Writer::new(b't', BLOCK_LEN)
+        .number(dedup_unit(first))
+        .shard(shard);
+    block(place, covered, number, first, last)
 }
 
-/// No block of a shard with ids of the same unit of time as this one, or of a later one, stands before this.
-pub fn dedup_blocks_from(shard: ShardId, id: MessageId) -> Vec<u8> {
-    let unit = id.unix_ms().unwrap_or(0) / DEDUP_BLOCK_MS;
-    Writer::new(b'b', 4 + 8 + 8 + 4 + 32).shard(shard).number(unit).0
+/// Where the blocks of a unit of time and a shard begin, and what none of them stands behind.
+pub fn dedup_blocks(unit: u64, shard: ShardId) -> (Vec<u8>, Vec<u8>) {
+    let from = Writer::new(b't', BLOCK_LEN).number(unit).shard(shard).0;
+    let mut to = from.clone();
+    to.resize(1 + BLOCK_LEN, u8::MAX);
+    (from, to)
 }
 
-/// No block of a shard with ids of the same unit of time as this one stands behind this; without an id, none at all.
-pub fn dedup_blocks_to(shard: ShardId, id: Option<MessageId>) -> Vec<u8> {
-    let unit = id.map_or(u64::MAX, |id| id.unix_ms().unwrap_or(0) / DEDUP_BLOCK_MS);
-    let mut key = Writer::new(b'b', 4 + 8 + 8 + 4 + 32).shard(shard).number(unit).0;
-    key.resize(1 + 4 + 8 + 8 + 4 + 32, u8::MAX);
-    key
+/// No block of any unit or shard stands behind this.
+pub fn dedup_blocks_end() -> Vec<u8> {
+    dedup_blocks(u64::MAX, ShardId(u32::MAX)).1
 }
 
-/// The first and the last id of a block.
+/// The unit of time and the shard of a block that [`dedup_block`] named; `None` for any other key.
+pub fn dedup_block_place(key: &[u8]) -> Option<(u64, ShardId)> {
+    let rest = key.strip_prefix(b"t")?;
+    let (unit, rest) = rest.split_first_chunk::<8>()?;
+    let shard = rest.first_chunk::<4>()?;
+    Some((u64::from_be_bytes(*unit), ShardId(u32::from_be_bytes(*shard))))
+}
+
+/// The key of a block as earlier builds wrote them, with the shard before the unit of time.
+pub fn dedup_block_by_shard(
+    shard: ShardId,
+    covered: u64,
+    number: u32,
+    first: MessageId,
+    last: MessageId,
+) -> Vec<u8> {
+    let place = Writer::new(b'b', BLOCK_LEN)
+        .shard(shard)
+        .number(dedup_unit(first));
+    block(place, covered, number, first, last)
+}
+
+/// Where the blocks of a shard from a unit of time on, through another one, begin and end in stores of earlier builds.
+pub fn dedup_blocks_by_shard(shard: ShardId, from: u64, through: u64) -> (Vec<u8>, Vec<u8>) {
+    let at = |unit| Writer::new(b'b', BLOCK_LEN).shard(shard).number(unit).0;
+    let mut to = at(through);
+    to.resize(1 + BLOCK_LEN, u8::MAX);
+    (at(from), to)
+}
+
+/// The first and the last id of a block, of either order.
 ///
 /// # Errors
 /// [`RowError::Key`].
@@ -129,6 +162,17 @@ pub fn dedup_block_ids(key: &[u8]) -> Result<(MessageId, MessageId), RowError> {
         Some(([first, last], [])) => Ok((MessageId(*first), MessageId(*last))),
         _ => Err(RowError::Key("dedup block")),
     }
+}
+
+/// Unit, shard, checkpoint, number, first and last id.
+const BLOCK_LEN: usize = 8 + 4 + 8 + 4 + 32;
+
+fn block(place: Writer, covered: u64, number: u32, first: MessageId, last: MessageId) -> Vec<u8> {
+    let mut key = place.number(covered).0;
+    key.extend_from_slice(&number.to_be_bytes());
+    key.extend_from_slice(&first.0);
+    key.extend_from_slice(&last.0);
+    key
 }
 
 /// The key of a single dedup record where each day has a table of its own, as earlier builds wrote them: by id first, so
@@ -167,7 +211,7 @@ pub fn origin_of(key: &[u8]) -> Result<Origin, RowError> {
     )))
 }
 
-/// The shard of any key but the identity's.
+/// The shard of a key that begins with it.
 ///
 /// # Errors
 /// [`RowError::Key`].

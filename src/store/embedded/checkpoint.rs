@@ -1,7 +1,7 @@
 //! Write-behind: what changed since the last checkpoint goes to the tables in slices, then memory is given back.
 //!
 //! ```text
-//! begin at commit C --> slices: dirty users, dedup records, logs, shard rows --> flush --> meta: covered = C --> flush
+//! begin at commit C --> slices: dedup records, dirty users, logs, shard rows --> flush --> meta: covered = C --> flush
 //!                         ^--(a flush now and then bounds what is not flushed)--/
 //!   --> journal segments through C are deleted --> memory is given back down to its limit
 //! ```
@@ -11,6 +11,9 @@
 //! `covered` says so (see [`replay`](super::replay)), so slices need no order among each other, with one exception: a
 //! log entry of a message only names its inbox entry, so logs are written up to where they stood when the checkpoint
 //! began, after the messages of all dirty users of the shard.
+//!
+//! Dedup records are most of what is written. They come first and in the order of their keys, so that the tables of one
+//! flush begin where those of the last one ended, and nothing else is in the flushes that they fill.
 //!
 //! Only what is live is written: rows and items that came and went between two checkpoints never reach the tables. Of
 //! what was written and then removed, the extents of a series say where to look for keys to delete.
@@ -44,15 +47,19 @@ const DEDUP_SHARE: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     shards: BTreeMap<ShardId, DirtyShard>,
-    /// Records that are not with their shards yet: far too many to be sorted between two commits.
+    /// Records by the unit of time of their ids ([`keys::DEDUP_BLOCK_MS`]) and by shard.
+    records: BTreeMap<(u64, ShardId), Vec<DedupKey>>,
+    /// Records that are not in their place yet: far too many to be sorted between two commits.
     dedup: Pieces<(ShardId, DedupKey)>,
 }
 
 impl Dirty {
-    /// Gives some records to their shards; says whether more are left.
+    /// Puts some records in their place; says whether more are left.
     fn sort(&mut self) -> bool {
         for (id, key) in (0..SORT_PIECES).map_while(|_| self.dedup.take_piece()).flatten() {
-            self.shards.entry(id).or_default().dedup.push(key);
+            self.shards.entry(id).or_default();
+            let place = (keys::dedup_unit(key.id), id);
+            self.records.entry(place).or_default().push(key);
         }
         !self.dedup.is_empty()
     }
@@ -62,7 +69,6 @@ impl Dirty {
 #[derive(Debug, Default)]
 struct DirtyShard {
     users: Vec<UserId>,
-    dedup: Vec<DedupKey>,
     /// When the checkpoint began, the logs went to here.
     logs: BTreeMap<Origin, Seq>,
 }
@@ -258,9 +264,20 @@ impl<T: Tables> View<T> {
             batch: Vec::new(),
             left: budget.max(1),
         };
-        while let Some(mut entry) = dirty.shards.first_entry() {
+        while slice.left > 0
+            && let Some(mut entry) = dirty.records.first_entry()
+        {
+            let (_, id) = *entry.key();
+            self.write_dedup(id, entry.get_mut(), covered, &mut slice);
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+        }
+        while slice.left > 0
+            && let Some(mut entry) = dirty.shards.first_entry()
+        {
             let id = *entry.key();
-            self.write_shard(id, entry.get_mut(), covered, &mut slice)?;
+            self.write_shard(id, entry.get_mut(), &mut slice)?;
             if slice.left == 0 {
                 break;
             }
@@ -278,7 +295,6 @@ impl<T: Tables> View<T> {
         &mut self,
         id: ShardId,
         dirty: &mut DirtyShard,
-        covered: u64,
         slice: &mut Slice,
     ) -> Result<(), StoreError> {
         while let Some(user) = dirty.users.last() {
@@ -288,44 +304,35 @@ impl<T: Tables> View<T> {
             }
             dirty.users.pop();
         }
-        while !dirty.dedup.is_empty() {
-            self.write_dedup(id, &mut dirty.dedup, covered, slice);
-            if slice.left == 0 {
-                return Ok(());
-            }
-        }
         self.write_head(id, &dirty.logs, slice)
     }
 
-    /// The records of some keys, in blocks: there is one for each message, and a row of its own costs the tables as much as
-    /// the message cost its commit.
+    /// The records of some keys of one unit of time, in a block: there is one for each message, and a row of its own costs
+    /// the tables as much as the message cost its commit.
     fn write_dedup(&mut self, id: ShardId, keys: &mut Vec<DedupKey>, covered: u64, slice: &mut Slice) {
         let mut some = keys.split_off(keys.len().saturating_sub(BLOCK_RECORDS));
         some.sort_unstable();
         some.dedup();
         let shard = self.state.shards.entry(id).or_default();
         let marks = self.marks.entry(id).or_default();
-        let unit = |key: &DedupKey| key.id.unix_ms().unwrap_or(0) / keys::DEDUP_BLOCK_MS;
-        for run in some.chunk_by(|a, b| unit(a) == unit(b)) {
-            let known = |key: &DedupKey| Some((key.clone(), shard.dedup.get(key)?.clone()));
-            let rows: Vec<(DedupKey, DedupRow)> = run.iter().filter_map(known).collect();
-            let (Some((first, _)), Some((last, _))) = (rows.first(), rows.last()) else {
-                continue;
-            };
-            let day = first.day();
-            if marks.dropped_at(day).is_some() {
-                marks.revived.insert(day);
-            }
-            let newest = last.id.unix_ms().unwrap_or(0);
-            self.dedup.newest_ms = self.dedup.newest_ms.max(newest);
-            let key = keys::dedup_block(id, covered, self.dedup.blocks, first.id, last.id);
-            self.dedup.blocks += 1;
-            let block = DedupBlock {
-                as_of: self.last,
-                rows,
-            };
-            slice.put(Table::Dedup(day), key, keys::encode(&block));
+        let known = |key: &DedupKey| Some((key.clone(), shard.dedup.get(key)?.clone()));
+        let rows: Vec<(DedupKey, DedupRow)> = some.iter().filter_map(known).collect();
+        let (Some((first, _)), Some((last, _))) = (rows.first(), rows.last()) else {
+            return;
+        };
+        let day = first.day();
+        if marks.dropped_at(day).is_some() {
+            marks.revived.insert(day);
         }
+        let newest = last.id.unix_ms().unwrap_or(0);
+        self.dedup.newest_ms = self.dedup.newest_ms.max(newest);
+        let key = keys::dedup_block(id, covered, self.dedup.blocks, first.id, last.id);
+        self.dedup.blocks += 1;
+        let block = DedupBlock {
+            as_of: self.last,
+            rows,
+        };
+        slice.put(Table::Dedup(day), key, keys::encode(&block));
     }
 
     /// Messages, deletions, then the row.

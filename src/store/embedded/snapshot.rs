@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::record::{StoredDedup, StoredUser};
+use bytes::Bytes;
+
+use super::record::{DedupBlock, StoredDedup, StoredUser};
 use super::tables::{Table, Tables};
 use super::view::{View, damaged};
 use crate::core::ids::{MessageId, Origin, Seq, ShardId, UserId};
@@ -21,6 +23,9 @@ use crate::store::snapshot::{self, DedupRows, order};
 /// Dedup records that one page looks at: a day's table holds those of all shards, so most are others'. A commit waits for
 /// a page, and this takes a few milliseconds.
 const SCAN: usize = 8 * 1024;
+/// Units of time in which one page looks for blocks of its shard, each at the cost of finding a place in a table.
+const SEEKS: usize = 128;
+const UNITS_PER_DAY: u64 = 86_400_000 / keys::DEDUP_BLOCK_MS;
 
 /// A shard to be read.
 pub(super) struct Source<'a, T> {
@@ -49,9 +54,11 @@ impl<T: Tables> snapshot::Source for Source<'_, T> {
         limit: usize,
     ) -> Result<(DedupRows, Option<DedupKey>), StoreError> {
         let (mut found, bound) = self.single_dedup(after, limit)?;
+        let (earlier, earlier_bound) = self.dedup_blocks_by_shard(after, limit)?;
+        found.extend(earlier);
         let (newer, newer_bound) = self.dedup_blocks(after, limit)?;
         found.extend(newer);
-        let bounds = [bound, newer_bound].into_iter().flatten();
+        let bounds = [bound, earlier_bound, newer_bound].into_iter().flatten();
         let mut bound = bounds.min_by_key(place);
         if let Some(bound) = &bound {
             let last = place(bound);
@@ -158,67 +165,166 @@ fn place(key: &DedupKey) -> Place {
     )
 }
 
+/// What a page has of the blocks so far.
+///
+/// The blocks of a unit of time may have anything of it, in any order: a page ends between two units, or where it is full
+/// with what comes first.
+struct Gathering<'a> {
+    after: Option<&'a DedupKey>,
+    limit: usize,
+    found: Found,
+    /// There was more than the limit: what lies behind the last one was left out.
+    cut: bool,
+    /// Records looked at.
+    looked: usize,
+}
+
+impl<'a> Gathering<'a> {
+    fn new(after: Option<&'a DedupKey>, limit: usize) -> Self {
+        Self {
+            after,
+            limit,
+            found: Found::new(),
+            cut: false,
+            looked: 0,
+        }
+    }
+
+    fn enough(&self) -> bool {
+        self.cut || self.found.len() >= self.limit || self.looked >= SCAN
+    }
+
+    /// Whether a block may have some of the page.
+    fn wants(&self, (low, high): (MessageId, MessageId)) -> bool {
+        let beyond = |(place, _): (&Place, _)| low > place.0;
+        let passed = |after: &DedupKey| high < after.id;
+        let last = self.found.last_key_value().filter(|_| self.cut);
+        !self.after.is_some_and(passed) && !last.is_some_and(beyond)
+    }
+
+    fn take(&mut self, block: DedupBlock, dropped: Option<u64>) {
+        self.looked += block.rows.len();
+        if dropped.is_none_or(|at| block.as_of >= at) {
+            let behind = |key: &DedupKey| self.after.is_none_or(|after| place(key) > place(after));
+            let rows = block.rows.into_iter().filter(|(key, _)| behind(key));
+            self.found
+                .extend(rows.map(|(key, row)| (place(&key), (key, row))));
+        }
+        while self.found.len() > self.limit {
+            self.found.pop_last();
+            self.cut = true;
+        }
+    }
+
+    /// With up to where it is complete: where it was cut, else before the first unit of time that was not looked at.
+    fn end(self, not_looked_at: Option<u64>) -> (Found, Option<DedupKey>) {
+        let last = self.found.last_key_value().map(|(_, (key, _))| key.clone());
+        let bound = if self.cut {
+            last
+        } else {
+            not_looked_at.map(last_before)
+        };
+        (self.found, bound)
+    }
+}
+
+/// A key with the last id before a unit of time. Others of that id may stand behind it: a page that begins here looks at
+/// the unit before once more.
+fn last_before(unit: u64) -> DedupKey {
+    let mut id = [u8::MAX; 16];
+    let ms = (unit * keys::DEDUP_BLOCK_MS).saturating_sub(1);
+    id[..6].copy_from_slice(&ms.to_be_bytes()[2..]);
+    (id[6], id[8]) = (0x8f, 0xbf); // the highest that has a time
+    DedupKey {
+        id: MessageId(id),
+        ..DedupKey::first_of(0)
+    }
+}
+
 impl<T: Tables> Source<'_, T> {
-    /// Records in the blocks of the tables, and the last key that was looked at; `None` where nothing lies behind.
+    /// Days of which the shard may have records in the tables, from where a page begins: each with the first unit of time
+    /// to look at and the last commit that dropped it.
+    fn days(&self, after: Option<&DedupKey>) -> Vec<(u32, u64, Option<u64>)> {
+        let start = after.map_or(0, |after| keys::dedup_unit(after.id));
+        let marks = self.view.marks.get(&self.shard);
+        let mut days = self.view.tables.dedup_days();
+        days.sort_unstable();
+        let dropped = |day| marks.is_some_and(|marks| marks.dropped_all(day));
+        days.retain(|day| after.is_none_or(|after| *day >= after.day()) && !dropped(*day));
+        let known = |day| {
+            let start = start.max(u64::from(day) * UNITS_PER_DAY);
+            (day, start, marks.and_then(|marks| marks.dropped_at(day)))
+        };
+        days.into_iter().map(known).collect()
+    }
+
+    /// Records in the blocks of the tables, and up to where they are complete; `None` where nothing lies behind.
     ///
-    /// The blocks of a unit of time may have anything of it, in any order: a page ends between two units, or where it is
-    /// full with what comes first.
+    /// Blocks of all shards stand unit by unit: this seeks the shard's in each unit that exists.
     fn dedup_blocks(
         &self,
         after: Option<&DedupKey>,
         limit: usize,
     ) -> Result<(Found, Option<DedupKey>), StoreError> {
-        let mut found = Found::new();
-        let mut cut = false;
-        let last = |found: &Found| found.last_key_value().map(|(_, (key, _))| key.clone());
-        let start = after.map_or(MessageId([0; 16]), |after| after.id);
-        let mut days = self.view.tables.dedup_days();
-        days.sort_unstable();
-        let first_day = after.map_or(0, DedupKey::day);
-        for day in days.into_iter().filter(|day| *day >= first_day) {
-            let marks = self.view.marks.get(&self.shard);
-            if marks.is_some_and(|marks| marks.dropped_all(day)) {
-                continue;
-            }
-            let dropped = marks.and_then(|marks| marks.dropped_at(day));
-            let from = keys::dedup_blocks_from(self.shard, start);
-            let to = keys::dedup_blocks_to(self.shard, None);
-            let (mut unit, mut looked, mut stopped) = (None, 0, false);
-            self.view
-                .tables
-                .range(Table::Dedup(day), &from, &to, &mut |raw, value| {
-                    let (low, high) = keys::dedup_block_ids(raw).map_err(|e| damaged(&e))?;
-                    let enough = cut || found.len() >= limit || (looked >= SCAN && !found.is_empty());
-                    let of = low.unix_ms().unwrap_or(0) / keys::DEDUP_BLOCK_MS;
-                    if enough && unit.replace(of).is_some_and(|unit| unit != of) {
-                        stopped = true;
+        let mut page = Gathering::new(after, limit);
+        let end = keys::dedup_blocks_end();
+        let mut seeks = 0;
+        for (day, start, dropped) in self.days(after) {
+            let mut next = Some(start);
+            while let Some(unit) = next.take() {
+                if page.enough() || seeks >= SEEKS {
+                    return Ok(page.end(Some(unit)));
+                }
+                seeks += 1;
+                let (from, _) = keys::dedup_blocks(unit, self.shard);
+                let visit = &mut |raw: &[u8], value: Bytes| {
+                    let (of, shard) = keys::dedup_block_place(raw)
+                        .ok_or_else(|| damaged(&keys::RowError::Key("dedup block")))?;
+                    if (of, shard) != (unit, self.shard) {
+                        // In that unit the shard's blocks stand behind this one, or there are none.
+                        next = Some(if shard > self.shard { of + 1 } else { of });
                         return Ok(false);
                     }
-                    unit = Some(of);
-                    let beyond = cut && found.last_key_value().is_some_and(|(place, _)| low > place.0);
-                    if high < start || beyond {
-                        return Ok(true);
-                    }
-                    let block = self.view.dedup_block(&value)?;
-                    looked += block.rows.len();
-                    if dropped.is_none_or(|at| block.as_of >= at) {
-                        let rows = block.rows.into_iter();
-                        let behind =
-                            rows.filter(|(key, _)| after.is_none_or(|after| place(key) > place(after)));
-                        found.extend(behind.map(|(key, row)| (place(&key), (key, row))));
-                    }
-                    while found.len() > limit {
-                        found.pop_last();
-                        cut = true;
+                    if page.wants(keys::dedup_block_ids(raw).map_err(|e| damaged(&e))?) {
+                        page.take(self.view.dedup_block(&value)?, dropped);
                     }
                     Ok(true)
-                })?;
-            if stopped || cut || found.len() >= limit {
-                let bound = last(&found);
-                return Ok((found, bound));
+                };
+                self.view.tables.range(Table::Dedup(day), &from, &end, visit)?;
             }
         }
-        Ok((found, None))
+        Ok(page.end(None))
+    }
+
+    /// The same of blocks of earlier builds, in which those of a shard stand together.
+    fn dedup_blocks_by_shard(
+        &self,
+        after: Option<&DedupKey>,
+        limit: usize,
+    ) -> Result<(Found, Option<DedupKey>), StoreError> {
+        let mut page = Gathering::new(after, limit);
+        for (day, start, dropped) in self.days(after) {
+            let (from, to) = keys::dedup_blocks_by_shard(self.shard, start, u64::MAX);
+            let (mut unit, mut stopped) = (start, None);
+            let visit = &mut |raw: &[u8], value: Bytes| {
+                let ids = keys::dedup_block_ids(raw).map_err(|e| damaged(&e))?;
+                let of = keys::dedup_unit(ids.0);
+                if of != unit && page.enough() {
+                    stopped = Some(of);
+                    return Ok(false);
+                }
+                unit = of;
+                if page.wants(ids) {
+                    page.take(self.view.dedup_block(&value)?, dropped);
+                }
+                Ok(true)
+            };
+            self.view.tables.range(Table::Dedup(day), &from, &to, visit)?;
+            if stopped.is_some() || page.cut {
+                return Ok(page.end(stopped));
+            }
+        }
+        Ok(page.end(None))
     }
 
     /// The same of records by themselves, of builds before blocks.
@@ -229,15 +335,7 @@ impl<T: Tables> Source<'_, T> {
     ) -> Result<(Found, Option<DedupKey>), StoreError> {
         let mut found = Found::new();
         let mut looked = 0;
-        let first_day = after.map_or(0, DedupKey::day);
-        let mut days = self.view.tables.dedup_days();
-        days.sort_unstable();
-        for day in days.into_iter().filter(|day| *day >= first_day) {
-            let marks = self.view.marks.get(&self.shard);
-            if marks.is_some_and(|marks| marks.dropped_all(day)) {
-                continue;
-            }
-            let dropped = marks.and_then(|marks| marks.dropped_at(day));
+        for (day, _, dropped) in self.days(after) {
             let from = match after {
                 Some(after) if after.day() == day => keys::dedup_in_day(ShardId(u32::MAX), after),
                 _ => vec![b'd'],

@@ -233,30 +233,36 @@ impl<T: Tables> View<T> {
     /// The record of a key in the tables: of the blocks that may have it the last one that does.
     fn stored_dedup(&self, id: ShardId, key: &DedupKey) -> Result<Option<StoredDedup>, StoreError> {
         let table = Table::Dedup(key.day());
-        let from = keys::dedup_blocks_from(id, key.id);
-        let to = keys::dedup_blocks_to(id, Some(key.id));
-        let mut found = None;
-        self.tables.range(table, &from, &to, &mut |raw, value| {
-            let (first, last) = keys::dedup_block_ids(raw).map_err(|e| damaged(&e))?;
-            if (first..=last).contains(&key.id) {
-                let mut block = self.dedup_block(&value)?;
-                if let Ok(at) = block.rows.binary_search_by(|(known, _)| known.cmp(key)) {
-                    found = Some(StoredDedup {
-                        as_of: block.as_of,
-                        row: block.rows.swap_remove(at).1,
-                    });
+        let unit = keys::dedup_unit(key.id);
+        // Newest first: earlier builds wrote the others.
+        for (from, to) in [
+            keys::dedup_blocks(unit, id),
+            keys::dedup_blocks_by_shard(id, unit, unit),
+        ] {
+            let mut found = None;
+            self.tables.range(table, &from, &to, &mut |raw, value| {
+                let (first, last) = keys::dedup_block_ids(raw).map_err(|e| damaged(&e))?;
+                if (first..=last).contains(&key.id) {
+                    let mut block = self.dedup_block(&value)?;
+                    if let Ok(at) = block.rows.binary_search_by(|(known, _)| known.cmp(key)) {
+                        found = Some(StoredDedup {
+                            as_of: block.as_of,
+                            row: block.rows.swap_remove(at).1,
+                        });
+                    }
                 }
+                Ok(true)
+            })?;
+            if found.is_some() {
+                return Ok(found);
             }
-            Ok(true)
-        })?;
-        if found.is_none()
-            && let Some(value) = self.tables.get(table, &keys::dedup_in_day(id, key))?
-        {
-            let stored: StoredDedup = decode("dedup record", &value)?;
-            self.check_age(stored.as_of)?;
-            found = Some(stored);
         }
-        Ok(found)
+        let Some(value) = self.tables.get(table, &keys::dedup_in_day(id, key))? else {
+            return Ok(None);
+        };
+        let stored: StoredDedup = decode("dedup record", &value)?;
+        self.check_age(stored.as_of)?;
+        Ok(Some(stored))
     }
 
     pub(super) fn dedup_block(&self, value: &[u8]) -> Result<DedupBlock, StoreError> {

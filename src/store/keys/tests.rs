@@ -365,3 +365,60 @@ proptest! {
         let _ = (seq_of(&bytes), origin_of(&bytes), shard_of(&bytes));
     }
 }
+
+#[test]
+fn blocks_stand_by_time_then_by_shard_then_by_checkpoint() {
+    let unit = DEDUP_BLOCK_MS;
+    let ids = |ms| (id(ms, 1), id(ms + 5, 2));
+    let block = |shard, covered, number, ms| {
+        let (first, last) = ids(ms);
+        dedup_block(ShardId(shard), covered, number, first, last)
+    };
+    let sorted = [
+        block(u32::MAX, 9, 9, unit - 10),
+        block(0, 9, 9, unit),
+        block(3, 7, 300, unit + 900),
+        block(3, 8, 1, unit + 300),
+        block(3, 8, 2, unit),
+        block(4, 1, 0, unit),
+        block(0, 1, 0, 300 * unit),
+        block(3, u64::MAX, u32::MAX, (1 << 47) - 10),
+    ];
+    assert!(sorted.is_sorted());
+    let within = |(from, to): (Vec<u8>, Vec<u8>)| {
+        let keys = sorted.iter().enumerate();
+        let within = keys.filter(|(_, key)| from <= **key && **key <= to);
+        within.map(|(i, _)| i).collect::<Vec<_>>()
+    };
+    assert_eq!(within(dedup_blocks(1, ShardId(3))), [2, 3, 4]);
+    assert_eq!(within(dedup_blocks(1, ShardId(0))), [1]);
+    assert!(within(dedup_blocks(0, ShardId(3))).is_empty());
+    assert_eq!(
+        within((dedup_blocks(0, ShardId(0)).0, dedup_blocks_end())),
+        (0..8).collect::<Vec<_>>()
+    );
+    for key in &sorted {
+        let (of, shard) = dedup_block_place(key).unwrap();
+        let (first, last) = dedup_block_ids(key).unwrap();
+        assert_eq!((dedup_unit(first), dedup_unit(last)), (of, of));
+        let (from, to) = dedup_blocks(of, shard);
+        assert!((from..=to).contains(key));
+    }
+
+    // Those of earlier builds lie elsewhere, a shard's together.
+    let (first, last) = ids(5 * unit);
+    let earlier = dedup_block_by_shard(ShardId(3), 7, 0, first, last);
+    let inside = |shard, from, through| {
+        let (from, to) = dedup_blocks_by_shard(ShardId(shard), from, through);
+        (from..=to).contains(&earlier)
+    };
+    assert!(inside(3, 5, 5) && inside(3, 0, u64::MAX));
+    assert!(!inside(3, 6, u64::MAX) && !inside(3, 0, 4) && !inside(2, 5, 5) && !inside(4, 0, 9));
+    assert!(!(dedup_blocks(0, ShardId(0)).0..=dedup_blocks_end()).contains(&earlier));
+    assert_eq!(dedup_block_place(&earlier), None);
+    assert_eq!(dedup_block_ids(&earlier), Ok((first, last)));
+    for bad in [&b""[..], b"t", &sorted[0][..12]] {
+        assert_eq!(dedup_block_place(bad), None);
+        assert_eq!(dedup_block_ids(bad), Err(RowError::Key("dedup block")));
+    }
+}
