@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::case::{Case, MILLI, SECOND};
 use super::defect::Defect;
 use super::expiry;
+use super::fault::Kind;
 use super::trace::Micros;
 use super::world::{Event, Stage, Task, World};
 use crate::core::commit::{Outcome, StoreOp};
@@ -78,6 +79,12 @@ impl Bounds {
             0 => 0,
             _ => network.idle.saturating_mul(2),
         };
+        // What nobody saw was not told is found by digests, in two rounds of them.
+        let loses = plan.faults.iter().any(|fault| fault.kind == Kind::PresenceLost);
+        let lost = match loses {
+            true => ms(limits.presence_repair_ms).saturating_mul(2),
+            false => 0,
+        };
         Self {
             settle: sum(&[
                 noticed,
@@ -90,7 +97,7 @@ impl Bounds {
                 home,
             ]),
             leave: sum(&[UNNOTICED, noticed, patience, ended, rounds, slow, home]),
-            grace: sum(&[period.saturating_mul(3), late]),
+            grace: sum(&[period.saturating_mul(3), late, lost]),
             missed: sum(&[ms(limits.link_timeout_ms), ms(limits.ping_ms), slow]),
             silence: sum(&[
                 period
