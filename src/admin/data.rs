@@ -73,7 +73,9 @@ pub enum PartReply {
 pub struct HoldersReport {
     /// Of the last change; 0 where there was none.
     pub version: u64,
-    /// Shards that the node owns.
+    /// Shards of the cluster.
+    pub total: usize,
+    /// Of those, shards that the node owns.
     pub shards: usize,
     /// Of those, shards that have the change.
     pub changed: usize,

@@ -99,6 +99,7 @@ pub(super) async fn report(node: &Inspector) -> Result<HoldersReport, AdminError
     let marked = marked.into_iter();
     Ok(HoldersReport {
         version: target.version,
+        total: node.sharding().count as usize,
         shards,
         changed,
         settled,

@@ -94,6 +94,17 @@ pub struct HoldersChange {
     pub gone: BTreeSet<RegionId>,
 }
 
+/// The regions that a partition has links with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Partners {
+    /// Those that keep some shard, or leave, this one included.
+    pub all: BTreeSet<RegionId>,
+    /// Of those, the ones that keep every shard and stay: what they have is a copy (`durability = "geo"`).
+    pub staying: BTreeSet<RegionId>,
+    /// The last change of any shard.
+    pub change: Option<HoldersChange>,
+}
+
 impl Holding {
     /// For rows that never had any of it: they stay as they were.
     pub fn is_empty(&self) -> bool {
@@ -451,3 +462,6 @@ impl Work<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,6 +73,7 @@ use self::ship::Reading;
 use self::snapshot::{PageReading, Taking};
 use self::trail::Trail;
 use super::commit::Outcome;
+use super::holders::HoldersChange;
 use super::ids::{Addr, DeviceId, Generation, NodeKey, Origin, RegionId, Seq, ShardId, UserId};
 use super::limits::{CoreLimits, ms};
 use super::members::Owner;
@@ -163,6 +164,8 @@ pub enum LinkOutput {
         /// At most so many bytes, but at least one operation.
         max_bytes: usize,
     },
+    /// Others removed this region, which did not hear of it: nobody takes what it accepts (R13).
+    Removed(HoldersChange),
     /// Merge a page of a snapshot; answered with [`Links::handle_merged`]. One is in flight for each shard.
     Merge {
         /// To be given with the answer.
@@ -263,6 +266,8 @@ pub struct Links {
     reach: BTreeMap<RegionId, Reach>,
     /// Regions that keep what they have (R13).
     staying: BTreeSet<RegionId>,
+    /// The last change of the regions; `None` until all shards were read, when nobody is told that it is none of them.
+    change: Option<Option<HoldersChange>>,
     /// The origin of the last own operation seen.
     own_origin: Option<Origin>,
     lanes: u64,
@@ -385,6 +390,7 @@ impl Links {
             subscribers: BTreeMap::new(),
             reach,
             staying,
+            change: None,
             own_origin: None,
             lanes,
             tokens: 0,

@@ -11,6 +11,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use super::holders::HoldersChange;
 use super::ids::{Coord, DeviceId, Generation, MessageId, Origin, RegionId, Seq, SessionId, ShardId, UserId};
 use super::op::Envelope;
 use super::presence::{Comparison, Digest};
@@ -371,6 +372,9 @@ pub enum ToSubscriber {
     Refused {
         /// Why, for people.
         detail: String,
+        /// The change that removed the subscriber's region, where one did: it may not have heard of it, and nobody pulls it any
+        /// more (R13).
+        removed: Option<HoldersChange>,
     },
     /// Operations, contiguous per shard and origin.
     Ops(Vec<Run>),

@@ -15,7 +15,7 @@ use rand_core::{Rng, SeedableRng};
 use super::commit::{Outcome, Refusal, StoreOp};
 use super::defect::{self, Defect};
 use super::edge::{Edge, EdgeConfig, EdgeOutput, Pace};
-use super::holders::HoldersChange;
+use super::holders::{HoldersChange, Partners};
 use super::ids::{
     Addr, ConnId, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
 };
@@ -423,8 +423,9 @@ impl Partition {
         self.members = members;
     }
 
-    fn regions_changed(&mut self, regions: BTreeSet<RegionId>, staying: &BTreeSet<RegionId>, now: Now) {
-        self.links.handle_regions(&regions, staying, now);
+    fn regions_changed(&mut self, told: Partners, now: Now) {
+        self.links.handle_regions(&told, now);
+        let regions = told.all;
         for new in regions.difference(&self.regions) {
             let owners = self.members.owners(new, &self.config.sharding);
             self.links.handle_placement(new, &owners, now);
@@ -513,7 +514,7 @@ impl Partition {
                 }
             }
             OwnerOutput::Behind(shard) => self.links.handle_behind(shard, now),
-            OwnerOutput::Regions { all, staying } => self.regions_changed(all, &staying, now),
+            OwnerOutput::Regions(told) => self.regions_changed(told, now),
             OwnerOutput::Retired(shard, retired) => self.links.handle_retired(shard, &retired, now),
             OwnerOutput::PresenceChanged {
                 shard,
@@ -651,6 +652,7 @@ impl Partition {
             } => {
                 self.owner.handle_reach(&region, (!reachable).then_some(since_ms));
             }
+            LinkOutput::Removed(change) => self.owner.handle_holders(change, now),
             LinkOutput::Alarm(alarm) => self.out.push_back(Output::Alarm(alarm)),
         }
     }

@@ -43,6 +43,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::commit::{Outcome, Refusal, StoreOp};
 use super::defect::{self, Defect};
+use super::holders::Partners;
 use super::ids::{
     Addr, DeviceId, Epoch, Generation, NodeKey, Origin, RegionId, Seq, SessionId, ShardId, Sharding, UserId,
 };
@@ -110,12 +111,7 @@ pub enum OwnerOutput {
     /// The shard begins to recover, or is open (R4).
     Recovering(ShardId, bool),
     /// The regions that this one has links with are others from now on (R13).
-    Regions {
-        /// Those that keep some shard, or leave, this one included.
-        all: BTreeSet<RegionId>,
-        /// Of those, the ones that keep every shard and stay: what they have is a copy (`durability = "geo"`).
-        staying: BTreeSet<RegionId>,
-    },
+    Regions(Partners),
     /// The shard begins to recover because this region was away, and lost nothing (R12).
     Behind(ShardId),
     /// Origins are retired, with their last sequences (R23).
@@ -177,10 +173,10 @@ pub struct Owner {
     now: Mono,
     /// The change of the holders that every shard is to have.
     target: Option<holders::Target>,
-    /// The regions as told last, and whether they may be others by now.
-    regions: BTreeSet<RegionId>,
-    /// Of those, the ones that stay.
-    staying: BTreeSet<RegionId>,
+    /// The regions as told last; at first those that the store was begun with, told to nobody.
+    partners: Partners,
+    partners_told: bool,
+    /// They may be others by now.
     regions_due: bool,
     /// Lanes that broke on our side: their edges are told once they can be reached.
     broken: BTreeMap<Addr, u64>,
@@ -323,8 +319,12 @@ impl Owner {
             looks: 0,
             now: now.mono,
             target: None,
-            regions: config.holders.clone(),
-            staying: config.holders.clone(),
+            partners: Partners {
+                all: config.holders.clone(),
+                staying: config.holders.clone(),
+                change: None,
+            },
+            partners_told: false,
             regions_due: false,
             broken: BTreeMap::new(),
             senders: deposits::Senders::default(),

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::inspect::{InspectError, Inspector};
-use super::partition::Event;
+use super::partition::{Event, PartitionStatus};
 use super::regions::Durability;
 use crate::core::holders::HoldersChange;
 use crate::core::ids::RegionId;
 use crate::core::node::Input;
 use crate::core::owner::HoldersStatus;
+
+/// The first shard has a change within so long, or something is wrong: a commit takes milliseconds.
+const LOGGED_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Why the holders are not changed. Nothing was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +60,31 @@ pub enum HoldersError {
         "region {0} alone would be left, and accepts messages only once another region has them (durability = \"geo\")"
     )]
     Alone(RegionId),
+    /// This node's region was removed: nobody takes what it says.
+    #[error("region {0} was removed from the cluster, and changes it no more: ask a node of one that stays")]
+    Out(RegionId),
+    /// Another operator's change of the same version won, or a later one.
+    #[error(
+        "not done: another change of the regions counts, version {version} with {regions}; look at it (iris region list), and \
+         ask again"
+    )]
+    Lost {
+        /// Of the change that counts.
+        version: u64,
+        /// Its regions.
+        regions: String,
+    },
+    /// The first shard did not have it in time.
+    #[error(
+        "no shard has the change of the regions to version {version} after {waited:?}; it may still come: look at iris region \
+         list before asking again"
+    )]
+    Unsure {
+        /// Of the change.
+        version: u64,
+        /// So long.
+        waited: Duration,
+    },
     /// A partition did not answer.
     #[error(transparent)]
     Silent(#[from] InspectError),
@@ -88,8 +118,12 @@ impl Inspector {
     /// no shards.
     pub fn holders(&self) -> BTreeSet<RegionId> {
         let status = self.status();
-        let told = status.iter().flat_map(|status| status.holders.iter());
-        told.cloned().collect()
+        // A partition without shards knows only what the store was begun with.
+        let owns = |status: &PartitionStatus| status.shards + status.removed > 0;
+        let any = status.iter().any(owns);
+        let told = status.iter().filter(|status| !any || owns(status));
+        let regions = told.flat_map(|status| status.holders.iter());
+        regions.cloned().collect()
     }
 
     /// Begins to add a region to those that keep the shards. Gives the version of the change; [`Self::holders_status`] says how
@@ -147,14 +181,17 @@ impl Inspector {
         let status = self.holders_status().await?;
         let shards = self.0.sharding.count as usize;
         let (owned, settled) = (status.shards, status.settled);
+        let me = &self.0.key.region;
+        if status.target.version > 0 && !status.target.set.contains(me) {
+            return Err(HoldersError::Out(me.clone()));
+        }
         if owned < shards {
             return Err(HoldersError::NotReady { owned, shards });
         }
         // Of one that is gone the change before may wait for ever, in whichever way it counts there.
         let waits_for_it = gone.is_some_and(|region| status.regions.contains(region));
         if settled < shards && !waits_for_it {
-            let names: Vec<&str> = status.regions.iter().map(RegionId::as_str).collect();
-            let regions = names.join(", ");
+            let regions = names(&status.regions);
             return Err(HoldersError::Running {
                 settled,
                 shards,
@@ -178,8 +215,35 @@ impl Inspector {
                 .await
                 .map_err(|_| InspectError::Gone(partition))?;
         }
-        Ok(version)
+        self.logged(&change).await
     }
+
+    /// Waits until a shard has a change durably: from there all others get it, also where this node dies.
+    async fn logged(&self, change: &HoldersChange) -> Result<u64, HoldersError> {
+        let (version, began) = (change.version, Instant::now());
+        loop {
+            let status = self.holders_status().await?;
+            let target = &status.target;
+            if target.rank() > change.rank() {
+                let regions = names(&target.set);
+                let version = target.version;
+                return Err(HoldersError::Lost { version, regions });
+            }
+            if target.rank() == change.rank() && status.changed > 0 {
+                return Ok(version);
+            }
+            let waited = began.elapsed();
+            if waited > LOGGED_WITHIN {
+                return Err(HoldersError::Unsure { version, waited });
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+fn names(regions: &BTreeSet<RegionId>) -> String {
+    let names: Vec<&str> = regions.iter().map(RegionId::as_str).collect();
+    names.join(", ")
 }
 
 /// The regions as a partition's status tells them.

@@ -98,8 +98,10 @@ pub(super) fn check_holders(engine: &mut dyn Engine, files: &BTreeSet<&str>) -> 
             .find(|region| **region != me && !files.contains(region.as_str()));
         if let Some(missing) = missing {
             return Err(format!(
-                "region {missing} keeps shard {shard}, and no file in the folder of regions says where it is: add its file, or \
-                 remove the region first (iris region remove {missing})"
+                "region {missing} keeps shard {shard} as far as this store knows, and no file in the folder of regions says where \
+                 it is: add its file. If the region was removed while this node was down (iris region list, at a node that runs), \
+                 add it until this node has learned of that, and delete it then; else remove the region first (iris region \
+                 remove {missing})"
             ));
         }
     }

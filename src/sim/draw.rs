@@ -208,6 +208,24 @@ fn draw_holders(case: &mut Case) {
             case.faults
                 .push(Fault::new(at, Kind::RegionRemove).on(region.to_string()));
         }
+        // Cut off, it does not hear of it before it is heard of again.
+        3 if last > 1 => {
+            let cut = Fault::new(at - SECOND, Kind::Cut).lasting(rng.between(0, 4_000) * MILLI);
+            let others = case.places[..last].iter().map(|place| place.id.to_string());
+            case.faults.push(Fault {
+                from: vec![region.to_string()],
+                to: others.collect(),
+                ..cut
+            });
+            case.faults
+                .push(Fault::new(at, Kind::RegionForceOut).on(region.to_string()));
+        }
+        4 if last > 1 => {
+            let rivals = [case.places[last - 1].id.clone(), region];
+            let mut fault = Fault::new(at, Kind::RegionRivals);
+            fault.on = rivals.iter().map(ToString::to_string).collect();
+            case.faults.push(fault);
+        }
         _ => {}
     }
 }
@@ -531,7 +549,9 @@ fn draw_fault(rng: &mut SimRng, case: &Case, at: Micros, kind: Kind) -> Option<F
             fault
         }
         Kind::StoreFull | Kind::Evacuate => fault.on(a_region(rng, case)).lasting(lasts),
-        Kind::RegionAdd | Kind::RegionRemove => fault.on(a_region(rng, case)),
+        Kind::RegionAdd | Kind::RegionRemove | Kind::RegionForceOut | Kind::RegionRivals => {
+            fault.on(a_region(rng, case))
+        }
         Kind::Clock => {
             let mut fault = fault.on(a_node(rng, case));
             let day = 86_400_000;

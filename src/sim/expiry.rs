@@ -127,7 +127,7 @@ impl World {
             let cause = match hole.reason {
                 HoleReason::Expired => self.is_due(region, self.expires_ms(shard, at)),
                 // A region that was away beyond the limits of the logs was the only one that knew of the device (R12).
-                _ => before || lapsed || self.ever_marked(shard),
+                _ => before || lapsed || self.may_forget_devices(shard),
             };
             !cause && !consumed
         });

@@ -72,11 +72,15 @@ pub enum Kind {
     RegionAdd,
     /// Regions are removed from those that keep shards; their nodes end when all is settled, and their disks are wiped.
     RegionRemove,
+    /// Regions are removed that live and are taken for lost: what only they have is given up. Their nodes end once they know.
+    RegionForceOut,
+    /// Two operators remove one of two regions each, at once: one of them stays.
+    RegionRivals,
 }
 
 impl Kind {
     /// All kinds, in the order of their names in the documentation.
-    pub const ALL: [Kind; 29] = [
+    pub const ALL: [Kind; 31] = [
         Kind::Crash,
         Kind::Rolling,
         Kind::Pause,
@@ -106,6 +110,8 @@ impl Kind {
         Kind::Evacuate,
         Kind::RegionAdd,
         Kind::RegionRemove,
+        Kind::RegionForceOut,
+        Kind::RegionRivals,
     ];
 
     /// Its name.
@@ -140,6 +146,8 @@ impl Kind {
             Kind::Evacuate => "evacuate",
             Kind::RegionAdd => "region-add",
             Kind::RegionRemove => "region-remove",
+            Kind::RegionForceOut => "region-force-out",
+            Kind::RegionRivals => "region-rivals",
         }
     }
 
@@ -153,9 +161,13 @@ impl Kind {
             | Kind::DiskReplaced
             | Kind::Evacuate => (&["on"], &["lasts"]),
             Kind::Rolling => (&["on"], &["lasts", "every"]),
-            Kind::Lose | Kind::StoreStop | Kind::Backup | Kind::RegionAdd | Kind::RegionRemove => {
-                (&["on"], &[])
-            }
+            Kind::Lose
+            | Kind::StoreStop
+            | Kind::Backup
+            | Kind::RegionAdd
+            | Kind::RegionRemove
+            | Kind::RegionForceOut
+            | Kind::RegionRivals => (&["on"], &[]),
             Kind::Cut => (&["from", "to"], &["lasts", "one_way", "clients"]),
             Kind::Flap => (&["from", "to", "every"], &["lasts", "one_way"]),
             Kind::Clog | Kind::PresenceLost => (&["from", "to"], &["lasts", "one_way"]),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::case::{Accepts, MILLI, SECOND};
 use super::fault::Kind;
 use super::ghosts::Disturbed;
+use super::holders::Way;
 use super::trace::Micros;
 use super::world::{Event, Stage, World};
 
@@ -413,9 +414,16 @@ impl World {
                 active.evacuated = evacuated.filter(|region| self.evacuations.has(*region)).collect();
                 effect
             }
-            Kind::RegionAdd | Kind::RegionRemove => self.each_region(&regions, |world, region| {
-                world.change_region(region, fault.kind == Kind::RegionAdd)
-            }),
+            Kind::RegionAdd => {
+                self.each_region(&regions, |world, region| world.change_region(region, Way::Comes))
+            }
+            Kind::RegionRemove => {
+                self.each_region(&regions, |world, region| world.change_region(region, Way::Leaves))
+            }
+            Kind::RegionForceOut => {
+                self.each_region(&regions, |world, region| world.change_region(region, Way::Forced))
+            }
+            Kind::RegionRivals => self.rival_changes(&regions),
             Kind::Clock => {
                 let step = fault.step_ms.unwrap_or(0);
                 for node in &nodes {
@@ -644,6 +652,13 @@ impl World {
 
     /// A region is gone for good, with all that only it had.
     fn lose(&mut self, region: usize) -> Result<(), &'static str> {
+        self.may_do_without(region)?;
+        self.lost_for_good(region);
+        Ok(())
+    }
+
+    /// Whether the others have what they need without a region.
+    pub(super) fn may_do_without(&mut self, region: usize) -> Result<(), &'static str> {
         let left = |other: &usize| *other != region && !self.wrong.gone.contains(other);
         if !(0..self.stores.len())
             .filter(left)
@@ -654,6 +669,10 @@ impl World {
         if self.plan.accepts == Accepts::Geo && (0..self.stores.len()).filter(left).count() < 2 {
             return Err("with one region left nothing would be accepted for good");
         }
+        Ok(())
+    }
+
+    pub(super) fn lost_for_good(&mut self, region: usize) {
         self.wrong.gone.insert(region);
         self.check.losses.push((self.now, region));
         for node in 0..self.nodes.len() {
@@ -661,7 +680,6 @@ impl World {
                 self.kill(node);
             }
         }
-        Ok(())
     }
 
     fn disconnect(&mut self, device: usize) -> bool {

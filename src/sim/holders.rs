@@ -28,10 +28,23 @@ pub(super) struct Parts {
     /// The change that goes on, and the region that it removes.
     running: Option<Running>,
     version: u64,
-    /// Changes that wait for the one that goes on: the region, and whether it comes.
-    waiting: Vec<(usize, bool)>,
+    /// Changes that wait for the one that goes on.
+    waiting: Vec<(usize, Way)>,
     /// Regions that come and do not have everything yet, or go, or went.
     pub(super) moved: BTreeSet<usize>,
+    /// Regions that were removed by force, live, and have not closed themselves.
+    forced: BTreeSet<usize>,
+    /// All that ever were.
+    pub(super) given_up: BTreeSet<usize>,
+}
+
+/// What becomes of a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Comes,
+    Leaves,
+    /// It leaves, and what only it has is given up.
+    Forced,
 }
 
 /// A change of the holders that goes on.
@@ -39,7 +52,7 @@ pub(super) struct Parts {
 struct Running {
     change: HoldersChange,
     region: usize,
-    comes: bool,
+    way: Way,
     began: Micros,
     /// Every region of the new set has it in all shards.
     settled: bool,
@@ -64,25 +77,64 @@ impl World {
     }
 
     /// A region is added, or removed.
-    pub(super) fn change_region(&mut self, region: usize, comes: bool) -> Result<(), &'static str> {
+    pub(super) fn change_region(&mut self, region: usize, way: Way) -> Result<(), &'static str> {
         if self.wrong.gone.contains(&region) {
             return Err("it is gone for good");
         }
-        self.parts.waiting.push((region, comes));
+        self.parts.waiting.push((region, way));
         self.next_change();
         Ok(())
     }
 
     fn next_change(&mut self) {
         while self.parts.running.is_none() && !self.parts.waiting.is_empty() {
-            let (region, comes) = self.parts.waiting.remove(0);
-            if self.parts.out.contains(&region) == comes && !self.wrong.gone.contains(&region) {
-                self.begin_change(region, comes);
+            let (region, way) = self.parts.waiting.remove(0);
+            let comes = way == Way::Comes;
+            let may = way != Way::Forced || self.may_do_without(region).is_ok();
+            if self.parts.out.contains(&region) == comes && !self.wrong.gone.contains(&region) && may {
+                self.begin_change(region, way);
             }
         }
     }
 
-    fn begin_change(&mut self, region: usize, comes: bool) {
+    /// Two operators ask two regions at once for changes of one version: each is to remove the other's region.
+    pub(super) fn rival_changes(&mut self, rivals: &BTreeSet<usize>) -> Result<(), &'static str> {
+        let rivals: Vec<usize> = rivals.iter().copied().collect();
+        let [first, second] = *rivals else {
+            return Err("it takes two regions");
+        };
+        let there = |region: usize| !self.parts.out.contains(&region) && !self.wrong.gone.contains(&region);
+        if self.parts.running.is_some() || !there(first) || !there(second) || self.holding().len() < 3 {
+            return Err("it takes three regions, and no change that goes on");
+        }
+        // Of one version the greater set counts.
+        let names = [first, second].map(|region| self.region_name(region).clone());
+        let without = |name: &RegionId| {
+            let mut set = self.holding();
+            set.remove(name);
+            set
+        };
+        let [one, other] = [without(&names[0]), without(&names[1])];
+        let (removed, loser) = if one > other {
+            (first, other)
+        } else {
+            (second, one)
+        };
+        let lost = HoldersChange {
+            version: self.parts.version + 1,
+            set: loser,
+            gone: BTreeSet::new(),
+        };
+        self.tell_cores(removed, &lost);
+        for region in [first, second] {
+            self.parts.moved.insert(region);
+        }
+        self.begin_change(removed, Way::Leaves);
+        Ok(())
+    }
+
+    fn begin_change(&mut self, region: usize, way: Way) {
+        let comes = way == Way::Comes;
         let mut set = self.holding();
         let name = self.region_name(region).clone();
         if comes {
@@ -97,18 +149,27 @@ impl World {
         let change = HoldersChange {
             version: self.parts.version,
             set,
-            gone: BTreeSet::new(),
+            gone: match way {
+                Way::Forced => BTreeSet::from([name.clone()]),
+                _ => BTreeSet::new(),
+            },
         };
         let now = self.now;
         self.trace.chapter(now, || {
-            let what = if comes { "is added" } else { "is removed" };
+            let what = match way {
+                Way::Comes => "is added",
+                Way::Leaves => "is removed",
+                Way::Forced => "is removed by force",
+            };
             format!(
                 "{name} {what}: holders {:?}, version {}",
                 change.set, change.version
             )
         });
-        if comes {
-            self.parts.out.remove(&region);
+        match way {
+            Way::Comes => _ = self.parts.out.remove(&region),
+            Way::Leaves => {}
+            Way::Forced => _ = self.parts.given_up.insert(region),
         }
         self.parts.moved.insert(region);
         self.stores[region].begin_with(change.set.clone());
@@ -116,7 +177,7 @@ impl World {
         self.parts.running = Some(Running {
             change,
             region,
-            comes,
+            way,
             began: now,
             settled: false,
         });
@@ -149,6 +210,10 @@ impl World {
         let Some(region) = asked.into_iter().find(|region| running(self, *region)) else {
             return;
         };
+        self.tell_cores(region, &change);
+    }
+
+    fn tell_cores(&mut self, region: usize, change: &HoldersChange) {
         let cores =
             (0..self.nodes.len()).filter(|node| self.nodes[*node].region == region && self.nodes[*node].core);
         for node in cores.collect::<Vec<_>>() {
@@ -162,16 +227,18 @@ impl World {
 
     /// Looks how far the change is.
     pub(super) fn look_at_change(&mut self) {
+        self.look_at_forced();
         let Some(running) = self.parts.running.clone() else {
             return;
         };
         let Running {
             change,
             region,
-            comes,
+            way,
             began,
             settled,
         } = running;
+        let comes = way == Way::Comes;
         if !settled {
             if !self.is_settled(&change) {
                 self.ask_for_change();
@@ -192,7 +259,10 @@ impl World {
         }
         self.disturb_all();
         self.parts.running = None;
-        if comes {
+        if way == Way::Forced {
+            self.parts.forced.insert(region);
+            self.after(LOOK, Event::Holders);
+        } else if comes {
             self.parts.moved.remove(&region);
             let took = (self.now - began) / MILLI;
             let (now, name) = (self.now, self.region_name(region).clone());
@@ -201,9 +271,36 @@ impl World {
             });
         } else {
             self.wipe(region);
-            self.parts.moved.remove(&region);
+            // What a rival asked for in vain is over, too.
+            self.parts.moved.clear();
         }
         self.next_change();
+    }
+
+    /// A region that was removed by force learns of it, and takes no more clients: then its nodes end.
+    fn look_at_forced(&mut self) {
+        let shards = self.plan.shards as usize;
+        for region in self.parts.forced.clone() {
+            let cores = self
+                .nodes
+                .iter()
+                .filter(|node| node.region == region && node.core);
+            let tasks = cores
+                .filter_map(|node| node.process.as_ref())
+                .flat_map(|process| &process.tasks);
+            let closed = tasks.map(|task| task.machine.owner().removed_count());
+            if closed.sum::<usize>() < shards {
+                self.after(LOOK, Event::Holders);
+                continue;
+            }
+            let (now, name) = (self.now, self.region_name(region).clone());
+            self.trace.chapter(now, || format!("{name} has closed itself"));
+            self.disturb_all();
+            self.parts.forced.remove(&region);
+            self.parts.moved.remove(&region);
+            self.parts.out.insert(region);
+            self.lost_for_good(region);
+        }
     }
 
     /// Whether every region that stays says of all shards that the change is settled.
@@ -355,10 +452,15 @@ impl World {
         self.check.ever_marked.iter().any(|(marked, _)| *marked == shard)
     }
 
+    /// Whether a device may be known to a region alone that the others did not wait for.
+    pub(super) fn may_forget_devices(&self, shard: ShardId) -> bool {
+        self.ever_marked(shard) || !self.parts.given_up.is_empty()
+    }
+
     /// Whether a region heard of a device. Where nobody was ever marked all did before anything goes; who is known to a
     /// region alone that is away beyond the limits is told what is gone, in the end.
     pub(super) fn knows_device(&self, region: usize, shard: ShardId, device: usize) -> bool {
-        if !self.ever_marked(shard) {
+        if !self.may_forget_devices(shard) {
             return true;
         }
         let (of, with) = (&self.devices[device].user, &self.devices[device].device);
@@ -405,6 +507,10 @@ impl World {
 
     /// All is settled only when no change goes on.
     pub(super) fn unsettled_holders(&self) -> Option<String> {
+        if let Some(region) = self.parts.forced.first() {
+            let name = self.region_name(*region);
+            return Some(format!("{name} was removed by force, and goes on"));
+        }
         let running = self.parts.running.as_ref()?;
         let version = running.change.version;
         Some(format!("the change of the holders to version {version} goes on"))

@@ -27,7 +27,11 @@ impl World {
             let stores = self.check.ever.iter().zip(&self.check.stores);
             let had: Vec<(Seq, Seq)> = stores.map(|(ever, now)| (of(ever), of(&now.applied))).collect();
             let mut regions = had.iter().enumerate();
-            let wrong = regions.find(|(other, (ever, now))| (self.counts(*other) && ever < seq) || now > seq);
+            let wrong = regions.find(|(other, (ever, now))| {
+                // What only a region has that was removed by force is given up.
+                let more = now > seq && !self.parts.given_up.contains(other);
+                (self.counts(*other) && ever < seq) || more
+            });
             let wrong = wrong.map(|(other, _)| other);
             if let Some(other) = wrong {
                 let detail = format!(

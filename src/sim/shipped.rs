@@ -10,7 +10,7 @@ macro_rules! shipped {
 }
 
 /// Name and text of each.
-const TEXTS: [(&str, &str); 52] = shipped![
+const TEXTS: [(&str, &str); 54] = shipped![
     "absent-beyond-the-limit",
     "backup-restored",
     "clients-on-the-move",
@@ -48,10 +48,12 @@ const TEXTS: [(&str, &str); 52] = shipped![
     "region-back-after-a-day",
     "region-cut-off",
     "region-evacuated",
+    "region-forced-out",
     "region-lost-for-good",
     "region-lost-for-ten-minutes",
     "region-removed-and-back",
     "region-removed-while-cut-off",
+    "region-rivals",
     "regions-come-and-go",
     "retry-during-the-fsync",
     "retry-in-two-regions",

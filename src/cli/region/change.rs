@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::admin::client::AdminClient;
 use crate::admin::data::{HoldersReport, PartReply, Reply};
 use crate::admin::request::{Call, Change, Part};
+use crate::admin::wire::{AdminError, ErrorCode};
 use crate::cli::admin::{Target, refused};
 use crate::cli::output::{self, Format};
 use crate::cli::{args, serve};
@@ -122,6 +123,9 @@ impl How {
                 if progress.done {
                     return Ok(ExitCode::SUCCESS);
                 }
+                if progress.is_over() {
+                    return refused(&progress.lost());
+                }
                 let left = progress.left();
                 told = Some(progress);
                 if started.elapsed() > self.wait {
@@ -156,9 +160,7 @@ impl How {
             added,
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             // It owns no shards for a moment where it was started again.
-            done: holders.shards > 0
-                && holders.settled == holders.shards
-                && holders.regions.contains(&self.region) == added,
+            done: holders.settled == holders.total && holders.regions.contains(&self.region) == added,
             holders,
         })
     }
@@ -184,6 +186,25 @@ impl How {
 }
 
 impl Progress {
+    /// Every shard has the last change everywhere. Since the node has said that this one is logged, that is another one, where
+    /// it does not do what was asked.
+    fn is_over(&self) -> bool {
+        self.holders.settled == self.holders.total
+    }
+
+    fn lost(&self) -> AdminError {
+        let names: Vec<&str> = self.holders.regions.iter().map(RegionId::as_str).collect();
+        let detail = format!(
+            "region {} was not {}: another change was asked for at the same time, and counts: version {} of the holders, with \
+             {}. Ask again",
+            self.region,
+            if self.added { "added" } else { "removed" },
+            self.holders.version,
+            names.join(", ")
+        );
+        AdminError::new(ErrorCode::Refused, detail)
+    }
+
     fn left(&self) -> String {
         let HoldersReport {
             shards,

@@ -8,13 +8,21 @@ use std::collections::BTreeSet;
 
 use super::pull::Reach;
 use super::{Links, PeerId};
+use crate::core::holders::Partners;
 use crate::core::ids::{RegionId, ShardId};
+use crate::core::msg::ToSubscriber;
 use crate::core::time::Now;
 
 impl Links {
-    /// The regions to have links with, this one included; what `staying` ones have is a copy.
-    pub fn handle_regions(&mut self, regions: &BTreeSet<RegionId>, staying: &BTreeSet<RegionId>, now: Now) {
+    /// The regions to have links with, as the shards that are owned here say.
+    pub fn handle_regions(&mut self, told: &Partners, now: Now) {
+        let Partners {
+            all: regions,
+            staying,
+            change,
+        } = told;
         self.begin(now);
+        self.change = Some(change.clone());
         let others = regions.iter().filter(|region| **region != self.config.region);
         let new: Vec<RegionId> = others
             .filter(|region| !self.reach.contains_key(*region))
@@ -57,11 +65,23 @@ impl Links {
                 copies.remove(region);
             }
         }
-        for peer in &mut self.peers {
-            if let Some(serve) = &mut peer.serve {
-                serve.wanted.insert(region.clone());
+        // What it left behind may be here alone, where it died. Who asks anew says what it has of that.
+        for peer in 0..self.peers.len() {
+            if let Some(lane) = self.drop_serve(peer) {
+                self.tell_subscriber(peer, lane, ToSubscriber::Reset);
             }
         }
+    }
+
+    /// The answer to a subscriber of a region that this one has no links with, once that is known.
+    pub(super) fn refusal(&self, region: &RegionId) -> Option<ToSubscriber> {
+        let change = self.change.as_ref()?;
+        let removed = change.clone().filter(|change| !change.set.contains(region));
+        let detail = format!(
+            "region {region} is not among the holders of region {}: an operator adds it there (iris region add)",
+            self.config.region
+        );
+        Some(ToSubscriber::Refused { detail, removed })
     }
 
     /// The regions that this one has links with, itself included.

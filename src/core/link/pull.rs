@@ -306,12 +306,15 @@ impl Links {
         }
         match body {
             ToSubscriber::Reset => self.close_lane(peer, Duration::ZERO),
-            ToSubscriber::Refused { detail } => {
+            ToSubscriber::Refused { detail, removed } => {
                 self.close_lane(peer, Duration::ZERO);
                 self.peers[peer].pull.state = State::Refused(now.mono + REFUSED_RETRY);
                 let link = self.peers[peer].addr.clone();
                 let alarm = LinkAlarm::Refused { link, detail };
                 self.outputs.push_back(LinkOutput::Alarm(alarm));
+                if let Some(change) = removed.filter(|change| !change.set.contains(&self.config.region)) {
+                    self.outputs.push_back(LinkOutput::Removed(change));
+                }
             }
             ToSubscriber::Ops(runs) => self.receive(peer, runs),
             ToSubscriber::NeedsSnapshot { shard, origin, floor } => self.trimmed(peer, shard, origin, floor),

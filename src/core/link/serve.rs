@@ -15,12 +15,9 @@ impl Links {
     pub(super) fn serve_message(&mut self, from: &Addr, lane: u64, body: ToProvider) {
         let Some(id) = self.peer(from) else {
             self.stats.stale += 1;
-            if matches!(body, ToProvider::Subscribe { first: true, .. }) {
-                let detail = format!(
-                    "region {} is not among the holders of region {}: an operator adds it there (iris region add)",
-                    from.node.region, self.config.region
-                );
-                let body = ToSubscriber::Refused { detail };
+            if matches!(body, ToProvider::Subscribe { first: true, .. })
+                && let Some(body) = self.refusal(&from.node.region)
+            {
                 let message = Message::ToSubscriber { lane, body };
                 let to = from.clone();
                 self.outputs.push_back(LinkOutput::ToPeer { to, message });
@@ -313,6 +310,7 @@ impl Links {
                 lane,
                 ToSubscriber::Refused {
                     detail: detail.clone(),
+                    removed: None,
                 },
             );
             let alarm = LinkAlarm::Refused { link, detail };

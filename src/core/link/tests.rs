@@ -1,3 +1,4 @@
+mod partners;
 mod repair;
 mod world;
 
@@ -490,7 +491,10 @@ fn holders_without_the_provider_are_refused_on_both_sides() {
         &world.regions[0].alarms[..],
         [LinkAlarm::Refused { .. }]
     ));
-    let refused = ToSubscriber::Refused { detail: "no".into() };
+    let refused = ToSubscriber::Refused {
+        detail: "no".into(),
+        removed: None,
+    };
     world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body: refused });
     assert!(matches!(
         &world.regions[1].alarms[..],

@@ -136,7 +136,8 @@ impl Owner {
 
     /// Whether no other region can be reached.
     fn is_alone(&self) -> bool {
-        let mut others = (self.staying.iter()).filter(|holder| **holder != self.config.me.node.region);
+        let mut others =
+            (self.partners.staying.iter()).filter(|holder| **holder != self.config.me.node.region);
         others.all(|holder| self.unreachable.contains_key(holder))
     }
 

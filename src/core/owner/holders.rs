@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{LaneId, Owner, OwnerOutput, Shard, Tag};
 use crate::core::commit::{Outcome, Refusal, StoreOp};
-use crate::core::holders::{HolderSet, HoldersChange};
+use crate::core::holders::{HolderSet, HoldersChange, Partners};
 use crate::core::ids::{Coord, Epoch, RegionId, SessionId, ShardId, UserId};
 use crate::core::limits::ms;
 use crate::core::msg::ToEdge;
@@ -374,19 +374,22 @@ impl Owner {
         for shard in self.shards.values() {
             staying.retain(|region| shard.holders.stays(region, first));
         }
-        let told = (&self.regions, &self.staying);
-        if told != (&regions, &staying) && !self.shards.is_empty() {
-            let left = self.regions.difference(&regions).cloned();
+        let told = Partners {
+            all: regions,
+            staying,
+            change: self.target.as_ref().map(|target| target.change.clone()),
+        };
+        if !(self.partners_told && self.partners == told) && !self.shards.is_empty() {
+            let left = self.partners.all.difference(&told.all).cloned();
             let left: Vec<RegionId> = left
                 .filter(|region| *region != self.config.me.node.region)
                 .collect();
             for region in &left {
                 self.end_region(region, now);
             }
-            self.regions = regions.clone();
-            self.staying = staying.clone();
-            let all = regions;
-            self.out.push_back(OwnerOutput::Regions { all, staying });
+            self.partners = told.clone();
+            self.partners_told = true;
+            self.out.push_back(OwnerOutput::Regions(told));
         }
     }
 

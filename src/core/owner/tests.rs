@@ -3,6 +3,7 @@
 mod copies;
 mod deposits;
 mod forget;
+mod holders;
 mod holes;
 mod moved;
 mod recovery;

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Version of the protocol between nodes.
-pub const PEER_PROTOCOL: u16 = 5;
+pub const PEER_PROTOCOL: u16 = 6;
 
 /// Kind of the frame that holds a [`PeerHello`].
 const KIND_HELLO: u8 = 1;

@@ -10,6 +10,7 @@ use self::data::Table;
 pub use self::data::{ended, record};
 use super::super::*;
 use crate::core::commit::{StoreOp, decide};
+use crate::core::holders::HoldersChange;
 use crate::core::ids::{MessageId, NodeName, SessionId, Sharding};
 use crate::core::op::Envelope;
 use crate::core::placement;
@@ -103,6 +104,7 @@ pub struct Region {
     pub links: Vec<Links>,
     pub presence: Table,
     pub alarms: Vec<LinkAlarm>,
+    pub removed_by: Vec<HoldersChange>,
     /// Why shards began to recover.
     pub losses: Vec<(ShardId, String)>,
     /// How far another region has our origins, as was said last.
@@ -204,6 +206,7 @@ impl World {
                 links: Vec::with_capacity(*partitions),
                 presence: Table::default(),
                 alarms: Vec::new(),
+                removed_by: Vec::new(),
                 losses: Vec::new(),
                 copied: BTreeMap::new(),
                 recovering: BTreeSet::new(),
@@ -713,6 +716,7 @@ impl World {
         let now = self.clocks();
         let generation = self.regions[n].generation;
         match output {
+            LinkOutput::Removed(change) => self.regions[n].removed_by.push(change),
             LinkOutput::ToPeer { to, message } => self.send(n, partition, to, message),
             LinkOutput::Apply {
                 token,

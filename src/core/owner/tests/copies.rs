@@ -10,7 +10,7 @@ fn script(without: WithoutCopy) -> Script {
     script.owner.config.durability = DurabilityPolicy::Geo(without);
     let holders: BTreeSet<RegionId> = ["a", "b", "c"].map(|id| RegionId::new(id).unwrap()).into();
     script.owner.config.holders = holders.clone();
-    (script.owner.regions, script.owner.staying) = (holders.clone(), holders);
+    script.owner.partners.staying = holders;
     script.owner.shards.get_mut(&SHARD).unwrap().own.insert(ORIGIN);
     script
 }
