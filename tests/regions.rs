@@ -194,6 +194,37 @@ async fn a_region_that_does_not_answer_is_removed_by_force_alone() {
     assert_eq!(names(&last["regions"]), ["ap-south", "eu-west"], "{last}");
     common::send(&sender, "bob", b"on".to_vec()).await;
 
+    // It lives after all, with the store that it had: the others tell it, and it closes itself.
+    cluster.start_node("us-east-core").await;
+    let old = iris(data, &["region", "add", "us-east", "--no-wait"]).await;
+    assert_eq!(old.code, 6, "{}", old.stderr);
+    assert!(old.stderr.contains("empty data folder"), "{}", old.stderr);
+    until("it has closed itself", async || {
+        let shown = iris(data, &["node", "show", "us-east-core", "--output", "json"]).await;
+        let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_default();
+        shown["report"]["removed"] == last["total"]
+    })
+    .await;
+    let socket_there = data.join("nodes/us-east-core/data/admin.sock");
+    let itself = iris(
+        data,
+        &[
+            "region",
+            "remove",
+            "eu-west",
+            "--socket",
+            socket_there.to_str().unwrap(),
+        ],
+    )
+    .await;
+    assert_eq!(itself.code, 6, "{}", itself.stderr);
+    assert!(
+        itself.stderr.contains("was removed from the cluster"),
+        "{}",
+        itself.stderr
+    );
+    cluster.kill_node("us-east-core").await;
+
     // One that is added and never comes does not keep the others from going on without it.
     let begun = iris(data, &["region", "add", "us-east", "--no-wait"]).await;
     assert_eq!(begun.code, 0, "{}", begun.stderr);

@@ -2,7 +2,7 @@
 //! the change; every region learns of it from the logs.
 
 use super::cluster;
-use super::data::{Changed, HoldersReport, MarkedRow, Reply};
+use super::data::{Changed, HoldersReport, MarkedRow, NodeReport, Reply};
 use super::wire::{AdminError, Answer, ErrorCode};
 use crate::core::ids::RegionId;
 use crate::core::owner::HoldersStatus;
@@ -39,7 +39,10 @@ pub(super) async fn add(node: &Inspector, region: RegionId) -> Answer {
         return Err(AdminError::new(ErrorCode::Refused, detail));
     }
     let of_region = || nodes.iter().filter(|(key, _)| key.region == region);
-    if let Some((key, _)) = of_region().find(|(_, report)| report.removed > 0) {
+    // One that is open and does not keep the shards was removed by force, and has yet to hear of it.
+    let keeps = node.holders().contains(&region);
+    let old = |report: &NodeReport| report.removed > 0 || (!keeps && report.shards_open > 0);
+    if let Some((key, _)) = of_region().find(|(_, report)| old(report)) {
         let detail = format!(
             "node {key} has the store that it had when region {region} was removed: stop it, and start it with an empty data \
              folder and --create"
