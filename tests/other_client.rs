@@ -271,6 +271,51 @@ async fn it_goes_to_a_region_that_it_was_told_of_and_what_it_sends_again_counts_
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn it_leaves_a_region_that_is_evacuated_and_comes_home() {
+    let Some(python) = python() else { return };
+    let cluster = TestCluster::start(&regions(&["us-east", "eu-west"]), &[]).await;
+    let of_bob = token(cluster.folder.path(), "bob");
+    let alice = cluster.client("eu-west", "alice", "laptop").await;
+    let mut bob = Other::start(&python, &cluster, &of_bob, Some("memory")).await;
+    assert_eq!(bob.welcome().await, "us-east");
+    send(&alice, "one").await;
+    bob.message("one").await;
+
+    move_clients(&cluster, "evacuate").await;
+    // It takes along what comes first in the other region, and what it holds is not given to it again.
+    assert_ne!(bob.event("after").await["after"], json!({}));
+    assert_eq!(bob.welcome().await, "eu-west");
+    send(&alice, "two").await;
+    bob.message("two").await;
+
+    move_clients(&cluster, "restore").await;
+    bob.event("after").await;
+    assert_eq!(bob.welcome().await, "us-east");
+    send(&alice, "three").await;
+    bob.message("three").await;
+    bob.send("four").await;
+    bob.event("accepted").await;
+    assert_eq!(receive(&alice).await.body.as_ref(), b"four");
+    bob.close().await;
+    cluster.stop().await;
+}
+
+/// An operator sends the clients of us-east away, or lets them come back.
+async fn move_clients(cluster: &TestCluster, verb: &str) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_iris"));
+    command
+        .args(["region", verb, "us-east", "--output", "json"])
+        .env("IRIS_DATA", cluster.folder.path())
+        .stdin(Stdio::null());
+    let done = within(verb, command.output()).await.unwrap();
+    assert!(
+        done.status.success(),
+        "{verb}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
 async fn send(alice: &Client, body: &str) {
     common::send(alice, "bob", body.to_owned()).await;
 }

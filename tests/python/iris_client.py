@@ -422,6 +422,7 @@ class Client:
         elif kind == AFTER:
             self.memory.after = dict(control)
             self.memory.save()
+            self.tell({"event": "after", "after": self.memory.after})
 
     async def _leave(self, why):
         self._acknowledge()
