@@ -6,7 +6,6 @@ is one device of one user, `Memory` is what it must not lose between runs. `test
 
 import asyncio
 import hashlib
-import json
 import os
 import random
 import ssl
@@ -154,7 +153,7 @@ class Message:
 
 @dataclass
 class Memory:
-    """What a device keeps: lost, it is another device, and messages may be shown twice."""
+    """What a client remembers."""
 
     path: str = None
     number: int = field(default_factory=lambda: random.getrandbits(64) or 1)
@@ -184,7 +183,7 @@ class Memory:
 
 
 class Client:
-    """Stays connected until `close`, or until a server says that it is no use.
+    """Stays connected while `run` does: until it is cancelled, or a server says that it is no use.
 
     `tell` is called with each event, a dictionary; a message is the application's until it calls `consume`.
     """
@@ -192,7 +191,8 @@ class Client:
     def __init__(self, token, device, endpoints, tell, *, ca, server_name=None, prefers=None, memory=None):
         self.token, self.device, self.tell = token, device, tell
         self.ca, self.server_name = ca, server_name
-        self.endpoints = dict(endpoints)  # by region
+        self.configured = dict(endpoints)  # by region
+        self.endpoints = dict(endpoints)
         self.prefers = prefers or next(iter(self.endpoints))
         self.memory = memory or Memory()
         self.status = (ONLINE, "")
@@ -201,13 +201,12 @@ class Client:
         self.region = None
         self._live = False
         self._leaving = None
-        self._covered = {}
+        self._covered, self._said = {}, None  # as the last HELLO said: the cursor, the status
         self._clock = None  # the server's milliseconds and ours at one moment
         self._limits = (0, 0, 0, 0)
         self._sequence = 0
         self._flying = {}  # by session sequence
         self._refused = {}  # by recipient: the first message that was refused, and when it may be sent again
-        self._pauses = 0
         self._held = {}  # by origin: sequences that the application has, in order
         self._done = {}  # by origin: consumed, and not in the cursor yet
         self._given = {}  # by origin: delivered in this session and not acknowledged
@@ -256,8 +255,8 @@ class Client:
                 slow = time.monotonic() - began < SHORT_SESSION
                 fails = fails if slow else 0
             if end.regions:
-                self.endpoints.update(end.regions)
-                queue, told = self._order(next(iter(end.regions))), told + 1
+                self._learn(end.regions)
+                queue, told = self._order(next(iter(end.regions)), endpoint), told + 1
                 slow = told > 1
             if not queue:
                 queue, slow = self._order(self.region or self.prefers), True
@@ -267,6 +266,13 @@ class Client:
                 await asyncio.sleep(random.uniform(pause / 2, pause))
             else:
                 await asyncio.sleep(random.uniform(0, 0.1))
+
+    def _learn(self, regions):
+        """What a server tells, and behind it what it may not know."""
+        self.endpoints = {region: list(endpoints) for region, endpoints in regions.items()}
+        for region, endpoints in self.configured.items():
+            known = self.endpoints.setdefault(region, [])
+            known += [endpoint for endpoint in endpoints if endpoint not in known]
 
     def _order(self, first, failed=None, once_more=False):
         """All endpoints in the order to try them: a region's in random order, the failed one at their end."""
@@ -308,7 +314,7 @@ class Client:
         hello += ["iris-python/1", memory.number]
         if memory.after:
             hello.append(list(memory.after.items()))
-        self._covered = dict(memory.cursor)
+        self._covered, self._said = dict(memory.cursor), self.status
         # The next one says more, whatever becomes of this one.
         memory.epoch += 1
         memory.save()
@@ -343,13 +349,15 @@ class Client:
         self.region = region
         self._limits = limits
         self._tick(server_ms)
-        self.endpoints = {**dict(regions), **{r: e for r, e in self.endpoints.items() if r not in dict(regions)}}
+        self._learn(dict(regions))
         self.memory.epoch, self.memory.after = max(epoch, self.memory.epoch), {}
         self._forget(dict(stable))
         self.memory.save()
         self._sequence = 0
         self._live, self._leaving = True, None
         self.tell({"event": "welcome", "region": region, "node": node, "session": session})
+        if self.status != self._said:
+            self.set_status(*self.status)
         self._watch(self.watched)
         self._pump()
 
@@ -389,7 +397,7 @@ class Client:
     def _frame(self, kind, header, control, body):
         if kind == ACCEPTED:
             id, sequence, origin, at, duplicate, durability = header
-            message = self._flying.pop(sequence)
+            message = self._answered(id, sequence)
             self._taken(message)
             told = {"event": "accepted", "id": id.hex(), "origin": origin, "sequence": at}
             self.tell({**told, "duplicate": bool(duplicate), "durability": durability, "body": text(message.body)})
@@ -398,14 +406,16 @@ class Client:
             (id, sequence), (code, detail, server_ms) = header, control
             if server_ms:
                 self._tick(server_ms)
-            self._rejected(self._flying.pop(sequence), code, detail)
+            self._rejected(self._answered(id, sequence), code, detail)
         elif kind == DELIVER:
             self._deliver(header[0], header[1], control, body)
         elif kind == HOLE:
             origin, first, last, reason, count = control
-            self.tell({"event": "hole", "origin": origin, "from": first, "to": last, "reason": reason, "count": count})
             self._given.setdefault(origin, []).append(last)
-            self._done.setdefault(origin, []).append(last)
+            if last > self.memory.cursor.get(origin, 0):
+                told = {"event": "hole", "origin": origin, "from": first, "to": last}
+                self.tell({**told, "reason": reason, "count": count})
+                self._done.setdefault(origin, []).append(last)
             self._acknowledge()
         elif kind == PRESENCE:
             user, status, status_text, since, region, unreachable, devices = control
@@ -485,6 +495,11 @@ class Client:
     def _flies(self, to):
         return any(message.to == to for message in self._flying.values())
 
+    def _answered(self, id, sequence):
+        message = self._flying.pop(sequence)
+        assert message.id == id, "an answer names another message"
+        return message
+
     def _taken(self, message):
         self.memory.pending.remove(message)
         self.memory.save()
@@ -522,29 +537,31 @@ class Client:
         to, sender, device, epoch, session, number, id, kind, expires, trace = envelope
         self._given.setdefault(origin, []).append(sequence)
         what = (sender, id, hashlib.sha256(struct.pack(">H", kind) + body).digest())
-        places = self._seen.setdefault(what, [])
-        again = bool(places) or sequence <= self.memory.cursor.get(origin, 0)
-        if (origin, sequence) not in places and sequence > self.memory.cursor.get(origin, 0):
-            places.append((origin, sequence))
-            if again and self._was_consumed(places[0]):
-                self._consumed(what, origin, sequence)
-            else:
+        place = (origin, sequence)
+        covered = sequence <= self.memory.cursor.get(origin, 0)
+        known = [] if covered else self._seen.setdefault(what, [])
+        again = bool(known)
+        if not covered:
+            # A copy goes with the first: the application has that one, or had it.
+            is_done = any(not self._holds(*one) for one in known)
+            if place not in known:
+                known.append(place)
                 self._held.setdefault(origin, []).append(sequence)
+            if is_done:
+                self._consumed(what, *place)
         self._acknowledge()
-        if not again:
+        if not covered and not again:
             told = {"event": "message", "from": sender, "device": device, "id": id.hex(), "kind": kind}
             self.tell({**told, "body": text(body), "origin": origin, "sequence": sequence})
 
-    def _was_consumed(self, place):
-        origin, sequence = place
-        return sequence not in self._held.get(origin, [])
+    def _holds(self, origin, sequence):
+        return sequence in self._held.get(origin, [])
 
     def _consumed(self, what, origin, sequence):
-        held = self._held.get(origin, [])
-        if sequence in held:
-            held.remove(sequence)
+        if self._holds(origin, sequence):
+            self._held[origin].remove(sequence)
+            self.memory.consumed.append((*what, origin, sequence))
         self._done.setdefault(origin, []).append(sequence)
-        self.memory.consumed.append((*what, origin, sequence))
 
     def _acknowledge(self):
         """Raises the cursor to before what the application still has, and says so of what came in this session."""
@@ -565,14 +582,15 @@ class Client:
             self.connection.send(frame(ACK, ack))
 
     def _forget(self, stable):
-        """Copies that no region can send any more."""
+        """Consumed messages of which no region can send a copy any more."""
         keep = []
         for *what, origin, sequence in self.memory.consumed:
             if sequence <= min(stable.get(origin, 0), self._covered.get(origin, 0)):
-                self._seen.pop(tuple(what), None)
+                self._seen[tuple(what)].remove((origin, sequence))
             else:
                 keep.append((*what, origin, sequence))
         self.memory.consumed = keep
+        self._seen = {what: places for what, places in self._seen.items() if places}
 
 
 @dataclass
