@@ -24,6 +24,8 @@ struct Other {
     process: Child,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
+    /// Messages that came again and went no further.
+    dropped: usize,
 }
 
 impl Other {
@@ -51,6 +53,7 @@ impl Other {
         let mut other = Self {
             stdin: process.stdin.take().unwrap(),
             stdout: BufReader::new(process.stdout.take().unwrap()).lines(),
+            dropped: 0,
             process,
         };
         other.call(configuration).await;
@@ -73,15 +76,17 @@ impl Other {
         self.any(&[name]).await
     }
 
-    /// The next event, which must be one of these: nothing is passed over but what says where it is connected, and presence.
+    /// The next event, which must be one of these: nothing is passed over but what tells of connections, presence, and what
+    /// came again.
     async fn any(&mut self, names: &[&str]) -> Value {
-        const PASSED: [&str; 2] = ["disconnected", "presence"];
+        const PASSED: [&str; 3] = ["disconnected", "presence", "dropped"];
         within(&names.join(" or "), async {
             loop {
                 let line = self.stdout.next_line().await.unwrap();
                 let line = line.unwrap_or_else(|| panic!("it ended before {names:?}"));
                 let event: Value = serde_json::from_str(&line).unwrap();
                 let is = |name: &&str| event["event"] == **name;
+                self.dropped += usize::from(is(&"dropped"));
                 if names.iter().any(is) {
                     return event;
                 }
@@ -109,6 +114,7 @@ impl Other {
         let (origin, sequence) = (&message["origin"], &message["sequence"]);
         self.call(json!({"call": "consume", "origin": origin, "sequence": sequence}))
             .await;
+        self.event("consumed").await;
     }
 
     async fn close(mut self) {
@@ -203,6 +209,7 @@ async fn it_sends_and_receives_in_order_and_resumes_where_it_was() {
     bob.welcome().await;
     send(&alice, "three").await;
     bob.message("three").await;
+    assert_eq!(bob.dropped, 1, "the second came again");
     // The process dies with both. Its next run has what it had not consumed, and no more.
     bob.kill().await;
     let mut bob = Other::start(&python, &cluster, &of_bob, Some("memory")).await;
@@ -211,19 +218,31 @@ async fn it_sends_and_receives_in_order_and_resumes_where_it_was() {
         let message = bob.message(body).await;
         bob.consume(&message).await;
     }
+    // The next one is consumed, and dies before it could say so: the run after that says it in its first frame.
+    send(&alice, "four").await;
+    let message = bob.message("four").await;
+    bob.call(json!({"call": "mute"})).await;
+    bob.consume(&message).await;
+    bob.kill().await;
+    let mut bob = Other::start(&python, &cluster, &of_bob, Some("memory")).await;
+    bob.welcome().await;
+    send(&alice, "five").await;
+    let message = bob.message("five").await;
+    assert_eq!(bob.dropped, 0, "what its cursor covers came again");
+    bob.consume(&message).await;
     bob.close().await;
     // It was acknowledged, too: a run that remembers nothing is given what is new.
     let mut bob = Other::start(&python, &cluster, &of_bob, None).await;
     bob.welcome().await;
-    send(&alice, "four").await;
-    let message = bob.message("four").await;
+    send(&alice, "six").await;
+    let message = bob.message("six").await;
     bob.consume(&message).await;
 
     // Its node stops, and tells it to go.
     within("stopped", cluster.stop_node("us-east-edge")).await;
     assert_eq!(bob.welcome().await, "eu-west");
-    send(&alice, "five").await;
-    bob.message("five").await;
+    send(&alice, "seven").await;
+    bob.message("seven").await;
     bob.close().await;
     cluster.stop().await;
 }

@@ -27,12 +27,15 @@ async def calls(client, commands):
                 client.send(command["to"], command["body"].encode())
             case "consume":
                 client.consume(command["origin"], command["sequence"])
+                tell({"event": "consumed"})
             case "watch":
                 client.watch(*command["users"])
             case "status":
                 client.set_status(command["status"], command["text"])
             case "cut":
                 client.connection.cut()
+            case "mute":
+                client.connection.mute()
             case "deafen":
                 client.connection.deafen()
             case "close":

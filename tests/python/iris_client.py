@@ -111,6 +111,10 @@ class Connection(QuicConnectionProtocol):
         self._transport.close()
         self.frames.put_nowait(None)
 
+    def mute(self):
+        """As if the way there was cut: what comes is heard, and nothing is sent."""
+        self.transmit = lambda: None
+
     def deafen(self):
         """As if the way back was cut: what is sent arrives, and nothing comes."""
         self.datagram_received = lambda data, addr: None
@@ -550,9 +554,9 @@ class Client:
             if is_done:
                 self._consumed(what, *place)
         self._acknowledge()
-        if not covered and not again:
-            told = {"event": "message", "from": sender, "device": device, "id": id.hex(), "kind": kind}
-            self.tell({**told, "body": text(body), "origin": origin, "sequence": sequence})
+        told = {"event": "dropped" if covered or again else "message", "from": sender, "device": device}
+        told = {**told, "id": id.hex(), "kind": kind, "body": text(body)}
+        self.tell({**told, "origin": origin, "sequence": sequence})
 
     def _holds(self, origin, sequence):
         return sequence in self._held.get(origin, [])
