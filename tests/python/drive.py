@@ -1,5 +1,11 @@
 """Drives `iris_client.Client` by lines of JSON: the first line on stdin is its configuration, each later one a call; each
-event is a line on stdout. It ends when the client is closed, by `{"call": "close"}` or by a server.
+event is a line on stdout. It ends when the client is closed: by `{"call": "close"}`, at the end of stdin, or by a server.
+
+By hand, beside `iris dev`:
+
+    (echo '{"token": "'$(iris token --user bob)'", "device": "phone", "endpoints": {"us-east": ["127.0.0.1:7101"]},
+      "ca": "data/ca/ca.pem", "server_name": "localhost"}' | tr -d '\\n'; echo; cat) | python3 tests/python/drive.py
+    {"call": "send", "to": "alice", "body": "hello"}
 """
 
 import asyncio
@@ -45,7 +51,7 @@ async def calls(client, commands):
 async def main():
     commands = lines()
     configuration = await anext(commands)
-    memory = Memory.load(configuration.pop("memory"))
+    memory = Memory.load(configuration.pop("memory", None))
     client = Client(**configuration, tell=tell, memory=memory)
     running, called = asyncio.create_task(client.run()), asyncio.create_task(calls(client, commands))
     await asyncio.wait([running, called], return_when=asyncio.FIRST_COMPLETED)
