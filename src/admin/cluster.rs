@@ -350,13 +350,12 @@ impl Overview {
 
     fn status(self, me: &Inspector) -> ClusterStatus {
         let (verdict, reasons) = judge(&self.regions, &self.nodes, &self.links);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         ClusterStatus {
             verdict,
             reasons,
             cluster: me.cluster().to_owned(),
             answered_by: me.key().clone(),
-            now_ms: u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
+            now_ms: me.wall_ms(),
             nodes: self.nodes.len(),
             nodes_ready: self
                 .nodes
