@@ -10,9 +10,10 @@ use tokio::time::timeout;
 
 use super::client::exchange;
 use super::data::{
-    ClusterStatus, InboxCount, InboxCountAt, InboxReport, LinkList, LinkRow, NodeList, NodeReport, NodeRow,
-    NodeState, PartReply, PresenceAt, PresenceReport, RegionDetail, RegionList, RegionRow, RegionState,
-    Reply, SessionDelivery, SessionList, SessionRow, ShardAt, ShardDetail, ShardList, ShardRow, Silent,
+    ClusterStatus, FaultList, InboxCount, InboxCountAt, InboxReport, LinkList, LinkRow, NodeList, NodeReport,
+    NodeRow, NodeState, PartReply, PresenceAt, PresenceReport, RegionDetail, RegionList, RegionRow,
+    RegionState, Reply, SessionDelivery, SessionList, SessionRow, ShardAt, ShardDetail, ShardList, ShardRow,
+    Silent,
 };
 use super::request::{Call, Part, Request, ShardOf};
 use super::verdict::judge;
@@ -192,6 +193,22 @@ pub(super) async fn answer(me: &Inspector, request: Request) -> Answer {
                 user,
                 regions: counts.collect(),
                 silent,
+            }))
+        }
+        Request::FaultList => {
+            let answers = ask(
+                me,
+                &Part::Faults,
+                |_| true,
+                |reply| match reply {
+                    PartReply::Faults(rows) => Some(rows),
+                    _ => None,
+                },
+            );
+            let answers = answers.await;
+            Ok(Reply::Faults(FaultList {
+                silent: silent(&answers),
+                faults: answers.into_values().flatten().flatten().collect(),
             }))
         }
     }

@@ -285,9 +285,7 @@ impl AsyncUdpSocket for GatedSocket {
                 if rule.cut_in {
                     meta.len = 0;
                 } else if rule.loss_in > 0 {
-                    meta.len = self
-                        .state
-                        .thin(&mut buf[..meta.len], meta.stride, rule.loss_in);
+                    meta.len = self.state.thin(&mut buf[..meta.len], meta.stride, rule.loss_in);
                 }
             }
         }

@@ -21,8 +21,9 @@ use figment::value::Value;
 pub use error::{ConfigError, Place, Problem};
 pub use layers::{ENV_PREFIX, is_setting};
 pub use model::{
-    ADMIN_SOCKET, AdminConfig, AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, FaultsConfig, JwtConfig,
-    JwtKey, ListenConfig, LogConfig, LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig, Secret, TlsConfig,
+    ADMIN_SOCKET, AdminConfig, AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, FaultsConfig,
+    JwtConfig, JwtKey, ListenConfig, LogConfig, LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig,
+    Secret, TlsConfig,
 };
 pub use ranges::{Devices, Intervals, Limits, StoreConfig, Timeouts};
 pub use source::{MAX_FILE_BYTES, TomlText};

@@ -238,9 +238,7 @@ impl Carrier {
         loop {
             let facts = nodes.borrow_and_update().clone();
             for node in &facts {
-                self.known
-                    .heard(&from_facts(&node.facts), self.wall.ms())
-                    .await;
+                self.known.heard(&from_facts(&node.facts), self.wall.ms()).await;
             }
             let now = words.borrow_and_update().clone();
             let edges = facts.iter().filter(|node| node.edge).count();

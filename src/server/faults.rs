@@ -57,8 +57,10 @@ pub struct Injected {
     pub fault: Fault,
     /// Since when, unix milliseconds by the system's clock.
     pub since_ms: u64,
-    /// When it ends; none where it lasts as long as the node.
-    pub ends: Option<Instant>,
+    /// For how long; none where it lasts as long as the node.
+    pub lasts: Option<Duration>,
+    /// When it ends, then.
+    ends: Option<Instant>,
 }
 
 impl Injected {
@@ -183,6 +185,7 @@ impl Faults {
                 id: held.last,
                 fault,
                 since_ms: system_ms(),
+                lasts: Some(lasts),
                 ends: Some(Instant::now() + lasts),
             };
             held.faults.push(injected.clone());
@@ -244,10 +247,7 @@ impl Faults {
                 return Err(FaultError::NotHere(why));
             }
             Some(Selector::Node(name)) if *name == here.node.node => {
-                let why = format!(
-                    "{}: {name} is this node itself: choose another one",
-                    fault.kind()
-                );
+                let why = format!("{}: {name} is this node itself: choose another one", fault.kind());
                 return Err(FaultError::NotHere(why));
             }
             Some(Selector::Node(name)) if node.nodes().keys().all(|key| key.node != *name) => {
@@ -317,6 +317,7 @@ impl Faults {
                     jitter_ms: 0,
                 },
                 since_ms: system_ms(),
+                lasts: None,
                 ends: None,
             };
             held.faults.push(injected);
@@ -415,7 +416,12 @@ fn addresses(node: &Inspector) -> Addresses {
     let mut found: Addresses = node.nodes().into_iter().collect();
     let links = snapshot.links.into_iter();
     found.extend(links.filter_map(|link| Some((link.peer?, link.addr))));
-    found.extend(snapshot.inbound.into_iter().map(|inbound| (inbound.peer, inbound.remote)));
+    found.extend(
+        snapshot
+            .inbound
+            .into_iter()
+            .map(|inbound| (inbound.peer, inbound.remote)),
+    );
     found.retain(|(key, _)| key != node.key());
     found
 }

@@ -439,8 +439,16 @@ mod tests {
         let supervisor = Supervisor::new(Restarts::default(), |_, _, _| {});
         let engine = Box::new(engine);
         let faults = Arc::default();
-        let store =
-            StoreThread::start(engine, vec![sender], reads, metrics.clone(), health, supervisor, faults).unwrap();
+        let store = StoreThread::start(
+            engine,
+            vec![sender],
+            reads,
+            metrics.clone(),
+            health,
+            supervisor,
+            faults,
+        )
+        .unwrap();
         Rig {
             store,
             gate,

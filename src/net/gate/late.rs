@@ -72,7 +72,10 @@ impl Late {
             return;
         }
         let at = (Instant::now() + delay, waiting.came);
-        let first = waiting.packets.first_key_value().is_none_or(|(first, _)| at < *first);
+        let first = waiting
+            .packets
+            .first_key_value()
+            .is_none_or(|(first, _)| at < *first);
         waiting.came += 1;
         waiting.bytes += len;
         let packet = Packet {

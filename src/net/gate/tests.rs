@@ -192,9 +192,7 @@ async fn so_many_of_a_hundred_are_lost_each_by_itself() {
         left += packets.len();
     }
     assert!((600..800).contains(&left), "{left} of 1000 with 30 % lost");
-    let arrived: usize = (0..100)
-        .map(|_| rig.receive(A, &[1; 100], 10).len() / 10)
-        .sum();
+    let arrived: usize = (0..100).map(|_| rig.receive(A, &[1; 100], 10).len() / 10).sum();
     assert!((850..950).contains(&arrived), "{arrived} of 1000 with 10 % lost");
     rig.send(B, &[0; 1000], Some(10));
     assert_eq!(rig.at_once().len(), 100);
@@ -234,7 +232,6 @@ async fn what_is_delayed_leaves_when_it_is_due_and_in_order() {
     rig.set(Some(A), late(200, 0));
     rig.send(A, b"later", None);
     rig.set(Some(A), late(1, 0));
-    let begun = Instant::now();
     rig.send(A, b"sooner", None);
     rig.gate.heal();
     assert_eq!(rig.next().await.0, b"sooner");
