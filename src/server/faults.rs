@@ -272,6 +272,15 @@ impl Faults {
         if matches!(fault, Fault::Pause | Fault::Crash) && self.0.watcher.get().is_none() {
             return Err(FaultError::Shared(fault.kind()));
         }
+        if matches!(fault, Fault::Pause | Fault::Crash) && process::is_first() {
+            let why = format!(
+                "{}: the process of node {} is number 1 of its container, which the system does not let be stopped from within: \
+                 start it below an init (docker run --init)",
+                fault.kind(),
+                here.node
+            );
+            return Err(FaultError::NotHere(why));
+        }
         let held = self.held();
         let pauses = held.faults.iter().any(|held| held.fault == Fault::Pause);
         if *fault == Fault::Pause && pauses {

@@ -73,6 +73,11 @@ impl Watcher {
     }
 }
 
+/// Whether this is the first process of its space of numbers: signals from within do not stop it.
+pub(super) fn is_first() -> bool {
+    getpid().is_init()
+}
+
 /// Ends this process as a crash would, once the answer is sent.
 pub(super) fn crash() {
     tokio::spawn(async {
