@@ -43,6 +43,25 @@ async fn iris(data: &Path, args: &[&str]) -> Done {
     }
 }
 
+/// Each field of it must be in the page for operators.
+fn is_described(value: &Value) {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let mut waiting = vec![value];
+    while let Some(value) = waiting.pop() {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    assert!(page.contains(&format!("`{name}`")), "{name} is not described");
+                    waiting.push(value);
+                }
+            }
+            Value::Array(items) => waiting.extend(items),
+            _ => {}
+        }
+    }
+}
+
 async fn inject(node: &Node, fault: Fault, lasts: Duration) -> Result<u64, FaultError> {
     let inspector = node.inspector();
     let injected = inspector.faults().inject(&inspector, fault, lasts).await?;
@@ -279,6 +298,23 @@ async fn packets_for_a_region_are_late_and_others_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_cut_off_go_on_when_the_cut_has_ended() {
+    let cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
+    let alice = cluster.client("us-east", "alice", "laptop").await;
+    let bob = cluster.client("us-east", "bob", "phone").await;
+    let edge = cluster.node("us-east-edge");
+    let fault = Fault::Cut {
+        with: Selector::Clients,
+        direction: Direction::Both,
+    };
+    inject(edge, fault, Duration::from_secs(3)).await.unwrap();
+    send(&alice, "bob", "hello").await;
+    assert!(is_over(edge), "it came through the cut");
+    assert_eq!(receive(&bob).await.body.as_ref(), b"hello");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_fails_is_tried_again_until_it_does_not() {
     let cluster = TestCluster::start(&regions(&["us-east"]), &[]).await;
     let alice = cluster.client("us-east", "alice", "laptop").await;
@@ -367,6 +403,7 @@ async fn faults_are_listed_and_ended_and_the_way_around_the_world_stays() {
         done.stdout
     );
     assert!(ids(&done).is_empty());
+    is_described(&done.json());
     let table = iris(data, &["fault", "list"]).await.stdout;
     assert!(
         table.contains("us-east-core/1") && table.contains("with the node"),
@@ -464,6 +501,15 @@ async fn faults_are_listed_and_ended_and_the_way_around_the_world_stays() {
         vec![
             "fault",
             "inject",
+            "--region",
+            "us-east",
+            "--node",
+            "us-east-core",
+            "store-fail",
+        ],
+        vec![
+            "fault",
+            "inject",
             "--node",
             "us-east-core",
             "pause",
@@ -474,7 +520,7 @@ async fn faults_are_listed_and_ended_and_the_way_around_the_world_stays() {
         vec!["fault", "clear"],
     ] {
         let done = iris(data, &wrong).await;
-        assert!([1, 2].contains(&done.code), "{wrong:?}: {}", done.stderr);
+        assert_eq!(done.code, 2, "{wrong:?}: {}", done.stderr);
     }
     cluster.stop().await;
 }

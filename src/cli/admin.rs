@@ -234,11 +234,6 @@ impl Target {
         self.ask.is_some() || self.socket.is_some()
     }
 
-    /// Whether it says which node is asked.
-    pub fn names_one(&self) -> bool {
-        self.names_node() || self.connect.is_some()
-    }
-
     /// Connects to the node that is named, and gives its key.
     pub async fn connect_one(&self) -> anyhow::Result<(NodeKey, AdminClient)> {
         let mut client = self.connect().await?;

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use anyhow::Context as _;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::{Asked, table};
 use crate::admin::data::{FaultList, NodeRow};
@@ -25,6 +25,8 @@ use crate::server::faults::{Direction, Fault, Selector, check_life};
 #[command(
     subcommand_value_name = "KIND",
     subcommand_help_heading = "Kinds",
+    // No node is hit because it happened to answer first.
+    group = ArgGroup::new("where").required(true).multiple(true).args(["ask", "region", "socket", "connect"]),
     after_help = "\
 Examples:
   iris fault inject --node us-east-core-1 cut --region eu-west --for 30s
@@ -207,18 +209,15 @@ impl Inject {
                     };
                     self.target.connect_each(takes).await?
                 }
-                None if self.target.names_one() => {
+                None => {
                     let (node, client) = self.target.connect_one().await?;
                     vec![(node, Ok(client))]
                 }
-                None => bail!(
-                    "it is not said where: name a node with --node, --socket or --connect, or all of a region with --region"
-                ),
             };
             if reached.is_empty() {
+                let region = self.region.as_ref().map_or("", |region| region.as_str());
                 let detail = format!(
-                    "there is no node in {} that could have the fault {}",
-                    self.region.as_ref().map_or("", |region| region.as_str()),
+                    "no node of a region {region} can have the fault {}: see `iris node list`",
                     fault.kind()
                 );
                 return refused(&AdminError::new(ErrorCode::NotFound, detail));
