@@ -19,6 +19,9 @@ pub(super) struct Row {
     /// Faults that struck, and those that found nothing to strike.
     faults: u64,
     without_effect: u64,
+    /// What regions differed in of presence when links between them were new, and what repairing it cost, bytes of all runs.
+    presence_differed_bytes: u64,
+    presence_repair_bytes: u64,
     /// Slowest, seconds of virtual time from the healing on.
     settled_s: f64,
     /// Virtual seconds of all runs.
@@ -80,6 +83,8 @@ impl Row {
         self.rejected += stats.rejected;
         self.faults += stats.faults;
         self.without_effect += stats.without_effect;
+        self.presence_differed_bytes += stats.presence_differed;
+        self.presence_repair_bytes += stats.presence_repair_bytes;
         self.settled_s = self.settled_s.max(stats.settled as f64 / 1e6);
         self.simulated_s += report.time as f64 / 1e6;
         self.hashes = self.hashes.rotate_left(1) ^ report.hash;
