@@ -420,13 +420,16 @@ fn the_page_names_the_limits() {
 }
 
 #[test]
-fn the_page_shows_the_fixtures_bytes() {
+fn the_page_shows_every_fixture_as_it_is() {
     let page = page();
-    for name in ["client-ping", "client-send", "server-deliver"] {
-        let fixture = std::fs::read_to_string(fixtures().join(format!("{name}.hex"))).unwrap();
+    for file in std::fs::read_dir(fixtures()).unwrap() {
+        let path = file.unwrap().path();
+        let fixture = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(fixture, annotate(&parse(&fixture)), "{}", path.display());
         assert!(
             page.contains(fixture.trim_end()),
-            "docs/protocol.md must show {name}.hex as it is"
+            "docs/protocol.md must show {} as it is",
+            path.display()
         );
     }
 }
@@ -539,7 +542,47 @@ fn annotate(frame: &[u8]) -> String {
     if body > 0 {
         part("body", body);
     }
-    out
+    match notation(&mut &frame[at + 4..at + 4 + control]) {
+        nothing if nothing == "nil" => out,
+        values => out + "# control part: " + &values + "\n",
+    }
+}
+
+/// The MessagePack value that `bytes` begin with, as people write it.
+fn notation(bytes: &mut &[u8]) -> String {
+    fn take<'a>(bytes: &mut &'a [u8], len: usize) -> &'a [u8] {
+        bytes.split_off(..len).expect("a whole value")
+    }
+    fn number(bytes: &mut &[u8], len: usize) -> u64 {
+        take(bytes, len)
+            .iter()
+            .fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+    let text = |bytes: &[u8]| format!("{:?}", std::str::from_utf8(bytes).unwrap());
+    let first = take(bytes, 1)[0];
+    match first {
+        0..0x80 => first.to_string(),
+        0x90..0xa0 => {
+            let values: Vec<String> = (0..first & 0x0f).map(|_| notation(bytes)).collect();
+            format!("[{}]", values.join(", "))
+        }
+        0xa0..0xc0 => text(take(bytes, usize::from(first & 0x1f))),
+        0xc0 => "nil".to_owned(),
+        0xc4 => {
+            let len = number(bytes, 1) as usize;
+            let hex: String = take(bytes, len)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            format!("h'{hex}'")
+        }
+        0xcc..0xd0 => number(bytes, 1 << (first - 0xcc)).to_string(),
+        0xd9 => {
+            let len = number(bytes, 1) as usize;
+            text(take(bytes, len))
+        }
+        other => panic!("{other:02x}: what the fixtures do not hold so far"),
+    }
 }
 
 fn page() -> String {

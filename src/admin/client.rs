@@ -41,6 +41,12 @@ pub enum AskError {
     /// It took too long.
     #[error("no answer within {0:?}")]
     Late(Duration),
+    /// It took too long to answer to a change.
+    #[error(
+        "no answer within {0:?}: the node may have stopped, or stand still and do what it was asked once it goes on; look at it \
+         before asking again"
+    )]
+    Unsure(Duration),
 }
 
 /// A connection to a node.
@@ -104,9 +110,11 @@ impl AdminClient {
     /// [`AskError`]; after one the connection is of no use.
     pub async fn call(&mut self, call: &Call) -> Result<Answer, AskError> {
         let deadline = self.deadline;
-        timeout(deadline, self.exchange(call))
-            .await
-            .unwrap_or(Err(AskError::Late(deadline)))
+        let late = match call {
+            Call::Change(_) => AskError::Unsure(deadline),
+            _ => AskError::Late(deadline),
+        };
+        timeout(deadline, self.exchange(call)).await.unwrap_or(Err(late))
     }
 
     async fn exchange(&mut self, call: &Call) -> Result<Answer, AskError> {

@@ -10,9 +10,10 @@ use tokio::time::timeout;
 
 use super::client::exchange;
 use super::data::{
-    ClusterStatus, InboxCount, InboxCountAt, InboxReport, LinkList, LinkRow, NodeList, NodeReport, NodeRow,
-    NodeState, PartReply, PresenceAt, PresenceReport, RegionDetail, RegionList, RegionRow, RegionState,
-    Reply, SessionDelivery, SessionList, SessionRow, ShardAt, ShardDetail, ShardList, ShardRow, Silent,
+    ClusterStatus, HoldersReport, InboxCount, InboxCountAt, InboxReport, Keeps, LinkList, LinkRow, NodeList,
+    NodeReport, NodeRow, NodeState, PartReply, PresenceAt, PresenceReport, RegionDetail, RegionList,
+    RegionRow, RegionState, Reply, SessionDelivery, SessionList, SessionRow, ShardAt, ShardDetail, ShardList,
+    ShardRow, Silent,
 };
 use super::request::{Call, Part, Request, ShardOf};
 use super::verdict::judge;
@@ -60,6 +61,7 @@ pub(super) async fn answer(me: &Inspector, request: Request) -> Answer {
             let overview = overview(me).await;
             Ok(Reply::Regions(RegionList {
                 silent: overview.silent(),
+                holders: said_of_holders(&overview.nodes),
                 regions: overview.regions,
             }))
         }
@@ -134,7 +136,10 @@ pub(super) async fn answer(me: &Inspector, request: Request) -> Answer {
                 let facts = *answer.ok()??;
                 Some(PresenceAt { owner, facts })
             });
-            let regions: Vec<PresenceAt> = found.collect();
+            let mut regions: Vec<PresenceAt> = found.collect();
+            // One that does not keep the shards hears of nothing.
+            let holders = me.holders();
+            regions.retain(|at| holders.is_empty() || holders.contains(&at.owner.region));
             Ok(Reply::Presence(PresenceReport {
                 user,
                 agreed: regions
@@ -326,9 +331,10 @@ async fn overview(me: &Inspector) -> Overview {
     let nodes = node_rows(me, &answers);
     let links = link_rows(&answers);
     let files = me.regions();
+    let holders = said_of_holders(&nodes);
     let regions = files
         .iter()
-        .filter_map(|file| region_row(file, &nodes, &links))
+        .filter_map(|file| region_row(file, &nodes, &links, holders.as_ref()))
         .collect();
     Overview {
         nodes,
@@ -444,7 +450,20 @@ fn link_rows(answers: &Answers<About>) -> Vec<LinkRow> {
     rows
 }
 
-fn region_row(file: &RegionFile, nodes: &[NodeRow], links: &[LinkRow]) -> Option<RegionRow> {
+/// Who keeps the shards, as the node says whose change of that is furthest. One whose region was removed may know no better.
+fn said_of_holders(nodes: &[NodeRow]) -> Option<HoldersReport> {
+    let reports = nodes.iter().filter_map(|row| row.report.as_ref());
+    let said = reports.filter(|report| report.removed == 0);
+    let said = said.filter_map(|report| report.holders.clone().filter(|holders| holders.shards > 0));
+    said.max_by_key(|holders| (holders.version, holders.settled, holders.changed))
+}
+
+fn region_row(
+    file: &RegionFile,
+    nodes: &[NodeRow],
+    links: &[LinkRow],
+    holders: Option<&HoldersReport>,
+) -> Option<RegionRow> {
     let region = RegionId::new(&file.id).ok()?;
     let of_region: Vec<&NodeRow> = nodes.iter().filter(|row| row.node.region == region).collect();
     let reports = || of_region.iter().filter_map(|row| row.report.as_ref());
@@ -483,6 +502,12 @@ fn region_row(file: &RegionFile, nodes: &[NodeRow], links: &[LinkRow]) -> Option
     let said = said.max_by_key(|row| (row.version, row.evacuated));
     Some(RegionRow {
         evacuated_ms: said.filter(|row| row.evacuated).map(|row| row.version),
+        keeps: match holders {
+            Some(holders) if holders.leaving.contains(&region) => Keeps::Leaving,
+            Some(holders) if !holders.regions.contains(&region) => Keeps::No,
+            Some(holders) if holders.coming.contains(&region) => Keeps::Coming,
+            _ => Keeps::Yes,
+        },
         name: file.name.clone(),
         state,
         nodes: of_region.len(),

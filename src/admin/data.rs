@@ -83,6 +83,9 @@ pub struct HoldersReport {
     pub settled: usize,
     /// Regions that some shard counts, or waits for.
     pub regions: Vec<RegionId>,
+    /// Of those, regions that are being added.
+    #[serde(default)]
+    pub coming: Vec<RegionId>,
     /// Of those, regions that were removed and of which something may be missing.
     pub leaving: Vec<RegionId>,
     /// Regions that were away beyond the limits of the logs, and come back by snapshot.
@@ -155,6 +158,10 @@ pub enum ReasonCode {
     ServedElsewhere,
     /// A node drains.
     NodeDrains,
+    /// A region is being added.
+    RegionComes,
+    /// A region was removed, and the others wait for what it took.
+    RegionLeaves,
     /// An operator sent the clients of a region to the others.
     RegionEvacuated,
     /// A link is not live.
@@ -269,6 +276,9 @@ pub struct NodeReport {
     /// Its shards that its region does not keep any more, since it was removed.
     #[serde(default)]
     pub removed: usize,
+    /// Of a core node: the regions that keep its shards, and how far their last change is.
+    #[serde(default)]
+    pub holders: Option<HoldersReport>,
     /// Partitions that it runs.
     pub partitions: usize,
     /// Shards that are open here.
@@ -356,6 +366,10 @@ pub struct SeenConnection {
 pub struct RegionList {
     /// In order of their ids.
     pub regions: Vec<RegionRow>,
+    /// Who keeps the shards, and how far the last change of that is, as the core node says that is furthest; null where none
+    /// answers.
+    #[serde(default)]
+    pub holders: Option<HoldersReport>,
     /// Nodes that did not answer.
     pub silent: Vec<Silent>,
 }
@@ -369,6 +383,9 @@ pub struct RegionRow {
     pub name: String,
     /// How it is.
     pub state: RegionState,
+    /// Whether it keeps the shards.
+    #[serde(default)]
+    pub keeps: Keeps,
     /// Nodes that there should be.
     pub nodes: usize,
     /// Of them, those that answered and are ready.
@@ -388,6 +405,21 @@ pub struct RegionRow {
     /// Since when it is evacuated, unix milliseconds; null where it takes clients.
     #[serde(default)]
     pub evacuated_ms: Option<u64>,
+}
+
+/// Whether a region keeps the shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keeps {
+    /// It does.
+    #[default]
+    Yes,
+    /// It is being added.
+    Coming,
+    /// It was removed, and the others wait for what it took.
+    Leaving,
+    /// It was not added yet, or was removed: there is only its file.
+    No,
 }
 
 /// How a region is.

@@ -39,9 +39,13 @@ pub(super) async fn add(node: &Inspector, region: RegionId) -> Answer {
         return Err(AdminError::new(ErrorCode::Refused, detail));
     }
     let of_region = || nodes.iter().filter(|(key, _)| key.region == region);
+    if node.holders().contains(&region) && !node.holders_status().await?.leaving.contains(&region) {
+        return said(format!(
+            "region {region} keeps the shards already, or is being added"
+        ));
+    }
     // One that is open and does not keep the shards was removed by force, and has yet to hear of it.
-    let keeps = node.holders().contains(&region);
-    let old = |report: &NodeReport| report.removed > 0 || (!keeps && report.shards_open > 0);
+    let old = |report: &NodeReport| report.removed > 0 || report.shards_open > 0;
     if let Some((key, _)) = of_region().find(|(_, report)| old(report)) {
         let detail = format!(
             "node {key} has the store that it had when region {region} was removed: stop it, and start it with an empty data \
@@ -64,6 +68,16 @@ pub(super) async fn add(node: &Inspector, region: RegionId) -> Answer {
 pub(super) async fn remove(node: &Inspector, region: RegionId, force: bool) -> Answer {
     if !node.holders().contains(&region) {
         cluster::region_file(node, &region)?;
+    }
+    let status = node.holders_status().await?;
+    let (holds, leaves) = (status.regions.contains(&region), status.leaving.contains(&region));
+    if status.shards > 0 && !force && (!holds || leaves) {
+        let how = if leaves {
+            "is being removed"
+        } else {
+            "does not keep the shards"
+        };
+        return said(format!("region {region} {how} already"));
     }
     let answers = cluster::reports(node).await;
     let there = answers
@@ -96,6 +110,7 @@ pub(super) async fn report(node: &Inspector) -> Result<HoldersReport, AdminError
         changed,
         settled,
         regions,
+        coming,
         leaving,
         marked,
     } = node.holders_status().await?;
@@ -107,6 +122,7 @@ pub(super) async fn report(node: &Inspector) -> Result<HoldersReport, AdminError
         changed,
         settled,
         regions: regions.into_iter().collect(),
+        coming: coming.into_iter().collect(),
         leaving: leaving.into_iter().collect(),
         marked: marked
             .map(|(region, shards)| MarkedRow { region, shards })

@@ -33,7 +33,13 @@ impl From<InspectError> for AdminError {
 /// Answers a question about this node.
 pub(super) async fn answer(node: &Inspector, part: Part) -> Result<PartReply, AdminError> {
     match part {
-        Part::Node => Ok(PartReply::Node(Box::new(report(node)), links(node).await?)),
+        Part::Node => {
+            let mut report = report(node);
+            if node.store().is_some() {
+                report.holders = Some(holders::report(node).await?);
+            }
+            Ok(PartReply::Node(Box::new(report), links(node).await?))
+        }
         Part::Shards { after, limit } => {
             let after = after.map(ShardId);
             let limit = limit.min(MAX_PAGE);
@@ -123,6 +129,7 @@ fn report(node: &Inspector) -> NodeReport {
             .filter_map(|id| RegionId::new(id).ok())
             .collect(),
         removed: sum(|status| status.removed),
+        holders: None,
         partitions: status.len(),
         shards_open: sum(|status| status.shards),
         shards_recovering: sum(|status| status.recovering),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::data::{LinkRow, NodeRow, NodeState, Reason, ReasonCode, RegionRow, RegionState, Verdict};
+use super::data::{Keeps, LinkRow, NodeRow, NodeState, Reason, ReasonCode, RegionRow, RegionState, Verdict};
 use crate::core::ids::RegionId;
 use crate::core::link::LinkState;
 
@@ -19,16 +19,27 @@ pub fn judge(regions: &[RegionRow], nodes: &[NodeRow], links: &[LinkRow]) -> (Ve
         .iter()
         .map(|region| (&region.region, region.state))
         .collect();
+    // One that is not added yet, or not any more, serves nobody and is to serve nobody.
+    let takes_part = |region: &RegionId| {
+        let row = regions.iter().find(|row| row.region == *region);
+        row.is_none_or(|row| row.keeps == Keeps::Yes)
+    };
     for region in regions {
-        judge_region(region, nodes, &mut reasons);
+        match region.keeps {
+            Keeps::Yes => judge_region(region, nodes, &mut reasons),
+            Keeps::No => {}
+            Keeps::Coming | Keeps::Leaving => judge_moving(region, &mut reasons),
+        }
     }
-    for node in nodes {
+    judge_all_evacuated(regions, &mut reasons);
+    for node in nodes.iter().filter(|node| takes_part(&node.node.region)) {
         // What is wrong with a whole region is said once.
         if states.get(&node.node.region) != Some(&RegionState::Silent) {
             judge_node(node, nodes, &mut reasons);
         }
     }
-    for link in links {
+    let between = |link: &&LinkRow| takes_part(&link.from.node.region) && takes_part(&link.to.node.region);
+    for link in links.iter().filter(between) {
         let silent = |region| states.get(region) == Some(&RegionState::Silent);
         let to_silent = silent(&link.from.node.region) || silent(&link.to.node.region);
         judge_link(link, to_silent, nodes, &mut reasons);
@@ -84,6 +95,50 @@ fn judge_region(region: &RegionRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>
         critical(ReasonCode::NoEdge, text);
     }
     judge_evacuated(region, reasons);
+}
+
+/// A region that is being added, or was removed.
+fn judge_moving(region: &RegionRow, reasons: &mut Vec<Reason>) {
+    let id = &region.region;
+    let (code, text) = if region.keeps == Keeps::Coming {
+        let left =
+            "its core node, started with an empty data folder and --create, takes a snapshot of every shard";
+        (
+            ReasonCode::RegionComes,
+            format!("region {id} is being added: {left}"),
+        )
+    } else {
+        let left =
+            "the others wait until they have all that it took: leave its nodes running until it is out";
+        (
+            ReasonCode::RegionLeaves,
+            format!("region {id} was removed: {left}"),
+        )
+    };
+    reasons.push(Reason {
+        severity: Verdict::Degraded,
+        code,
+        about: id.to_string(),
+        text,
+    });
+}
+
+fn judge_all_evacuated(regions: &[RegionRow], reasons: &mut Vec<Reason>) {
+    let mut keep = regions
+        .iter()
+        .filter(|region| region.keeps == Keeps::Yes)
+        .peekable();
+    if let Some(first) = keep.peek().copied()
+        && keep.all(|region| region.evacuated_ms.is_some())
+    {
+        let id = &first.region;
+        reasons.push(Reason {
+            severity: Verdict::Critical,
+            code: ReasonCode::RegionEvacuated,
+            about: id.to_string(),
+            text: format!("every region is evacuated: no client is served anywhere; begin with `iris region restore {id}`"),
+        });
+    }
 }
 
 fn judge_evacuated(region: &RegionRow, reasons: &mut Vec<Reason>) {
@@ -269,6 +324,7 @@ mod tests {
             evacuations: Vec::new(),
             regions: Vec::new(),
             removed: 0,
+            holders: None,
             partitions: 1,
             shards_open: 0,
             shards_recovering: 0,
@@ -299,6 +355,7 @@ mod tests {
             region: id.parse().unwrap(),
             name: id.to_owned(),
             state,
+            keeps: Keeps::Yes,
             nodes: 2,
             nodes_ready: cores + edges,
             cores_ready: cores,
@@ -337,6 +394,7 @@ mod tests {
                 open: true,
                 shards: 1,
                 lagging_shards: 0,
+                lagging: Vec::new(),
                 lag: Lag::default(),
                 lag_ms: 0,
                 in_flight_bytes: 0,

@@ -45,12 +45,8 @@ pub struct Target {
     #[arg(long = "node", value_name = "NAME", conflicts_with_all = ["socket", "connect"])]
     ask: Option<String>,
     /// Ask at this socket: `admin.socket` of a node, `admin.sock` in its data folder.
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with = "connect",
-        env = "IRIS_ADMIN_SOCKET"
-    )]
+    /// IRIS_ADMIN_SOCKET names one where none of --socket, --node and --connect is given.
+    #[arg(long, value_name = "FILE", conflicts_with = "connect")]
     socket: Option<PathBuf>,
     /// Ask a node at its address for nodes, with a certificate of the operator role.
     #[arg(long, value_name = "HOST:PORT", requires = "cert", requires = "key")]
@@ -84,9 +80,18 @@ pub struct Look {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "2s",
-        value_parser = args::duration
+        value_parser = watch_every
     )]
     watch: Option<Duration>,
+}
+
+/// Each look asks every node: more often than that says nothing new.
+fn watch_every(text: &str) -> Result<Duration, String> {
+    let pause = args::duration(text)?;
+    if pause < Duration::from_millis(100) {
+        return Err("expected at least 100ms".to_owned());
+    }
+    Ok(pause)
 }
 
 /// An answer that can be printed.
@@ -111,17 +116,33 @@ impl Target {
         self.connect_to(self.ask.as_deref()).await
     }
 
+    /// The socket of a flag, or of the environment where no flag says whom to ask.
+    fn named_socket(&self) -> Option<PathBuf> {
+        let from_env = || std::env::var_os("IRIS_ADMIN_SOCKET").map(PathBuf::from);
+        let named = self.ask.is_some() || self.connect.is_some();
+        self.socket.clone().or_else(|| from_env().filter(|_| !named))
+    }
+
     /// Connects to the node of this name, where sockets of a data folder are looked for.
     pub async fn connect_to(&self, node: Option<&str>) -> anyhow::Result<AdminClient> {
         if let Some(connect) = &self.connect {
             return self.connect_quic(connect).await;
         }
-        if let Some(path) = &self.socket {
-            return Ok(AdminClient::unix(path, self.timeout).await?);
+        if let Some(path) = self.named_socket() {
+            return Ok(AdminClient::unix(&path, self.timeout).await?);
         }
         let data = &self.data.data;
         let mut found = socket::in_folder(data);
         if let Some(node) = node {
+            let named = |name: &Option<String>| name.as_deref().is_none_or(|name| name == node);
+            if !found.is_empty() && !found.iter().any(|(name, _)| named(name)) {
+                let names: Vec<&str> = found.iter().filter_map(|(name, _)| name.as_deref()).collect();
+                bail!(
+                    "no socket of a node {node} is below {}: expected one of {}",
+                    data.display(),
+                    names.join(", ")
+                );
+            }
             found.retain(|(name, _)| name.as_deref().is_none_or(|name| name == node));
         }
         let mut failed = Vec::new();
@@ -134,7 +155,7 @@ impl Target {
         let of = node.map(|node| format!(" of node {node}")).unwrap_or_default();
         if failed.is_empty() {
             bail!(
-                "no socket{of} is below {}: name the data folder of `iris dev` or of a node with --data, a socket with \
+                "no socket{of} is below {}: is `iris dev` or the node running? Name its data folder with --data, a socket with \
                  --socket, or a node with --connect",
                 data.display()
             );
@@ -163,7 +184,7 @@ impl Target {
             return Ok(client);
         };
         let answers = detail.members.iter().filter(|member| member.report.is_some());
-        for member in answers.filter(|_| self.socket.is_none()) {
+        for member in answers.filter(|_| self.named_socket().is_none()) {
             let connected = match &self.connect {
                 Some(_) => self.connect_quic(&member.peer).await,
                 None => self.connect_to(Some(member.node.node.as_str())).await,
@@ -186,7 +207,7 @@ impl Target {
         {
             return Ok(client);
         }
-        if self.ask.is_some() || self.socket.is_some() {
+        if self.ask.is_some() || self.named_socket().is_some() {
             return Ok(client);
         }
         let Ok(Reply::Nodes(list)) = client.call(&Call::Cluster(Request::NodeList)).await? else {

@@ -18,6 +18,8 @@ use super::wire::Status;
 /// Most items of one page.
 pub const MAX_PAGE: usize = 1024;
 /// Stopped shards that one link names; the rest is counted.
+/// Shards that a link names of which something waits for it: those of which most does.
+pub const MAX_LAGGING: usize = 16;
 const MAX_STOPPED: usize = 16;
 
 /// A number in decimal digits.
@@ -204,6 +206,18 @@ pub struct StoppedFacts {
     pub why: String,
 }
 
+/// What waits of a shard for a subscriber.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardLag {
+    /// The shard.
+    pub shard: u32,
+    /// How much.
+    #[serde(flatten)]
+    pub lag: Lag,
+    /// Since when, in milliseconds; 0 where that was before the shard was owned here.
+    pub lag_ms: u64,
+}
+
 /// What a provider knows of its subscriber.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GivenFacts {
@@ -213,6 +227,9 @@ pub struct GivenFacts {
     pub shards: usize,
     /// Shards of which something waits.
     pub lagging_shards: usize,
+    /// Of those, the ones of which most waits, at most [`MAX_LAGGING`].
+    #[serde(default)]
+    pub lagging: Vec<ShardLag>,
     /// What waits.
     pub lag: Lag,
     /// How long the first of it has waited, milliseconds; 0 where nothing does.
@@ -472,12 +489,27 @@ impl TakenFacts {
     }
 }
 
+impl ShardLag {
+    /// Those of which most waits, the worst first.
+    fn worst(mut lag: Vec<(ShardId, Lag)>, now: Now) -> Vec<Self> {
+        lag.sort_by_key(|(shard, lag)| (std::cmp::Reverse(lag.operations), *shard));
+        let worst = lag.into_iter().take(MAX_LAGGING);
+        let worst = worst.map(|(shard, lag)| Self {
+            shard: shard.0,
+            lag,
+            lag_ms: lag.since_ms.map_or(0, |since| now.wall_ms.saturating_sub(since)),
+        });
+        worst.collect()
+    }
+}
+
 impl GivenFacts {
     fn of(serve: ServeStatus, now: Now) -> Self {
         Self {
             open: serve.open,
             shards: serve.shards,
             lagging_shards: serve.lag.len(),
+            lagging: ShardLag::worst(serve.lag, now),
             lag: serve.behind,
             lag_ms: serve
                 .behind

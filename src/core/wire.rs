@@ -329,7 +329,7 @@ pub struct SendControl {
     pub to: UserId,
     /// Application's kind of content.
     pub kind: u16,
-    /// Milliseconds it is worth delivering; 0 = no limit. Carried, not yet enforced.
+    /// Milliseconds it is worth delivering, from when the edge takes it; 0 = no limit (R18).
     pub ttl_ms: u64,
     /// Trace context, at most [`MAX_TRACE`] bytes.
     #[serde(with = "serde_bytes")]
@@ -482,7 +482,7 @@ pub struct PresenceEvent {
     pub status: Status,
     /// Text of that device.
     pub text: String,
-    /// Unix milliseconds since when; 0 where never seen.
+    /// Unix milliseconds: when that device's session began; 0 where there is none.
     pub since_ms: u64,
     /// The region of that device, where there is one.
     pub region: Option<RegionId>,

@@ -352,6 +352,16 @@ fn refuse_foreign(data: &Path) -> Result<(), DevError> {
     })
 }
 
+/// Whether a region's file says something else than when the folder was made, the addresses apart, which may be others there.
+fn differs(stored: &RegionFile, given: &RegionFile) -> bool {
+    let mut given = given.clone();
+    given.seeds.clone_from(&stored.seeds);
+    for (node, stored) in given.nodes.iter_mut().zip(&stored.nodes) {
+        (node.peer, node.client, node.admin_http) = (stored.peer, stored.client, stored.admin_http);
+    }
+    given != *stored
+}
+
 fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions, DevError> {
     let folder = data.join("regions");
     if folder.is_dir() {
@@ -370,6 +380,17 @@ fn stored_regions(data: &Path, given: &Regions, ports: Ports) -> Result<Regions,
                 stored,
                 given,
             });
+        }
+        for given in given.iter() {
+            let stored = stored.region(&given.id);
+            if stored.is_some_and(|stored| differs(stored, given)) {
+                eprintln!(
+                    "the file of region {0} was changed since {1} was made: what is in {1}/{0}.toml counts; change that, or begin \
+                     with another --data",
+                    given.id,
+                    folder.display()
+                );
+            }
         }
         return Ok(stored);
     }

@@ -106,6 +106,7 @@ impl Inspector {
             all.changed += one.changed;
             all.settled += one.settled;
             all.regions.extend(one.regions);
+            all.coming.extend(one.coming);
             all.leaving.extend(one.leaving);
             for (region, shards) in one.marked {
                 *all.marked.entry(region).or_default() += shards;

@@ -288,7 +288,11 @@ impl World {
             let tasks = cores
                 .filter_map(|node| node.process.as_ref())
                 .flat_map(|process| &process.tasks);
-            let closed = tasks.map(|task| task.machine.owner().removed_count());
+            // A shard that has never been open takes nothing, and nobody gives it what it lacks.
+            let closed = tasks.map(|task| {
+                let owner = task.machine.owner();
+                owner.removed_count() + owner.recovering_count()
+            });
             if closed.sum::<usize>() < shards {
                 self.after(LOOK, Event::Holders);
                 continue;
@@ -450,6 +454,21 @@ impl World {
     /// Whether any region ever did not wait for another one in a shard.
     pub(super) fn ever_marked(&self, shard: ShardId) -> bool {
         self.check.ever_marked.iter().any(|(marked, _)| *marked == shard)
+    }
+
+    /// Whether a copy of a message stands only in regions that were removed by force.
+    pub(super) fn was_given_up(&self, number: u64) -> bool {
+        if self.parts.given_up.is_empty() {
+            return false;
+        }
+        let sent = &self.check.sent[number as usize];
+        let shard = self.plan.sharding().of_user(&sent.to);
+        sent.coords.iter().any(|at| {
+            let has = |region: &usize| self.check.was_durable(*region, shard, *at);
+            (0..self.stores.len())
+                .filter(has)
+                .all(|region| self.parts.given_up.contains(&region))
+        })
     }
 
     /// Whether a device may be known to a region alone that the others did not wait for.

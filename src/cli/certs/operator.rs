@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::refuse_existing;
 use crate::cli::args::DataArg;
 use crate::cli::output;
 use crate::net::certs::ClusterCa;
@@ -37,6 +38,7 @@ impl Operator {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let folder = self.ca.unwrap_or_else(|| self.data.data.join("ca"));
         let ca = ClusterCa::load(&folder).context("the CA cannot be used; name its folder with --ca")?;
+        refuse_existing(&["operator.pem", "operator.key"].map(|name| self.out.join(name)))?;
         let identity = ca.issue_operator(&self.name).context("no certificate was made")?;
         let (cert, key) = identity.save(&self.out, "operator")?;
         output::print(&format!("{}\n{}\n", cert.display(), key.display()))?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::admin::data::{ClusterStatus, RegionRow, RegionState, Reply, Silent, Verdict};
+use crate::admin::data::{ClusterStatus, Keeps, RegionRow, RegionState, Reply, Silent, Verdict};
 use crate::admin::request::Request;
 use crate::cli::admin::{CRITICAL, Look, PARTIAL, View};
 use crate::cli::output;
@@ -80,6 +80,9 @@ fn word(verdict: Verdict) -> &'static str {
 pub fn regions(rows: &[RegionRow]) -> String {
     let row = |row: &RegionRow| {
         let state = match row.state {
+            _ if row.keeps == Keeps::No => "out",
+            _ if row.keeps == Keeps::Coming => "joins",
+            _ if row.keeps == Keeps::Leaving => "leaves",
             RegionState::Ready => "ready",
             RegionState::Degraded => "degraded",
             RegionState::Down => "DOWN",

@@ -206,18 +206,23 @@ impl Progress {
     }
 
     fn left(&self) -> String {
-        let HoldersReport {
-            shards,
-            changed,
-            settled,
-            leaving,
-            ..
-        } = &self.holders;
-        let left = format!("shards that know: {changed} of {shards}; done: {settled}");
-        if leaving.is_empty() {
-            return left;
-        }
-        let names: Vec<&str> = leaving.iter().map(RegionId::as_str).collect();
-        format!("{left}; waits for what {} took", names.join(", "))
+        left(&self.holders)
     }
+}
+
+/// How far a change is, for people.
+pub fn left(holders: &HoldersReport) -> String {
+    let HoldersReport {
+        shards,
+        changed,
+        settled,
+        leaving,
+        ..
+    } = holders;
+    let left = format!("shards that know: {changed} of {shards}; done: {settled}");
+    if leaving.is_empty() {
+        return left;
+    }
+    let names: Vec<&str> = leaving.iter().map(RegionId::as_str).collect();
+    format!("{left}; waits for what {} took", names.join(", "))
 }

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::admin::data::{RegionList, Reply, Silent};
+use crate::admin::data::{Keeps, RegionList, RegionRow, RegionState, Reply, Silent};
 use crate::admin::request::Request;
-use crate::cli::admin::{Look, View};
+use crate::cli::admin::{Look, PARTIAL, View};
 use crate::cli::cluster::status::regions;
+use crate::cli::region::change::left;
 
 /// List the regions.
 #[derive(Debug, Args)]
@@ -31,7 +32,31 @@ impl List {
 
 impl View for RegionList {
     fn table(&self) -> String {
-        regions(&self.regions)
+        let mut text = regions(&self.regions);
+        if let Some(holders) = self
+            .holders
+            .as_ref()
+            .filter(|holders| holders.settled < holders.total)
+        {
+            text.push_str(&format!(
+                "\nthe regions that keep the shards change: {}\n",
+                left(holders)
+            ));
+        }
+        text
+    }
+
+    fn code(&self) -> u8 {
+        let well = |row: &RegionRow| match row.keeps {
+            Keeps::Yes => row.state == RegionState::Ready && row.evacuated_ms.is_none(),
+            Keeps::No => true,
+            Keeps::Coming | Keeps::Leaving => false,
+        };
+        if self.silent.is_empty() && self.regions.iter().all(well) {
+            0
+        } else {
+            PARTIAL
+        }
     }
 
     fn silent(&self) -> &[Silent] {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::admin::data::{RegionDetail, RegionState, Reply};
+use crate::admin::data::{Keeps, RegionDetail, RegionState, Reply};
 use crate::admin::request::Request;
 use crate::cli::admin::{Look, PARTIAL, View, ago, span};
 use crate::cli::cluster::status::regions;
@@ -50,6 +50,17 @@ impl View for RegionDetail {
             self.latitude,
             self.longitude
         ));
+        let keeps = match self.row.keeps {
+            Keeps::Yes => "",
+            Keeps::Coming => "it is being added: it serves clients once it has everything\n",
+            Keeps::Leaving => {
+                "it was removed, and the others wait for what it took: leave its nodes running\n"
+            }
+            Keeps::No => {
+                "it does not keep the shards: `iris region add` adds it, and if it was removed its nodes can be stopped\n"
+            }
+        };
+        text.push_str(keeps);
         if self.row.unreachable_ms > 0 {
             text.push_str(&format!(
                 "no other region has had a link to it for {}\n",

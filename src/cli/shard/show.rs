@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::admin::data::{LogRow, Reply, ShardDetail, Silent};
+use crate::admin::data::{LogRow, Reply, ShardAt, ShardDetail, Silent};
 use crate::admin::request::{Request, ShardOf};
-use crate::cli::admin::{Look, View, ago};
+use crate::cli::admin::{Look, PARTIAL, View, ago};
 use crate::cli::output;
 use crate::core::ids::UserId;
+use crate::core::inspect::ShardState;
 
 /// Show one shard in every region: owner, epoch, and the log of each origin.
 ///
@@ -105,5 +106,20 @@ impl View for ShardDetail {
 
     fn silent(&self) -> &[Silent] {
         &self.silent
+    }
+
+    fn code(&self) -> u8 {
+        let open = |at: &ShardAt| {
+            at.part
+                .owner
+                .as_ref()
+                .is_none_or(|owner| owner.state == ShardState::Open)
+        };
+        let owned = self.regions.iter().any(|at| at.part.owner.is_some());
+        if self.silent.is_empty() && owned && self.regions.iter().all(open) {
+            0
+        } else {
+            PARTIAL
+        }
     }
 }

@@ -190,7 +190,7 @@ pub struct ServeStatus {
     /// Shards that it subscribed.
     pub shards: usize,
     /// Operations that are committed here and not shipped yet, for each shard that has any.
-    pub lag: Vec<(ShardId, u64)>,
+    pub lag: Vec<(ShardId, Lag)>,
     /// The same over all shards, in messages, bytes and time, too.
     pub behind: Lag,
     /// Operations shipped to it, since this partition's start.

@@ -105,13 +105,11 @@ impl Links {
     pub(super) fn serve_status(&self, peer: &Peer) -> Option<ServeStatus> {
         let (mut lag, mut behind) = (Vec::new(), Lag::default());
         let mut add = |shard: ShardId, more: &mut dyn Iterator<Item = Lag>| {
-            let operations = more.map(|more| {
-                behind.add(&more);
-                more.operations
-            });
-            let operations: u64 = operations.sum();
-            if operations > 0 {
-                lag.push((shard, operations));
+            let mut of_shard = Lag::default();
+            more.for_each(|more| of_shard.add(&more));
+            if of_shard.operations > 0 {
+                behind.add(&of_shard);
+                lag.push((shard, of_shard));
             }
         };
         let Some(serve) = &peer.serve else {

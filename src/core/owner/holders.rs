@@ -82,6 +82,8 @@ pub struct HoldersStatus {
     pub settled: usize,
     /// Regions that some shard counts, or waits for.
     pub regions: BTreeSet<RegionId>,
+    /// Of those, regions that are added and have not confirmed that in every shard.
+    pub coming: BTreeSet<RegionId>,
     /// Of those, regions that were removed and whose last operations some shard waits for.
     pub leaving: BTreeSet<RegionId>,
     /// Regions that are marked as needing a snapshot, and in how many shards (R12).
@@ -242,6 +244,9 @@ impl Owner {
             status.regions.extend(known.partners(&self.config.holders));
             let leaving = known.set.iter().flat_map(|set| set.leaving.keys());
             status.leaving.extend(leaving.cloned());
+            let running = known.set.iter().filter(|set| !set.settled);
+            let coming = running.flat_map(|set| set.new.difference(&set.old));
+            status.coming.extend(coming.cloned());
             for region in &known.marked {
                 *status.marked.entry(region.clone()).or_default() += 1;
             }
