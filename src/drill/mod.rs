@@ -8,6 +8,10 @@
 //!
 //! What is called lost, doubled or late comes from these clients alone, never from the servers' word.
 
+pub mod crew;
 pub mod log;
 pub mod measure;
+pub mod plan;
 pub mod report;
+pub mod run;
+pub mod site;

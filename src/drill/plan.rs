@@ -39,10 +39,15 @@ pub enum PlanError {
     #[error(transparent)]
     File(#[from] ConfigError),
     /// It is a scenario, and no drill.
-    #[error("{0} has no table [drill]: expected at least `hypothesis` there; `iris sim run` runs scenarios without")]
+    #[error(
+        "{0} has no table [drill]: expected at least `hypothesis` there; `iris sim run` runs scenarios without"
+    )]
     NoTerms(String),
     /// A fault that only the simulator can make.
-    #[error("{drill}: fault {number} is {kind:?}, which only the simulator can do (--target sim); expected one of {}", names())]
+    #[error(
+        "{drill}: fault {number} is {kind:?}, which only the simulator can do (--target sim); expected one of {}",
+        names()
+    )]
     OnlySimulated {
         /// Which.
         drill: String,
