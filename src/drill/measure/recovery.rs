@@ -1,0 +1,212 @@
+//! How long a fault kept its clients from working, phase by phase.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::FaultSpan;
+use super::spread::{Awaited, percentile};
+use super::track::{Message, SECOND, Track, Window};
+use crate::drill::log::Micros;
+
+/// How much slower than before the fault the steady phase may be.
+const STEADY_FACTOR: Micros = 2;
+
+/// How the clients of a fault got over it. Its clients are those of the regions that it struck: whose last session before
+/// it began there, or who prefer that region and never had one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// How many clients are its clients.
+    pub clients: u64,
+    /// How many of them sent nothing after it began and have a session at the end: of them nothing is known.
+    pub silent: u64,
+    /// From the beginning until the first message that a client sent afterwards was accepted, for each client that is not
+    /// silent. `worst` is the RTO, and `missing` the clients that never came back.
+    pub rto: Awaited,
+    /// The longest that a message of each client waited for an answer, from the beginning of the fault or its sending on:
+    /// also finds clients that work at first and are cut off later. `missing` are those with a message never answered.
+    pub outage: Awaited,
+    /// From the beginning until the first session of its clients ended, in microseconds; none if none did.
+    pub detect: Option<Micros>,
+    /// From the first session that ended until the last client's (its first) had, in microseconds.
+    pub drain: Option<Micros>,
+    /// From the first session that ended until one of those clients had a session again, in microseconds.
+    pub decide: Option<Micros>,
+    /// From the end of each client's session until its next stood: 0 if another took its place at once.
+    pub reconnect: Awaited,
+    /// From the beginning until the last client that came back had a session again, in microseconds.
+    pub reconnected: Option<Micros>,
+    /// The p99 of send to handled that counts as steady, in microseconds: twice that of the messages sent between the
+    /// end of the fault before (or the log's beginning) and this one.
+    pub steady_at: Option<Micros>,
+    /// From the last reconnect (or the fault's beginning, if no session ended) until the first whole second whose
+    /// messages have a p99 of send to handled within `steady_at`, in microseconds. A message that was sent then and
+    /// never handled counts as for ever. None if that was not reached before the next fault.
+    pub steady: Option<Micros>,
+}
+
+/// What all faults have in common.
+#[derive(Debug)]
+pub struct Senders<'a> {
+    /// Each client's own messages as sent.
+    own: BTreeMap<usize, Vec<&'a Message>>,
+    /// From send to handled by the second of sending, sorted; for ever if it never was.
+    seconds: BTreeMap<Micros, Vec<Micros>>,
+}
+
+impl<'a> Senders<'a> {
+    /// Of a log.
+    pub fn of(track: &'a Track) -> Self {
+        let mut own: BTreeMap<usize, Vec<&Message>> = BTreeMap::new();
+        let mut seconds: BTreeMap<Micros, Vec<Micros>> = BTreeMap::new();
+        for message in track.messages.values() {
+            own.entry(message.from).or_default().push(message);
+            if message.rejected.is_none() {
+                let took = message.until_handled().unwrap_or(Micros::MAX);
+                seconds.entry(message.sent / SECOND).or_default().push(took);
+            }
+        }
+        own.values_mut()
+            .for_each(|messages| messages.sort_by_key(|message| (message.sent, message.place)));
+        seconds.values_mut().for_each(|took| took.sort_unstable());
+        Self { own, seconds }
+    }
+
+    fn by(&self, client: usize) -> &[&'a Message] {
+        self.own.get(&client).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What is measured of one fault; the lists go into the totals of all.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// In numbers.
+    pub recovery: Recovery,
+    /// For each client that is not silent.
+    pub rto: Vec<Option<Micros>>,
+    /// For each client that had a message waiting.
+    pub outage: Vec<Option<Micros>>,
+    /// For each client that lost a session.
+    pub reconnect: Vec<Option<Micros>>,
+}
+
+/// The clients of a fault.
+pub fn struck(track: &Track, span: &FaultSpan, begins: Micros) -> Vec<usize> {
+    let all = 0..track.clients.len();
+    all.filter(|client| span.strikes(track.region_at(*client, begins)))
+        .collect()
+}
+
+/// How a fault's clients got over it.
+pub fn recovery(track: &Track, senders: &Senders, struck: &[usize], window: Window) -> Measured {
+    let mut measured = Measured::default();
+    let mut silent = 0;
+    for client in struck {
+        let own = senders.by(*client);
+        match first_accepted(own, window.begins) {
+            // One that sends nothing because it is cut off must not pass for one that had nothing to send.
+            None if track.session_at(*client, track.end).is_some() => silent += 1,
+            None => measured.rto.push(None),
+            Some(at) => measured.rto.push(at.map(|at| at - window.begins)),
+        }
+        measured.outage.extend(longest_wait(own, window));
+    }
+    let losses = losses(track, struck, window);
+    let lost = losses.iter().map(|loss| loss.lost);
+    let back = losses.iter().filter_map(|loss| loss.back);
+    let (first_lost, last_lost) = (lost.clone().min(), lost.max());
+    let last_back = back.clone().max();
+    measured.reconnect = losses.iter().map(|loss| Some(loss.back? - loss.lost)).collect();
+    let steady_at = before(track, senders, window.begins).map(|p99| p99.saturating_mul(STEADY_FACTOR));
+    let quiet = last_back.or(Some(window.begins).filter(|_| losses.is_empty()));
+    measured.recovery = Recovery {
+        clients: struck.len() as u64,
+        silent,
+        rto: Awaited::of(&measured.rto),
+        outage: Awaited::of(&measured.outage),
+        detect: first_lost.map(|at| at - window.begins),
+        drain: first_lost.zip(last_lost).map(|(first, last)| last - first),
+        decide: first_lost
+            .zip(back.min())
+            .map(|(lost, back)| back.saturating_sub(lost)),
+        reconnect: Awaited::of(&measured.reconnect),
+        reconnected: last_back.map(|at| at - window.begins),
+        steady_at,
+        steady: steady_at
+            .zip(quiet)
+            .and_then(|(p99, from)| steady(senders, p99, from, window.until)),
+    };
+    measured
+}
+
+/// When the first message sent from then on was accepted: none if nothing was sent, `Some(None)` if none was accepted.
+fn first_accepted(own: &[&Message], begins: Micros) -> Option<Option<Micros>> {
+    let later = &own[own.partition_point(|message| message.sent < begins)..];
+    let mut best: Option<Micros> = None;
+    later.first()?;
+    for message in later {
+        if best.is_some_and(|best| best < message.sent) {
+            break;
+        }
+        best = match (best, message.accepted) {
+            (Some(best), Some(accepted)) => Some(best.min(accepted)),
+            (best, accepted) => best.or(accepted),
+        };
+    }
+    Some(best)
+}
+
+/// The longest that one of the messages waited for its answer within the fault's time: none if none did, `Some(None)` if
+/// one was never answered.
+fn longest_wait(own: &[&Message], window: Window) -> Option<Option<Micros>> {
+    let mut longest: Option<Micros> = None;
+    for message in own.iter().take_while(|message| message.sent < window.until) {
+        let Some(answered) = message.answered() else {
+            return Some(None);
+        };
+        if answered >= window.begins {
+            let waited = answered - message.sent.max(window.begins).min(answered);
+            longest = longest.max(Some(waited));
+        }
+    }
+    longest.map(Some)
+}
+
+/// A session that a client of a fault lost.
+struct Loss {
+    lost: Micros,
+    back: Option<Micros>,
+}
+
+fn losses(track: &Track, struck: &[usize], window: Window) -> Vec<Loss> {
+    let first = |client: &usize| {
+        let place = track.session_at(*client, window.begins)?;
+        let sessions = track.sessions(*client);
+        let lost = sessions[place].to.filter(|to| *to <= window.until)?;
+        let back = sessions.get(place + 1).map(|next| next.from);
+        Some(Loss { lost, back })
+    };
+    struck.iter().filter_map(first).collect()
+}
+
+/// The p99 of send to handled between the end of the fault before and a time.
+fn before(track: &Track, senders: &Senders, begins: Micros) -> Option<Micros> {
+    let earlier = track.ends.values().filter(|ends| **ends <= begins);
+    let from = earlier.max().copied().unwrap_or(0);
+    let all = senders.own.values().flatten();
+    let then = all.filter(|message| (from..begins).contains(&message.sent));
+    let mut took: Vec<Micros> = then.filter_map(|message| message.until_handled()).collect();
+    took.sort_unstable();
+    percentile(&took, 99)
+}
+
+/// From a time until the first whole second that is as fast as it should be.
+fn steady(senders: &Senders, p99: Micros, from: Micros, until: Micros) -> Option<Micros> {
+    let seconds = from.div_ceil(SECOND)..until / SECOND;
+    if seconds.is_empty() {
+        return None;
+    }
+    let mut seconds = senders.seconds.range(seconds);
+    let (second, _) = seconds.find(|(_, took)| percentile(took, 99).is_some_and(|took| took <= p99))?;
+    Some(second * SECOND - from)
+}
