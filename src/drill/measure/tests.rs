@@ -9,13 +9,14 @@ use crate::drill::log::Shown;
 
 const MS: Micros = 1000;
 
-/// Two clients that prefer `eu`, and one, pinned, that prefers `us`; a pinned one in `eu` is the last.
+/// Three clients that prefer `eu`, and one that is pinned there; one is pinned in `us`.
 fn clients() -> Vec<Client> {
     [
         ("ada", "eu", false),
         ("bob", "eu", false),
         ("cy", "us", true),
         ("dan", "eu", true),
+        ("eve", "eu", false),
     ]
     .map(|(name, home, pinned)| Client {
         name: name.to_owned(),
@@ -164,15 +165,17 @@ fn rto_is_that_of_the_slowest_client_that_was_struck() {
     // The later one is accepted first: the client is back.
     story.accept(14_000, 4);
     story.accept(14_500, 3);
+    // Pinned: asked apart.
     story.send(10_100, 5, 3, 0);
-    story.accept(11_000, 5);
+    story.accept(31_000, 5);
     // Elsewhere, and later than all of them.
     story.send(10_200, 6, 2, 0);
     story.accept(19_000, 6);
     let measures = story.measure(&[eu(0)]);
     let recovery = &measures.faults[0].recovery;
-    assert_eq!((recovery.clients, recovery.silent), (3, 0));
+    assert_eq!((recovery.clients, recovery.pinned, recovery.silent), (3, 1, 1));
     assert_eq!(recovery.rto.worst, Some(4_000 * MS));
+    assert_eq!(recovery.rto_pinned.worst, Some(21_000 * MS));
     assert_eq!(recovery.rto.spread.map(|spread| spread.p50), Some(2_000 * MS));
     // The message that waited longest was sent at 11 s and answered at 14.5 s.
     assert_eq!(recovery.outage.worst, Some(3_500 * MS));
@@ -185,7 +188,7 @@ fn a_client_that_never_comes_back_is_not_a_silent_one() {
     story.begin(10_000, 0);
     story.pass(10_100, 1, 0, 1);
     story.send(10_100, 2, 1, 0);
-    // Dan sends nothing, and stays connected: nothing is known of him.
+    // Eve sends nothing, and stays connected: nothing is known of her.
     story.pass(20_000, 3, 2, 0);
     let measures = story.measure(&[eu(0)]);
     let recovery = &measures.faults[0].recovery;
@@ -195,7 +198,7 @@ fn a_client_that_never_comes_back_is_not_a_silent_one() {
 
     let mut story = Story::connected();
     story.begin(10_000, 0);
-    for client in [0, 1, 3] {
+    for client in [0, 1, 4] {
         story.disconnect(10_500, client);
     }
     story.connect(11_000, 0, "us");
@@ -212,26 +215,33 @@ fn the_clients_of_a_region_are_those_whose_last_session_was_there() {
     story.connect(1_100, 0, "us");
     story.disconnect(2_000, 2);
     story.connect(2_100, 2, "eu");
+    // Eve never had one anywhere.
+    story
+        .0
+        .retain(|entry| !matches!(entry.what, What::Connected { client: 4, .. }));
     // Bob is cut off when the fault begins; the fault is his as well.
     story.disconnect(9_000, 1);
     story.begin(10_000, 0);
     story.pass(10_100, 1, 2, 0);
     let measures = story.measure(&[eu(0)]);
-    assert_eq!(measures.faults[0].recovery.clients, 3);
+    let recovery = &measures.faults[0].recovery;
+    assert_eq!((recovery.clients, recovery.pinned), (2, 2));
     let all = FaultSpan {
         struck: Vec::new(),
         ..eu(0)
     };
     let mut story = Story::connected();
     story.begin(10_000, 0);
-    assert_eq!(story.measure(&[all]).faults[0].recovery.clients, 4);
+    let measures = story.measure(&[all]);
+    let recovery = &measures.faults[0].recovery;
+    assert_eq!((recovery.clients, recovery.pinned), (3, 2));
 }
 
 #[test]
 fn the_phases_of_a_fault_follow_its_clients_sessions() {
     let mut story = Story::connected();
     for second in 0..30 {
-        story.pass(second * 1_000 + 500, second, 2, 2);
+        story.pass(second * 1_000 + 500, second, 1, 0);
     }
     story.begin(10_000, 0);
     story.disconnect(10_300, 0);
@@ -240,11 +250,16 @@ fn the_phases_of_a_fault_follow_its_clients_sessions() {
     story.disconnect(10_900, 0);
     story.connect(11_000, 0, "us");
     story.connect(13_200, 1, "us");
-    // Dan is moved: no time passes.
-    story.connect(12_000, 3, "us");
+    // Eve is moved: no time passes.
+    story.connect(12_000, 4, "us");
+    // Dan comes back when his region does, and what is for him waits: he is pinned.
+    story.disconnect(10_400, 3);
+    story.connect(25_100, 3, "eu");
+    story.send(15_200, 101, 0, 3);
+    story.handle(25_200, 101, 3);
     // Slow until the second from 15 s on.
-    story.send(14_100, 100, 2, 0);
-    story.handle(14_141, 100, 0);
+    story.send(14_100, 100, 0, 1);
+    story.handle(14_141, 100, 1);
     story.end(25_000, 0);
     let measures = story.measure(&[eu(0)]);
     let recovery = &measures.faults[0].recovery;

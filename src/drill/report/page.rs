@@ -11,25 +11,29 @@ use super::words::{date, escape};
 use crate::drill::log::{Entry, Shown};
 use crate::drill::measure::track::Track;
 
-/// Colours are told apart by people who see colours differently, too (Okabe, Ito).
+/// Colours of regions, of curves and of presence are none of one another's, and are told apart by people who see colours
+/// differently, too (after Okabe and Ito).
 const STYLE: &str = "\
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--soft:#5d6673;--rule:#e3e6ee;--panel:#f5f6f9;--good:#0a7d4f;--bad:#b00020;\
 --fault:#d55e00;--shade:rgba(213,94,0,.10);--online:#009e73;--offline:#9aa3b0;--unreachable:#e69f00;\
---r0:#0072b2;--r1:#e69f00;--r2:#009e73;--r3:#cc79a7;--r4:#56b4e9;--r5:#d55e00;--r6:#8c8c00;--r7:#666}
+--one:#0072b2;--two:#d97a00;--r0:#2f6fb5;--r1:#cc79a7;--r2:#8c8c00;--r3:#56b4e9;--r4:#7a4fb5;--r5:#a65628;--r6:#444b57;--r7:#b3a06a}
 @media(prefers-color-scheme:dark){:root{--paper:#16181c;--ink:#e8eaee;--soft:#9ca6b4;--rule:#2b3038;--panel:#1f2329;--good:#3fcf8e;\
 --bad:#ff6b7d;--fault:#ff9a4d;--shade:rgba(255,154,77,.13);--online:#2bb88c;--offline:#6b7482;--unreachable:#f0b43c;\
---r0:#3d9fdb;--r1:#f0b43c;--r2:#2bb88c;--r3:#dd93bb;--r4:#7cc7f2;--r5:#ff8a3d;--r6:#b5b53a;--r7:#999}}
+--one:#4fb0ee;--two:#ffad4d;--r0:#4d8fd6;--r1:#dd93bb;--r2:#b5b53a;--r3:#8fd3f7;--r4:#a78be0;--r5:#c98358;--r6:#8d97a6;--r7:#d8c894}}
 body{background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif;max-width:1140px;margin:1.5rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin:0}h2{font-size:1.05rem;margin:1.8rem 0 .2rem}p{margin:.3rem 0}.soft{color:var(--soft)}
 .verdict{border-left:8px solid var(--good);background:var(--panel);padding:.8rem 1.2rem;border-radius:4px}.verdict.bad{border-color:var(--bad)}
 .verdict b{font-size:1.9rem;line-height:1.2;color:var(--good)}.verdict.bad b,.broken{color:var(--bad)}.broken,.kept{font-weight:600}\
 .kept{color:var(--good)}.verdict ul{margin:.3rem 0;padding-left:1.2rem}.sum{font-size:1.1rem;font-weight:600}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--ink);font:11px system-ui,sans-serif}svg .soft{fill:var(--soft)}
+svg{width:100%;min-width:760px;height:auto;display:block}svg rect{shape-rendering:crispEdges}svg text{fill:var(--ink);font:11px system-ui,sans-serif}svg .soft{fill:var(--soft)}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.4rem 0;font-variant-numeric:tabular-nums}
-td,th{padding:.18rem 1.1rem .18rem 0;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}
+td,th{padding:.18rem 1.1rem .18rem 0;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top;white-space:nowrap}.long{white-space:normal;min-width:20rem}
 th{color:var(--soft);font-weight:500}.r{text-align:right}
 .key span{display:inline-block;margin-right:1.2rem}.key i{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.35rem;vertical-align:-1px}
 ";
+
+/// Longer text in a table may take more than one line.
+const LONG: usize = 40;
 
 /// The page.
 pub fn page(report: &Report, log: &[Entry]) -> String {
@@ -172,6 +176,7 @@ fn table(html: &mut String, table: &Table) {
                 KEPT => " class=\"kept\"",
                 BROKEN => " class=\"broken\"",
                 _ if *right => " class=\"r\"",
+                long if long.chars().count() > LONG => " class=\"long\"",
                 _ => "",
             };
             let _ = write!(html, "<td{class}>{}</td>", escape(cell));

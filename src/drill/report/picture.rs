@@ -1,5 +1,6 @@
 //! The timeline of a drill as pictures that stand one below the other, over one axis of time.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
@@ -14,14 +15,14 @@ const WIDTH: f64 = 1100.0;
 const LEFT: f64 = 170.0;
 const RIGHT: f64 = 20.0;
 /// Height of a fault's band, of a row of a strip, and of a curve.
-const BAND: f64 = 18.0;
+const BAND: f64 = 26.0;
 const ROW: f64 = 15.0;
 const CURVE: f64 = 120.0;
 /// Below each drawing: the times.
 const FOOT: f64 = 18.0;
 /// Most rows of clients, and of watchers.
 const MAX_CLIENTS: usize = 64;
-const MAX_PAIRS: usize = 48;
+const MAX_PAIRS: usize = 40;
 /// Most points of a curve.
 const MAX_POINTS: Micros = 600;
 /// Longest name beside a strip, in characters.
@@ -82,20 +83,20 @@ impl<'a> Pictures<'a> {
             let (x, width) = (self.x(*from), (self.x(*until) - self.x(*from)).max(3.0));
             let words = format!("{fault}: {text}");
             let about = format!("{words}, {} to {}", moment(*from), moment(*until));
-            bar(html, (x, top + 3.0, width, BAND - 6.0), "var(--fault)", &about);
-            // Beside the band where there is room, else in front of it.
-            let (x, anchor) = match x + width > WIDTH * 0.6 {
-                false => (x + width + 5.0, "start"),
-                true => (x - 5.0, "end"),
+            bar(html, (x, top + 16.0, width, 7.0), "var(--fault)", &about);
+            // Above the band, towards the side on which there is more room.
+            let (x, anchor) = match x < WIDTH * 0.5 {
+                true => (x, "start"),
+                false => (x + width, "end"),
             };
             let _ = write!(
                 html,
                 "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
-                top + BAND - 5.0,
+                top + 12.0,
                 escape(&words)
             );
         }
-        html.push_str("</svg>\n");
+        html.push_str("</svg></div>\n");
     }
 
     /// How many clients have a session in each region: one upon the other.
@@ -137,7 +138,7 @@ impl<'a> Pictures<'a> {
                 }
             }
         }
-        html.push_str("</svg>\n");
+        html.push_str("</svg></div>\n");
     }
 
     /// Messages sent, accepted and handled, per second.
@@ -162,8 +163,8 @@ impl<'a> Pictures<'a> {
         self.level(html, y(most), &format!("{:.0}/s", per_second(most)));
         let lines = [
             ("sent", "var(--soft)"),
-            ("accepted", "var(--r0)"),
-            ("handled", "var(--r1)"),
+            ("accepted", "var(--one)"),
+            ("handled", "var(--two)"),
         ];
         for (which, (name, colour)) in lines.iter().enumerate() {
             let points = counts
@@ -173,7 +174,7 @@ impl<'a> Pictures<'a> {
             line(html, points, colour);
             legend(html, which, name, colour);
         }
-        html.push_str("</svg>\n");
+        html.push_str("</svg></div>\n");
     }
 
     /// The p99 of latencies by the second of sending, on a logarithmic scale.
@@ -210,7 +211,7 @@ impl<'a> Pictures<'a> {
             let at = 10_u64.pow(decade);
             self.level(html, y(at), &round(at));
         }
-        let lines = [("until accepted", "var(--r0)"), ("until handled", "var(--r1)")];
+        let lines = [("until accepted", "var(--one)"), ("until handled", "var(--two)")];
         for (which, (name, colour)) in lines.iter().enumerate() {
             let points = p99
                 .iter()
@@ -229,7 +230,7 @@ impl<'a> Pictures<'a> {
                 self.middle(bucket, width)
             );
         }
-        html.push_str("</svg>\n");
+        html.push_str("</svg></div>\n");
     }
 
     /// Each client's sessions; answers how many clients are not drawn.
@@ -271,7 +272,7 @@ impl<'a> Pictures<'a> {
                 );
             }
         }
-        html.push_str("</svg>\n");
+        html.push_str("</svg></div>\n");
         self.track.clients.len() - rows
     }
 
@@ -312,7 +313,7 @@ impl<'a> Pictures<'a> {
                 );
             }
         }
-        html.push_str("</svg>\n");
+        html.push_str("</svg></div>\n");
         self.track.shown.len() - pairs.len()
     }
 
@@ -328,15 +329,25 @@ impl<'a> Pictures<'a> {
         seen
     }
 
-    /// The pairs of client and watcher that are drawn: first the pinned ones, then those that were wrong the longest.
+    /// The pairs of client and watcher that are drawn: those of which most is to be seen. What changed comes before what
+    /// did not, then what was wrong the longest, then pinned clients.
     fn pairs(&self, lies: &BTreeMap<(usize, usize), Vec<(Micros, Micros, Shown)>>) -> Vec<(usize, usize)> {
-        let mut pairs: Vec<(usize, usize)> = self.track.shown.keys().map(|(w, c)| (*c, *w)).collect();
-        let longest = |pair: &(usize, usize)| {
-            let all = lies.get(pair).into_iter().flatten();
-            all.map(|(from, to, _)| to - from).max().unwrap_or(0)
-        };
-        let pinned = |client: usize| self.track.clients.get(client).is_some_and(|client| client.pinned);
-        pairs.sort_by_cached_key(|pair| (!pinned(pair.0), std::cmp::Reverse(longest(pair)), *pair));
+        let told = self.track.shown.iter();
+        let mut pairs: Vec<_> = told
+            .map(|((watcher, client), told)| {
+                let pair = (*client, *watcher);
+                let all = lies.get(&pair).into_iter().flatten();
+                let longest = all.map(|(from, to, _)| to - from).max().unwrap_or(0);
+                let pinned = self
+                    .track
+                    .clients
+                    .get(*client)
+                    .is_some_and(|client| client.pinned);
+                (told.len() < 2, Reverse(longest), !pinned, pair)
+            })
+            .collect();
+        pairs.sort_unstable();
+        let mut pairs: Vec<(usize, usize)> = pairs.into_iter().map(|(.., pair)| pair).collect();
         pairs.truncate(MAX_PAIRS);
         pairs.sort_unstable();
         pairs
@@ -364,7 +375,7 @@ impl<'a> Pictures<'a> {
     fn open(&self, html: &mut String, height: f64, label: &str) {
         let _ = write!(
             html,
-            "<svg viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" aria-label=\"{label}\">",
+            "<div class=\"wide\"><svg viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" aria-label=\"{label}\">",
             height + FOOT
         );
         for (from, until, ..) in &self.bands {

@@ -155,12 +155,13 @@ fn faults(report: &Report) -> Table {
                 None => NOTHING.to_owned(),
             },
             fault.recovery.clients.to_string(),
+            fault.recovery.pinned.to_string(),
         ]
     });
     Table {
         title: "Faults",
-        about: "",
-        head: vec!["#", "what", "struck", "began at", "lasted", "its clients"],
+        about: "Clients whose region it struck; the pinned ones cannot go elsewhere, and count for presence only.",
+        head: vec!["#", "what", "struck", "began at", "lasted", "clients", "pinned"],
         rows: rows.collect(),
     }
 }
@@ -251,19 +252,21 @@ fn recovery(report: &Report) -> Table {
             fault.rpo,
         );
         row.push(grouped(fault.late.count));
+        row.push(worst(&of.rto_pinned));
         rows.push(row);
     }
     if rows.len() > 1 {
         let of = &report.measures;
         let mut row = row("all".to_owned(), &of.rto, &of.outage, of.lost.count, of.rpo);
-        row.push(NOTHING.to_owned());
+        row.extend([NOTHING.to_owned(), NOTHING.to_owned()]);
         rows.push(row);
     }
     Table {
         title: "Recovery",
         about: "RTO: from the fault until each client's first message sent afterwards is accepted; outage: the longest that \
                 one of their messages waited for an answer; RPO: how long before the fault the oldest lost message was \
-                accepted; late: accepted before the fault, handled after its end.",
+                accepted; late: accepted before the fault, handled after its end; pinned: as RTO, for the clients that wait for \
+                their region.",
         head: vec![
             "#",
             "came back",
@@ -274,6 +277,7 @@ fn recovery(report: &Report) -> Table {
             "lost",
             "RPO",
             "late",
+            "pinned",
         ],
         rows,
     }
@@ -345,7 +349,8 @@ fn messages(report: &Report) -> Table {
 fn told(report: &Report) -> Table {
     let mut rows = Vec::new();
     for fault in begun(report).filter(|fault| fault.unreachable.expected > 0) {
-        for (what, times) in [("unreachable", &fault.unreachable), ("online again", &fault.back)] {
+        let both = [("unreachable", &fault.unreachable), ("online again", &fault.back)];
+        for (what, times) in both.into_iter().filter(|(_, times)| times.expected > 0) {
             let mut row = vec![fault.span.fault.to_string(), what.to_owned()];
             row.push(format!(
                 "{} of {}",
@@ -353,7 +358,11 @@ fn told(report: &Report) -> Table {
                 times.expected
             ));
             row.extend(spread(times.spread).into_iter().take(2));
-            row.push(worst(times));
+            // Many faults leave a region within reach: that nobody is told so is no news.
+            row.push(match times.spread {
+                None => "not shown".to_owned(),
+                Some(_) => worst(times),
+            });
             rows.push(row);
         }
     }

@@ -310,6 +310,19 @@ fn the_terminal_hears_the_verdict_first_and_then_why() {
 }
 
 #[test]
+fn every_row_is_as_long_as_its_head() {
+    let (_, report) = region_lost(6);
+    let mut all = tables::figures(&report);
+    all.extend([tables::limits(&report), tables::identity(&report)]);
+    assert!(all.len() > 6);
+    for table in all {
+        for row in &table.rows {
+            assert_eq!(row.len(), table.head.len(), "{}: {row:?}", table.title);
+        }
+    }
+}
+
+#[test]
 fn markdown_keeps_foreign_text_in_its_cell() {
     let mut measures = figures();
     measures.faults.push(FaultMeasures {
@@ -635,7 +648,7 @@ fn region_lost(clients: usize) -> (Vec<Entry>, Report) {
         ],
     };
     let limits = Limits {
-        rto_us: Some(25 * SECOND),
+        rto_us: Some(10 * SECOND),
         lost: Some(0),
         duplicates: Some(0),
         disorder: Some(0),
