@@ -30,6 +30,9 @@ const MAX_NAME: usize = 26;
 /// Colours of regions that the page's style knows.
 const COLOURS: usize = 8;
 
+/// What was shown that was not so, of each client to each watcher: from, until, what.
+type Seen = BTreeMap<(usize, usize), Vec<(Micros, Micros, Shown)>>;
+
 /// All pictures of a drill.
 #[derive(Debug)]
 pub struct Pictures<'a> {
@@ -144,7 +147,9 @@ impl<'a> Pictures<'a> {
     /// Messages sent, accepted and handled, per second.
     pub fn rates(&self, html: &mut String) {
         let width = self.bucket();
-        let mut counts = vec![[0_u64; 3]; (self.end / width + 1) as usize];
+        // The last one is drawn if most of it has passed: a shorter one would look like a fall.
+        let buckets = ((self.end + width / 2) / width).max(1);
+        let mut counts = vec![[0_u64; 3]; buckets as usize];
         let mut count = |at: Micros, which: usize| {
             if let Some(bucket) = counts.get_mut((at / width) as usize) {
                 bucket[which] += 1;
@@ -318,8 +323,8 @@ impl<'a> Pictures<'a> {
     }
 
     /// The lies of each client and watcher, within what the watcher could see.
-    fn seen(&self, lies: &[Lie]) -> BTreeMap<(usize, usize), Vec<(Micros, Micros, Shown)>> {
-        let mut seen: BTreeMap<(usize, usize), Vec<_>> = BTreeMap::new();
+    fn seen(&self, lies: &[Lie]) -> Seen {
+        let mut seen = Seen::new();
         for lie in lies {
             let of = seen.entry((lie.client, lie.watcher)).or_default();
             for (from, to) in common(&[(lie.from, lie.to)], &self.track.standing(lie.watcher)) {
@@ -331,7 +336,7 @@ impl<'a> Pictures<'a> {
 
     /// The pairs of client and watcher that are drawn: those of which most is to be seen. What changed comes before what
     /// did not, then what was wrong the longest, then pinned clients.
-    fn pairs(&self, lies: &BTreeMap<(usize, usize), Vec<(Micros, Micros, Shown)>>) -> Vec<(usize, usize)> {
+    fn pairs(&self, lies: &Seen) -> Vec<(usize, usize)> {
         let told = self.track.shown.iter();
         let mut pairs: Vec<_> = told
             .map(|((watcher, client), told)| {
