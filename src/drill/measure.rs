@@ -168,6 +168,28 @@ pub fn measure(clients: &[Client], faults: &[FaultSpan], log: &[Entry]) -> Measu
     }
 }
 
+/// What a drill still waits for before its log may end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Open {
+    /// Messages that were neither accepted nor refused.
+    pub unanswered: u64,
+    /// Messages that were accepted and not handled.
+    pub unhandled: u64,
+    /// Pairs of a watcher and a client of whom it is shown what is not so.
+    pub wrong: u64,
+}
+
+/// What is still open at the end of a log: a drill waits until nothing is, or for as long as it may. A log that ends
+/// earlier has no [`Measures::convergence`].
+pub fn open(clients: &[Client], log: &[Entry]) -> Open {
+    let track = Track::of(clients, log);
+    Open {
+        unanswered: messages::which(&track, |message| message.answered().is_none()).count,
+        unhandled: messages::which(&track, |message| message.lost()).count,
+        wrong: presence::lies(&track).iter().filter(|lie| lie.open).count() as u64,
+    }
+}
+
 /// Of all faults together.
 #[derive(Debug, Default)]
 struct Totals {

@@ -185,7 +185,8 @@ fn reasons(measures: &Measures, verdicts: &[Verdict], aborted: Option<&str>) -> 
     for fault in measures.faults.iter().filter(|fault| fault.begins.is_none()) {
         reasons.push(format!(
             "fault {} never began: {}",
-            fault.span.fault, fault.span.text
+            words::ordinal(fault.span.fault),
+            fault.span.text
         ));
     }
     let broken = verdicts.iter().filter(|verdict| !verdict.kept);

@@ -513,6 +513,24 @@ fn convergence_is_when_nothing_is_open_any_more() {
 }
 
 #[test]
+fn what_is_still_open_is_told() {
+    let mut story = Story::connected();
+    story.show(10, 2, 0, Shown::Online);
+    story.pass(100, 1, 0, 1);
+    assert_eq!(open(&clients(), &story.0), Open::default());
+    story.send(200, 2, 0, 1);
+    story.send(201, 3, 0, 1);
+    story.accept(202, 3);
+    story.disconnect(203, 0);
+    let expected = Open {
+        unanswered: 1,
+        unhandled: 1,
+        wrong: 1,
+    };
+    assert_eq!(open(&clients(), &story.0), expected);
+}
+
+#[test]
 fn what_follows_a_fault_is_put_down_to_it_until_something_else_begins() {
     let mut story = Story::connected();
     story.begin(1_000, 0);

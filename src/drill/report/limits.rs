@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::words::{duration, grouped};
+use super::words::{duration, grouped, ordinal};
 use crate::drill::log::Micros;
 use crate::drill::measure::Measures;
 use crate::drill::measure::messages::PhaseName;
@@ -194,7 +194,7 @@ fn unknown_fault(measures: &Measures) -> Option<String> {
         faults.find(|fault| fault.recovery.clients > 0 && fault.recovery.clients == fault.recovery.silent)?;
     Some(format!(
         "no client of fault {} sent anything after it began",
-        unknown.span.fault
+        ordinal(unknown.span.fault)
     ))
 }
 

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::words::{duration, escape, moment};
+use super::words::{duration, escape, moment, ordinal};
 use crate::drill::log::{Micros, Shown};
 use crate::drill::measure::presence::{Lie, lies};
 use crate::drill::measure::spread::percentile;
@@ -84,7 +84,7 @@ impl<'a> Pictures<'a> {
         for (row, (from, until, fault, text)) in self.bands.iter().enumerate() {
             let top = row as f64 * BAND;
             let (x, width) = (self.x(*from), (self.x(*until) - self.x(*from)).max(3.0));
-            let words = format!("{fault}: {text}");
+            let words = format!("{}: {text}", ordinal(*fault));
             let about = format!("{words}, {} to {}", moment(*from), moment(*until));
             bar(html, (x, top + 16.0, width, 7.0), "var(--fault)", &about);
             // Above the band, towards the side on which there is more room.

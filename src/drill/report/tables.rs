@@ -1,7 +1,7 @@
 //! The figures as tables: made once, drawn as text, Markdown and HTML.
 
 use super::Report;
-use super::words::{NOTHING, date, duration, grouped, maybe, moment};
+use super::words::{NOTHING, date, duration, grouped, maybe, moment, ordinal};
 use crate::drill::log::Micros;
 use crate::drill::measure::FaultMeasures;
 use crate::drill::measure::messages::{Phase, PhaseName};
@@ -146,7 +146,7 @@ fn faults(report: &Report) -> Table {
             .zip(fault.ends)
             .map(|(begins, ends)| duration(ends - begins));
         vec![
-            fault.span.fault.to_string(),
+            ordinal(fault.span.fault).to_string(),
             fault.span.text.clone(),
             struck(fault),
             fault.begins.map_or_else(|| "never".to_owned(), moment),
@@ -185,7 +185,7 @@ fn phases(report: &Report) -> Table {
     let rows = begun(report).map(|fault| {
         let of = &fault.recovery;
         let mut row = vec![
-            fault.span.fault.to_string(),
+            ordinal(fault.span.fault).to_string(),
             maybe(of.detect),
             maybe(of.drain),
             maybe(of.decide),
@@ -245,7 +245,7 @@ fn recovery(report: &Report) -> Table {
     for fault in begun(report) {
         let of = &fault.recovery;
         let mut row = row(
-            fault.span.fault.to_string(),
+            ordinal(fault.span.fault).to_string(),
             &of.rto,
             &of.outage,
             fault.lost.count,
@@ -312,8 +312,8 @@ fn latencies(report: &Report) -> Table {
 fn phase_name(phase: &Phase) -> String {
     match phase.name {
         PhaseName::Before => "before the first fault".to_owned(),
-        PhaseName::During(fault) => format!("during fault {fault}"),
-        PhaseName::After(fault) => format!("after fault {fault}"),
+        PhaseName::During(fault) => format!("during fault {}", ordinal(fault)),
+        PhaseName::After(fault) => format!("after fault {}", ordinal(fault)),
         PhaseName::Total => "in total".to_owned(),
     }
 }
@@ -351,7 +351,7 @@ fn told(report: &Report) -> Table {
     for fault in begun(report).filter(|fault| fault.unreachable.expected > 0) {
         let both = [("unreachable", &fault.unreachable), ("online again", &fault.back)];
         for (what, times) in both.into_iter().filter(|(_, times)| times.expected > 0) {
-            let mut row = vec![fault.span.fault.to_string(), what.to_owned()];
+            let mut row = vec![ordinal(fault.span.fault).to_string(), what.to_owned()];
             row.push(format!(
                 "{} of {}",
                 times.expected - times.missing,

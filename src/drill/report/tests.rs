@@ -334,7 +334,7 @@ fn markdown_keeps_foreign_text_in_its_cell() {
         ..FaultMeasures::default()
     });
     let text = report(measures, Limits::default()).markdown();
-    assert!(text.contains("| 0 | a \\| b \\# c \\<i> | all |"), "{text}");
+    assert!(text.contains("| 1 | a \\| b \\# c \\<i> | all |"), "{text}");
 }
 
 #[test]

@@ -36,6 +36,11 @@ pub fn moment(at: Micros) -> String {
     }
 }
 
+/// A fault's number for people, who count from 1.
+pub fn ordinal(fault: usize) -> usize {
+    fault + 1
+}
+
 /// A number with its thousands apart.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
