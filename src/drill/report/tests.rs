@@ -51,95 +51,28 @@ fn figures() -> Measures {
 
 #[test]
 fn each_limit_is_kept_at_it_and_not_beyond() {
-    let none = Limits::default;
-    let limits: [(&str, u64, Box<dyn Fn(u64) -> Limits>); 10] = [
-        (
-            "RTO",
-            11,
-            Box::new(move |limit| Limits {
-                rto_us: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "outage",
-            12,
-            Box::new(move |limit| Limits {
-                outage_us: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "lost",
-            13,
-            Box::new(move |limit| Limits {
-                lost: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "duplicates in effect",
-            14,
-            Box::new(move |limit| Limits {
-                duplicates: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "out of order",
-            15,
-            Box::new(move |limit| Limits {
-                disorder: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "never answered",
-            16,
-            Box::new(move |limit| Limits {
-                never_answered: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "unreachable shown",
-            17,
-            Box::new(move |limit| Limits {
-                unreachable_us: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "online again shown",
-            18,
-            Box::new(move |limit| Limits {
-                back_us: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "convergence",
-            19,
-            Box::new(move |limit| Limits {
-                convergence_us: Some(limit),
-                ..none()
-            }),
-        ),
-        (
-            "p99 send to handled",
-            20,
-            Box::new(move |limit| Limits {
-                p99_handled_us: Some(limit),
-                ..none()
-            }),
-        ),
+    /// A limit's name, what is measured of it, and where it is set.
+    type Limit = (&'static str, u64, fn(&mut Limits) -> &mut Option<u64>);
+    let limits: [Limit; 10] = [
+        ("RTO", 11, |limits| &mut limits.rto_us),
+        ("outage", 12, |limits| &mut limits.outage_us),
+        ("lost", 13, |limits| &mut limits.lost),
+        ("duplicates in effect", 14, |limits| &mut limits.duplicates),
+        ("out of order", 15, |limits| &mut limits.disorder),
+        ("never answered", 16, |limits| &mut limits.never_answered),
+        ("unreachable shown", 17, |limits| &mut limits.unreachable_us),
+        ("online again shown", 18, |limits| &mut limits.back_us),
+        ("convergence", 19, |limits| &mut limits.convergence_us),
+        ("p99 send to handled", 20, |limits| &mut limits.p99_handled_us),
     ];
-    for (name, measured, limit) in &limits {
-        for (allowed, kept) in [(*measured, true), (measured - 1, false)] {
-            let report = report(figures(), limit(allowed));
-            let verdict = report.verdicts.iter().find(|verdict| verdict.name == *name);
+    for (name, measured, of) in limits {
+        for (allowed, kept) in [(measured, true), (measured - 1, false)] {
+            let mut limits = Limits::default();
+            *of(&mut limits) = Some(allowed);
+            let report = report(figures(), limits);
+            let verdict = report.verdicts.iter().find(|verdict| verdict.name == name);
             let verdict = verdict.unwrap_or_else(|| panic!("{name} is judged"));
-            assert_eq!(verdict.measured, Some(*measured), "{name}");
+            assert_eq!(verdict.measured, Some(measured), "{name}");
             assert_eq!(verdict.kept, kept, "{name} of {allowed}");
             assert_eq!(report.passed(), kept, "{name} of {allowed}: {:?}", report.reasons);
             assert_eq!(report.reasons.len(), usize::from(!kept));
@@ -148,7 +81,7 @@ fn each_limit_is_kept_at_it_and_not_beyond() {
     for (least, kept) in [(21, true), (22, false)] {
         let limits = Limits {
             accepted_at_least: Some(least),
-            ..none()
+            ..Limits::default()
         };
         assert_eq!(report(figures(), limits).passed(), kept);
     }
@@ -564,7 +497,7 @@ fn region_lost(clients: usize) -> (Vec<Entry>, Report) {
         if clients[sender].pinned && from(sender, at) > at {
             continue;
         }
-        let slow = if (48 * SECOND..54 * SECOND).contains(&at) && sender % 3 != 0 {
+        let slow = if (48 * SECOND..54 * SECOND).contains(&at) && !sender.is_multiple_of(3) {
             150_000
         } else {
             0
@@ -592,7 +525,7 @@ fn region_lost(clients: usize) -> (Vec<Entry>, Report) {
         add(handled, What::Handled { number, client: to });
         number += 1;
     }
-    for client in 0..clients.len() {
+    for (client, spans) in able.iter().enumerate() {
         for watcher in (0..clients.len()).filter(|watcher| *watcher != client) {
             let mut show = |at: Micros, status| {
                 add(
@@ -605,15 +538,12 @@ fn region_lost(clients: usize) -> (Vec<Entry>, Report) {
                 )
             };
             show(850_000 + dice.below(90_000), Shown::Online);
-            if able[client].len() == 1 {
+            if spans.len() == 1 {
                 continue;
             }
             let told = cut + 2_600_000 + dice.below(400_000);
             show(told, Shown::Unreachable);
-            show(
-                able[client][1].0.max(told) + 60_000 + dice.below(90_000),
-                Shown::Online,
-            );
+            show(spans[1].0.max(told) + 60_000 + dice.below(90_000), Shown::Online);
         }
     }
     log.sort_by_key(|entry| entry.at);
