@@ -10,10 +10,10 @@ use tokio::time::timeout;
 
 use super::client::exchange;
 use super::data::{
-    ClusterStatus, HoldersReport, InboxCount, InboxCountAt, InboxReport, Keeps, LinkList, LinkRow, NodeList,
-    NodeReport, NodeRow, NodeState, PartReply, PresenceAt, PresenceReport, RegionDetail, RegionList,
-    RegionRow, RegionState, Reply, SessionDelivery, SessionList, SessionRow, ShardAt, ShardDetail, ShardList,
-    ShardRow, Silent,
+    ClusterStatus, FaultList, HoldersReport, InboxCount, InboxCountAt, InboxReport, Keeps, LinkList, LinkRow,
+    NodeList, NodeReport, NodeRow, NodeState, PartReply, PresenceAt, PresenceReport, RegionDetail,
+    RegionList, RegionRow, RegionState, Reply, SessionDelivery, SessionList, SessionRow, ShardAt,
+    ShardDetail, ShardList, ShardRow, Silent,
 };
 use super::request::{Call, Part, Request, ShardOf};
 use super::verdict::judge;
@@ -199,6 +199,22 @@ pub(super) async fn answer(me: &Inspector, request: Request) -> Answer {
                 silent,
             }))
         }
+        Request::FaultList => {
+            let answers = ask(
+                me,
+                &Part::Faults,
+                |_| true,
+                |reply| match reply {
+                    PartReply::Faults(rows) => Some(rows),
+                    _ => None,
+                },
+            );
+            let answers = answers.await;
+            Ok(Reply::Faults(FaultList {
+                silent: silent(&answers),
+                faults: answers.into_values().flatten().flatten().collect(),
+            }))
+        }
     }
 }
 
@@ -356,13 +372,12 @@ impl Overview {
 
     fn status(self, me: &Inspector) -> ClusterStatus {
         let (verdict, reasons) = judge(&self.regions, &self.nodes, &self.links);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         ClusterStatus {
             verdict,
             reasons,
             cluster: me.cluster().to_owned(),
             answered_by: me.key().clone(),
-            now_ms: u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
+            now_ms: me.wall_ms(),
             nodes: self.nodes.len(),
             nodes_ready: self
                 .nodes

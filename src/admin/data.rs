@@ -11,6 +11,7 @@ use crate::core::inspect::{
     AttachmentFacts, GivenFacts, Hex, LinkFacts, PresenceFacts, SessionFacts, ShardFacts, TakenFacts,
 };
 use crate::core::link::LinkState;
+use crate::server::faults::Fault;
 
 /// The answer to a call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,7 +41,11 @@ pub enum Reply {
     Inbox(Box<InboxReport>),
     /// To `InboxCount`.
     InboxCount(InboxCount),
-    /// To a change.
+    /// To `FaultList`; to `FaultClear`, those that were ended.
+    Faults(FaultList),
+    /// To `FaultInject`.
+    Injected(Box<FaultRow>),
+    /// To another change.
     Changed(Changed),
     /// To a question about one node.
     Part(Box<PartReply>),
@@ -66,6 +71,8 @@ pub enum PartReply {
     Evacuations(Vec<EvacuationRow>),
     /// The regions that keep its shards.
     Holders(HoldersReport),
+    /// The faults that were injected.
+    Faults(Vec<FaultRow>),
 }
 
 /// The regions that keep the shards of a node, and how far their last change is there.
@@ -172,6 +179,8 @@ pub enum ReasonCode {
     BreakerOpen,
     /// The clocks of two regions differ.
     ClockDiffers,
+    /// An operator injected faults.
+    FaultsInjected,
 }
 
 /// How the cluster is.
@@ -300,6 +309,9 @@ pub struct NodeReport {
     pub store: Option<StoreReport>,
     /// The other nodes, as it sees them.
     pub sees: Vec<SeenNode>,
+    /// The faults that were injected into it.
+    #[serde(default)]
+    pub faults: Vec<FaultRow>,
 }
 
 /// What an operator last said about where the clients of a region are to be.
@@ -752,6 +764,33 @@ pub struct InboxCountAt {
     pub unread_bytes: u64,
     /// Devices.
     pub devices: usize,
+}
+
+/// Faults, of one node or of all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FaultList {
+    /// In order of their nodes and numbers.
+    pub faults: Vec<FaultRow>,
+    /// Nodes that did not answer.
+    pub silent: Vec<Silent>,
+}
+
+/// A fault that was injected into a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultRow {
+    /// The node.
+    #[serde(flatten)]
+    pub node: NodeKey,
+    /// Its number at this start of the node.
+    pub id: u64,
+    /// What it is.
+    pub fault: Fault,
+    /// Since when.
+    pub since_ms: u64,
+    /// When it ends by itself; none where it lasts as long as the node.
+    pub ends_ms: Option<u64>,
+    /// For how long it still lasts.
+    pub left_ms: Option<u64>,
 }
 
 /// A change was taken up.

@@ -6,9 +6,9 @@ use super::data::{
     ConfirmRow, DeviceRow, EntryRow, EvacuationRow, GapRow, InboxFacts, LogRow, NodeReport, PartReply,
     SeenConnection, SeenNode, ShardPart, ShardStored, StoreReport,
 };
-use super::holders;
 use super::request::{Part, Place};
 use super::wire::{AdminError, ErrorCode};
+use super::{faults, holders};
 use crate::core::ids::{Coord, NodeKey, Origin, RegionId, SessionId, ShardId, UserId};
 use crate::core::inspect::{Answer, Digits, Hex, LinkFacts, MAX_PAGE, Query};
 use crate::core::state::{Recovery, ShardRow, UserRow};
@@ -80,6 +80,7 @@ pub(super) async fn answer(node: &Inspector, part: Part) -> Result<PartReply, Ad
             Ok(PartReply::Presence(found))
         }
         Part::Holders => Ok(PartReply::Holders(holders::report(node).await?)),
+        Part::Faults => Ok(PartReply::Faults(faults::rows(node))),
         Part::Evacuations => Ok(PartReply::Evacuations(evacuations(node))),
         Part::Inbox { user, after, limit } => {
             if node.store().is_none() {
@@ -150,6 +151,7 @@ fn report(node: &Inspector) -> NodeReport {
             checkpoints: store.figures.checkpoints,
         }),
         sees: seen(node),
+        faults: faults::rows(node),
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `local` | a node's own answers |
 //! | `cluster` | asking all nodes and putting the answers together |
 //! | `evacuation` | evacuating a region and restoring it |
+//! | `faults` | injecting faults, ending and listing them |
 //! | `holders` | adding a region to those that keep the shards, and removing one |
 //! | [`verdict`] | whether a cluster is well, and why not |
 //! | [`server`] | the socket, the connections of operators, who may ask what |
@@ -28,6 +29,7 @@ pub mod client;
 mod cluster;
 pub mod data;
 mod evacuation;
+mod faults;
 mod holders;
 mod local;
 pub mod request;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::ids::{NodeName, RegionId, UserId};
 use crate::core::inspect::{Digits, Hex};
+use crate::server::faults::Fault;
 
 /// A request to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +97,8 @@ pub enum Request {
         /// Whose.
         user: UserId,
     },
+    /// The faults that were injected, at every node.
+    FaultList,
 }
 
 /// Names a shard.
@@ -156,6 +159,8 @@ pub enum Part {
     Evacuations,
     /// Which regions keep its shards, and how far their last change is.
     Holders,
+    /// The faults that were injected into it.
+    Faults,
     /// The inbox of a user, if it has a store.
     Inbox {
         /// Whose.
@@ -210,5 +215,23 @@ pub enum Change {
         /// Sessions a second, of all other regions together; as the node decides where it is not given.
         #[serde(default)]
         rate: Option<u32>,
+    },
+    /// Inject a fault into this node. It is asked itself: no node changes another.
+    FaultInject {
+        /// Its name, so that no other is hit by mistake.
+        node: NodeName,
+        /// What.
+        fault: Fault,
+        /// For how long, 100 to 3,600,000; a minute where it is not given.
+        #[serde(default)]
+        lasts_ms: Option<u64>,
+    },
+    /// End faults of this node. It is asked itself.
+    FaultClear {
+        /// Its name.
+        node: NodeName,
+        /// Which; all that would end by themselves where it is not given.
+        #[serde(default)]
+        id: Option<u64>,
     },
 }

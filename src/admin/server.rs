@@ -19,7 +19,8 @@ use super::socket::{SocketError, listen};
 use super::wire::{
     AdminError, Answer, ErrorCode, MAX_CALL, decode_call, encode_answer, read_frame, write_frame,
 };
-use super::{cluster, evacuation, holders, local};
+use super::{cluster, evacuation, faults, holders, local};
+use crate::core::ids::NodeName;
 use crate::net::peer::admin::{AdminConnection, Caller};
 use crate::server::inspect::{Drain, Inspector};
 use crate::server::regions::Role;
@@ -232,22 +233,7 @@ fn may(call: &Call, who: &Who) -> Result<(), AdminError> {
 async fn change(node: &Inspector, change: Change) -> Answer {
     match change {
         Change::NodeDrain { node: name } => {
-            if name != node.key().node {
-                let peer = node.nodes().into_iter().find(|(key, _)| key.node == name);
-                let detail = match peer {
-                    Some((key, addr)) => format!(
-                        "this is {}, and no node changes another: ask {key} itself, by its socket or with --connect {addr}",
-                        node.key()
-                    ),
-                    None => {
-                        return Err(AdminError::new(
-                            ErrorCode::NotFound,
-                            format!("there is no node {name}"),
-                        ));
-                    }
-                };
-                return Err(AdminError::new(ErrorCode::WrongNode, detail));
-            }
+            is_meant(node, &name)?;
             let text = match node.drain() {
                 Drain::No => format!("node {name} drains, and stops then"),
                 Drain::Asked | Drain::Runs => format!("node {name} drains already"),
@@ -261,7 +247,38 @@ async fn change(node: &Inspector, change: Change) -> Answer {
             evacuation::evacuate(node, region, rate, force).await
         }
         Change::RegionRestore { region, rate } => evacuation::restore(node, region, rate).await,
+        Change::FaultInject {
+            node: name,
+            fault,
+            lasts_ms,
+        } => {
+            is_meant(node, &name)?;
+            faults::inject(node, fault, lasts_ms).await
+        }
+        Change::FaultClear { node: name, id } => {
+            is_meant(node, &name)?;
+            faults::clear(node, id)
+        }
     }
+}
+
+/// Whether a change names this node: no node changes another.
+fn is_meant(node: &Inspector, name: &NodeName) -> Result<(), AdminError> {
+    if *name == node.key().node {
+        return Ok(());
+    }
+    let peer = node.nodes().into_iter().find(|(key, _)| key.node == *name);
+    let (code, detail) = match peer {
+        Some((key, addr)) => (
+            ErrorCode::WrongNode,
+            format!(
+                "this is {}, and no node changes another: ask {key} itself, by its socket or with --connect {addr}",
+                node.key()
+            ),
+        ),
+        None => (ErrorCode::NotFound, format!("there is no node {name}")),
+    };
+    Err(AdminError::new(code, detail))
 }
 
 #[cfg(test)]
@@ -274,13 +291,18 @@ mod tests {
         let drain = Call::Change(Change::NodeDrain {
             node: "a".parse().unwrap(),
         });
+        let inject = Call::Change(Change::FaultInject {
+            node: "a".parse().unwrap(),
+            fault: crate::server::faults::Fault::StoreFail,
+            lasts_ms: None,
+        });
         let (look, all) = (Call::Node(Part::Node), Call::Cluster(Request::ClusterStatus));
-        for call in [&drain, &look, &all] {
+        for call in [&drain, &inject, &look, &all] {
             assert!(may(call, &Who::Socket).is_ok());
             assert!(may(call, &Who::Operator("x".to_owned())).is_ok());
         }
         assert!(may(&look, &Who::Node).is_ok());
-        for call in [&drain, &all] {
+        for call in [&drain, &inject, &all] {
             assert_eq!(may(call, &Who::Node).unwrap_err().code, ErrorCode::Forbidden);
         }
     }

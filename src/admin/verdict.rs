@@ -37,6 +37,7 @@ pub fn judge(regions: &[RegionRow], nodes: &[NodeRow], links: &[LinkRow]) -> (Ve
         if states.get(&node.node.region) != Some(&RegionState::Silent) {
             judge_node(node, nodes, &mut reasons);
         }
+        judge_faults(node, &mut reasons);
     }
     let between = |link: &&LinkRow| takes_part(&link.from.node.region) && takes_part(&link.to.node.region);
     for link in links.iter().filter(between) {
@@ -217,6 +218,29 @@ fn judge_node(node: &NodeRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>) {
     }
 }
 
+/// What was injected on purpose; what lasts as long as the node belongs to it.
+fn judge_faults(node: &NodeRow, reasons: &mut Vec<Reason>) {
+    let faults = node.report.iter().flat_map(|report| &report.faults);
+    let ending: Vec<_> = faults
+        .filter_map(|row| Some((row.left_ms?, row.fault.to_string())))
+        .collect();
+    let Some(left_ms) = ending.iter().map(|(left_ms, _)| *left_ms).max() else {
+        return;
+    };
+    let what: Vec<&str> = ending.iter().map(|(_, what)| what.as_str()).collect();
+    reasons.push(Reason {
+        severity: Verdict::Degraded,
+        code: ReasonCode::FaultsInjected,
+        about: node.node.to_string(),
+        text: format!(
+            "faults are injected into node {}: {}; the last one ends in {}",
+            node.node,
+            what.join("; "),
+            seconds(left_ms)
+        ),
+    });
+}
+
 fn judge_link(link: &LinkRow, to_silent: bool, nodes: &[NodeRow], reasons: &mut Vec<Reason>) {
     let name = format!("{} -> {}", link.from, link.to);
     let mut add = |severity, code, text: String| {
@@ -297,10 +321,11 @@ fn seconds(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::data::NodeReport;
+    use crate::admin::data::{FaultRow, NodeReport};
     use crate::core::ids::{Addr, NodeKey};
     use crate::core::inspect::{GivenFacts, StoppedFacts, TakenFacts};
     use crate::core::link::Lag;
+    use crate::server::faults::Fault;
 
     fn key(region: &str, node: &str) -> NodeKey {
         NodeKey {
@@ -335,6 +360,7 @@ mod tests {
             memory_bytes: None,
             store: None,
             sees: Vec::new(),
+            faults: Vec::new(),
         };
         NodeRow {
             node: key(region, name),
@@ -497,6 +523,36 @@ mod tests {
                 Verdict::Critical,
                 vec![ReasonCode::RegionSilent, ReasonCode::RegionEvacuated]
             )
+        );
+    }
+
+    #[test]
+    fn faults_on_purpose_are_a_reason_and_what_lasts_as_long_as_the_node_is_none() {
+        let mut all = nodes();
+        let row = |id, left_ms: Option<u64>| FaultRow {
+            node: key("a", "a-core"),
+            id,
+            fault: Fault::StoreSlow { ms: id },
+            since_ms: 1,
+            ends_ms: left_ms,
+            left_ms,
+        };
+        let regions = [region("a", READY, 1, 1), region("b", READY, 1, 1)];
+        let mut judged = |faults| {
+            all[0].report.as_mut().unwrap().faults = faults;
+            judge(&regions, &all, &[link(LinkState::Live)])
+        };
+        let found = judged(vec![row(1, None)]);
+        assert_eq!(codes(found), (Verdict::Healthy, vec![]));
+        let (verdict, reasons) = judged(vec![row(1, None), row(2, Some(1_500)), row(3, Some(20_000))]);
+        assert_eq!(
+            (verdict, reasons[0].code),
+            (Verdict::Degraded, ReasonCode::FaultsInjected)
+        );
+        assert_eq!(
+            reasons[0].text,
+            "faults are injected into node a/a-core: store-slow by 2 ms a commit; store-slow by 3 ms a commit; the last one \
+             ends in 20.0 s"
         );
     }
 

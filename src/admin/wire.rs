@@ -205,6 +205,7 @@ mod tests {
 
     use super::*;
     use crate::admin::request::{Change, Part, Request};
+    use crate::server::faults::Fault;
 
     #[test]
     fn calls_keep_their_form() {
@@ -223,7 +224,16 @@ mod tests {
             of(&change),
             r#"{"change":{"kind":"region-remove","region":"eu-west","force":false}}"#
         );
-        for call in [part, change] {
+        let inject = Call::Change(Change::FaultInject {
+            node: "a".parse().unwrap(),
+            fault: Fault::StoreSlow { ms: 5 },
+            lasts_ms: Some(100),
+        });
+        assert_eq!(
+            of(&inject),
+            r#"{"change":{"kind":"fault-inject","node":"a","fault":{"kind":"store-slow","ms":5},"lasts_ms":100}}"#
+        );
+        for call in [part, change, inject] {
             assert_eq!(decode_call(&encode_call(&call)), Ok(call));
         }
         // What came later has defaults, and what is not known is skipped.
@@ -240,6 +250,7 @@ mod tests {
         for later in [
             r#"{"cluster":{"kind":"room-list"}}"#,
             r#"{"watch":{"kind":"all"}}"#,
+            r#"{"change":{"kind":"fault-inject","node":"a","fault":{"kind":"flood"}}}"#,
         ] {
             assert_eq!(code(later.as_bytes()), Err(ErrorCode::UnknownRequest), "{later}");
         }

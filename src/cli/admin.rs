@@ -22,7 +22,7 @@ use crate::admin::data::{NodeRow, PartReply, Reply, Silent};
 use crate::admin::request::{Call, Change, Part, Request};
 use crate::admin::socket;
 use crate::admin::wire::{AdminError, ErrorCode};
-use crate::core::ids::RegionId;
+use crate::core::ids::{NodeKey, RegionId};
 use crate::net::certs::{Identity, Roots};
 
 /// Some nodes did not answer, or the cluster is degraded.
@@ -227,6 +227,47 @@ impl Target {
             }
         }
         Ok(client)
+    }
+
+    /// Whether it names one node, and not just one that leads to the others.
+    pub fn names_node(&self) -> bool {
+        self.ask.is_some() || self.socket.is_some()
+    }
+
+    /// Connects to the node that is named, and gives its key.
+    pub async fn connect_one(&self) -> anyhow::Result<(NodeKey, AdminClient)> {
+        let mut client = self.connect().await?;
+        match client.call(&Call::Node(Part::Node)).await? {
+            Ok(Reply::Part(part)) => match *part {
+                PartReply::Node(report, _) => Ok((report.node, client)),
+                _ => bail!("the node answered another question"),
+            },
+            Ok(_) => bail!("the node answered another question"),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Connects to each node that `which` takes, also to those that the node which is asked for them cannot reach: with
+    /// --connect at their addresses, else at their sockets.
+    pub async fn connect_each(
+        &self,
+        which: impl Fn(&NodeRow) -> bool,
+    ) -> anyhow::Result<Vec<(NodeKey, anyhow::Result<AdminClient>)>> {
+        let mut client = self.connect().await?;
+        let list = match client.call(&Call::Cluster(Request::NodeList)).await? {
+            Ok(Reply::Nodes(list)) => list,
+            Ok(_) => bail!("the node answered another question"),
+            Err(error) => return Err(error.into()),
+        };
+        let mut connected = Vec::new();
+        for row in list.nodes.into_iter().filter(which) {
+            let client = match &self.connect {
+                Some(_) => self.connect_quic(&row.peer).await,
+                None => self.connect_to(Some(row.node.node.as_str())).await,
+            };
+            connected.push((row.node, client));
+        }
+        Ok(connected)
     }
 
     /// Connects to a socket; where there are others to try, only if the node answers soon: one that stands still takes

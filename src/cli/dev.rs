@@ -31,6 +31,7 @@ Examples:
   iris dev                        the regions of ./regions, or the three that are built in
   iris dev --processes            each node a process of its own, started again when it dies
   iris dev --single               one region with one node
+  iris dev --wan                  what goes to other regions takes as long as it would around the world
   iris dev --data /tmp/iris --ports free")]
 pub struct Dev {
     #[command(flatten)]
@@ -44,6 +45,9 @@ pub struct Dev {
     /// Run each node as its own process; one that dies is started again.
     #[arg(long)]
     processes: bool,
+    /// Delay what goes to other regions as the way between their places would, for as long as the nodes run.
+    #[arg(long)]
+    wan: bool,
     /// Ports as in the regions' files, or free ones that are chosen once and kept in the data folder.
     #[arg(long, value_enum, default_value = "filed")]
     ports: PortChoice,
@@ -80,12 +84,15 @@ impl Dev {
         let unusable = || format!("the data folder {} cannot be used", data.display());
         let _lock = DevLock::take(data).with_context(unusable)?;
         let cluster = DevCluster::prepare(data, &regions, ports).with_context(unusable)?;
+        if self.wan {
+            eprintln!("{}", around_the_world(&cluster));
+        }
         serve::run_to_end(async {
             let signal = serve::stop_signal(self.stop_with_stdin)?;
             if self.processes {
-                processes::run(&cluster, data, signal).await
+                processes::run(&cluster, data, self.wan, signal).await
             } else {
-                in_process(&cluster, data, signal).await
+                in_process(&cluster, data, self.wan, signal).await
             }
         })
     }
@@ -94,6 +101,7 @@ impl Dev {
 async fn in_process(
     cluster: &DevCluster,
     data: &Path,
+    wan: bool,
     signal: impl Future<Output = &'static str>,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
@@ -101,7 +109,7 @@ async fn in_process(
     let mut running = Vec::new();
     tokio::pin!(signal);
     tokio::select! {
-        done = start_all(cluster, &taken, &mut running) => {
+        done = start_all(cluster, &taken, wan, &mut running) => {
             if let Err(error) = done {
                 stop_all(running).await?;
                 return Err(error);
@@ -167,6 +175,22 @@ async fn in_process(
     Ok(ExitCode::SUCCESS)
 }
 
+/// That it is on, and how far regions are apart.
+fn around_the_world(cluster: &DevCluster) -> String {
+    let regions: Vec<_> = cluster.regions.iter().collect();
+    let mut ways = Vec::new();
+    for (i, from) in regions.iter().enumerate() {
+        for to in &regions[i + 1..] {
+            let ms = from.place.one_way_us(&to.place).div_ceil(1000);
+            ways.push(format!("{} - {} {ms} ms", from.id, to.id));
+        }
+    }
+    format!(
+        "--wan: what goes to another region takes, each way: {}",
+        ways.join(", ")
+    )
+}
+
 fn all_ready(nodes: usize, after: Duration) -> String {
     let who = match nodes {
         1 => "the node is".to_owned(),
@@ -203,10 +227,18 @@ async fn stop((node, admin): Running) {
 }
 
 /// Starts every node and waits until all are ready; what runs is in `running` also where this fails or is dropped.
-async fn start_all(cluster: &DevCluster, taken: &Taken, running: &mut Vec<Running>) -> anyhow::Result<()> {
+async fn start_all(
+    cluster: &DevCluster,
+    taken: &Taken,
+    wan: bool,
+    running: &mut Vec<Running>,
+) -> anyhow::Result<()> {
     for node in &cluster.nodes {
         eprint!("starting {} ... ", node.name);
-        let config = cluster.config(node)?;
+        let mut config = cluster.config(node)?;
+        if wan {
+            (config.faults.allowed, config.faults.wan) = (true, true);
+        }
         let node = Node::start(config, cluster.regions.clone(), node.create())
             .await
             .with_context(|| format!("node {} cannot start{}", node.name, advice(taken, &node.name)))?;
@@ -321,6 +353,17 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ways_between_regions_are_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = DevCluster::prepare(folder.path(), &Regions::built_in(), Ports::Free).unwrap();
+        assert_eq!(
+            around_the_world(&cluster),
+            "--wan: what goes to another region takes, each way: ap-south - eu-west 58 ms, ap-south - us-east 97 ms, \
+             eu-west - us-east 41 ms"
+        );
+    }
 
     #[test]
     fn one_node_is_not_all_of_them() {

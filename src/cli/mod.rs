@@ -16,6 +16,7 @@ pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod dev;
+pub mod fault;
 pub mod inbox;
 pub mod link;
 pub mod node;
@@ -58,6 +59,7 @@ enum Command {
     Cluster(cluster::Cluster),
     Config(config::Config),
     Dev(dev::Dev),
+    Fault(fault::Fault),
     Inbox(inbox::Inbox),
     Link(link::Link),
     Node(node::Node),
@@ -80,6 +82,7 @@ pub fn run() -> ExitCode {
         Command::Cluster(noun) => noun.run(),
         Command::Config(noun) => noun.run(),
         Command::Dev(verb) => verb.run(),
+        Command::Fault(noun) => noun.run(),
         Command::Inbox(noun) => noun.run(),
         Command::Link(noun) => noun.run(),
         Command::Node(noun) => noun.run(),

@@ -7,7 +7,9 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args;
+use super::fault::WAKE_ARGS;
 use crate::admin::server::AdminServer;
+use crate::server::faults::Watcher;
 use crate::server::log;
 use crate::server::node::{Create, Damage, Node};
 
@@ -77,6 +79,7 @@ impl Serve {
                     return Ok(ExitCode::SUCCESS);
                 }
             };
+            own_process(&node);
             let admin = match AdminServer::start(node.inspector()).await {
                 Ok(admin) => admin,
                 Err(error) => {
@@ -115,6 +118,20 @@ impl Serve {
                 }
             }
         })
+    }
+}
+
+/// The process is this node's alone, so that a drill may stop it.
+fn own_process(node: &Node) {
+    // Looked up now: a program that is replaced while it runs has another name for the system.
+    match std::env::current_exe() {
+        Ok(program) => node.inspector().faults().own_process(Watcher {
+            program,
+            args: WAKE_ARGS.map(str::to_owned).to_vec(),
+        }),
+        Err(error) => {
+            tracing::warn!(%error, "the path of this program is not known: pause and crash cannot be injected")
+        }
     }
 }
 

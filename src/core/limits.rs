@@ -48,6 +48,9 @@ pub struct CoreLimits {
     pub send_burst: u32,
     /// Bytes of operations in flight on a link: memory a link costs at most on each side.
     pub link_bytes: u64,
+    /// Bytes a second at which a subscriber that is behind is given what it lacks, beside twice what is committed meanwhile;
+    /// 0 for as fast as it goes.
+    pub catch_up_bytes: u64,
     /// Presence records in one message of a link.
     pub presence_batch: usize,
     /// An edge gives up on a deposit after so many milliseconds and tells the sender `Unknown`.
@@ -109,6 +112,7 @@ impl Default for CoreLimits {
             sends_per_second: 20_000,
             send_burst: 40_000,
             link_bytes: 16 * 1024 * 1024,
+            catch_up_bytes: 0,
             presence_batch: 512,
             deposit_timeout_ms: 10_000,
             retry_ms: 100,

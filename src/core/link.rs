@@ -43,6 +43,7 @@ mod apply;
 mod clocks;
 mod copies;
 mod exchange;
+mod pace;
 mod partners;
 mod position;
 mod pull;
@@ -270,6 +271,8 @@ pub struct Links {
     change: Option<Option<HoldersChange>>,
     /// The origin of the last own operation seen.
     own_origin: Option<Origin>,
+    /// Bytes of operations that were committed here, of any origin.
+    committed_bytes: u64,
     lanes: u64,
     tokens: u64,
     nonces: u64,
@@ -392,6 +395,7 @@ impl Links {
             staying,
             change: None,
             own_origin: None,
+            committed_bytes: 0,
             lanes,
             tokens: 0,
             nonces: 0,

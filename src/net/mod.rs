@@ -4,7 +4,7 @@
 //! certs     the cluster's CA, certificates and keys from files
 //! tls       rustls configurations          endpoint  sockets and quinn endpoints
 //! address   hosts and ports, as others are told them
-//! gate      a socket that can be cut, for fault injection
+//! gate      a socket whose packets are cut, lost or delayed, for fault injection
 //! frame     length-delimited frames over any byte stream
 //! client    the side that serves clients (ALPN iris/1): listener, a reader and a writer per connection
 //! connect   the side that clients use to connect

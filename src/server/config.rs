@@ -21,8 +21,9 @@ use figment::value::Value;
 pub use error::{ConfigError, Place, Problem};
 pub use layers::{ENV_PREFIX, is_setting};
 pub use model::{
-    ADMIN_SOCKET, AdminConfig, AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, JwtConfig, JwtKey,
-    ListenConfig, LogConfig, LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig, Secret, TlsConfig,
+    ADMIN_SOCKET, AdminConfig, AdvertiseConfig, AuthConfig, ClientTls, ClusterConfig, FaultsConfig,
+    JwtConfig, JwtKey, ListenConfig, LogConfig, LogFormat, NodeConfig, NodeIdentity, PeerTls, RegionsConfig,
+    Secret, TlsConfig,
 };
 pub use ranges::{Devices, Intervals, Limits, StoreConfig, Timeouts};
 pub use source::{MAX_FILE_BYTES, TomlText};
@@ -191,6 +192,7 @@ impl NodeConfig {
             timeouts: Timeouts::default(),
             devices: Devices::default(),
             log: LogConfig::default(),
+            faults: FaultsConfig::default(),
         }
     }
 
@@ -310,6 +312,13 @@ impl NodeConfig {
         }
         if let Err(error) = self.client_limits().check() {
             wrong("limits", error.to_string());
+        }
+        if self.faults.wan && !self.faults.allowed {
+            wrong(
+                "faults.wan",
+                "expected false where faults.allowed is false: set both for a cluster that is tried out, or leave both out"
+                    .to_owned(),
+            );
         }
         if let Err(error) = super::log::parse_filter(&self.log.level) {
             wrong("log.level", error.to_string());

@@ -519,6 +519,8 @@ fn prepare_node(
     if !path.exists() {
         make_folder(&data.join("config"))?;
         let mut config = NodeConfig::for_node(region, node, beside(&store), tls);
+        // What it is made for is trying things out.
+        config.faults.allowed = true;
         config.cluster.name = "dev".to_owned();
         config.cluster.id = Some(parse_hex(&info.cluster).map(ClusterId)?);
         let seed = parse_hex(&info.hash_seed)?;

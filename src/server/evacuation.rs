@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, watch};
 
+use super::clock::Wall;
 use super::folder::{FolderError, NodeFolder};
 use super::partition::Event;
 use super::regions::Regions;
@@ -205,6 +205,7 @@ pub(super) struct Carrier {
     pub(super) regions: Regions,
     pub(super) events: Vec<mpsc::Sender<Event>>,
     pub(super) known: Evacuations,
+    pub(super) wall: Wall,
 }
 
 impl Carrier {
@@ -237,7 +238,7 @@ impl Carrier {
         loop {
             let facts = nodes.borrow_and_update().clone();
             for node in &facts {
-                self.known.heard(&from_facts(&node.facts), wall_ms()).await;
+                self.known.heard(&from_facts(&node.facts), self.wall.ms()).await;
             }
             let now = words.borrow_and_update().clone();
             let edges = facts.iter().filter(|node| node.edge).count();
@@ -296,12 +297,6 @@ impl Carrier {
         let edges = filed.max(there) * self.events.len();
         Pace::shared(word.rate, u32::try_from(edges).unwrap_or(u32::MAX))
     }
-}
-
-/// This node's clock, in unix milliseconds.
-pub(super) fn wall_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The words among what a node announces; what this build does not understand is passed over.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::evacuation::{Evacuations, Word, Words, wall_ms};
+use super::evacuation::{Evacuations, Word, Words};
+use super::faults::Faults;
 use super::folder::FolderError;
 use super::http::Health;
 use super::partition::{Event, PartitionStatus};
@@ -92,6 +93,7 @@ pub(super) struct Inner {
     pub(super) drain: watch::Sender<Drain>,
     pub(super) evacuations: Evacuations,
     pub(super) supervisor: Supervisor,
+    pub(super) faults: Faults,
 }
 
 impl Inspector {
@@ -162,6 +164,16 @@ impl Inspector {
     /// Who watches over its tasks.
     pub fn supervisor(&self) -> &Supervisor {
         &self.0.supervisor
+    }
+
+    /// What a drill breaks in it.
+    pub fn faults(&self) -> &Faults {
+        &self.0.faults
+    }
+
+    /// Its clock, unix milliseconds.
+    pub fn wall_ms(&self) -> u64 {
+        self.0.faults.wall().ms()
     }
 
     /// Who is there, as this node sees it.
@@ -283,7 +295,7 @@ impl Inspector {
 
     /// What a node of another region knows of that.
     pub async fn heard_evacuations(&self, words: &Words) {
-        self.0.evacuations.heard(words, wall_ms()).await;
+        self.0.evacuations.heard(words, self.wall_ms()).await;
     }
 
     /// Evacuates this node's region, or lets clients come back, `rate` sessions a second. Durable at this node when this
@@ -293,7 +305,8 @@ impl Inspector {
     /// [`FolderError`]; nothing was changed then.
     pub async fn order_evacuation(&self, evacuated: bool, rate: u32) -> Result<Word, FolderError> {
         let region = self.0.key.region.clone();
-        self.0.evacuations.order(region, evacuated, rate, wall_ms()).await
+        let now_ms = self.wall_ms();
+        self.0.evacuations.order(region, evacuated, rate, now_ms).await
     }
 
     /// Completes when an operator asked for a drain.

@@ -1,12 +1,12 @@
 //! What arrives from connections, made ready for partitions in the tasks that read: frames decoded, tokens verified.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::Sender;
 
+use super::clock::Wall;
+use super::known::Known;
 use super::metrics::{Metrics, Reason};
-use super::node::Known;
 use super::partition::{ClientInput, Event, KIND_MESSAGE, partitions_of};
 use super::token::Verifier;
 use crate::core::ids::{Addr, ConnId, NodeKey};
@@ -22,13 +22,15 @@ use crate::net::{CloseCode, CloseReason, EventSink, SinkError};
 pub(super) struct ClientSink {
     partitions: Arc<[Sender<Event>]>,
     verifier: Arc<Verifier>,
+    wall: Wall,
 }
 
 impl ClientSink {
-    pub(super) fn new(partitions: Vec<Sender<Event>>, verifier: Arc<Verifier>) -> Self {
+    pub(super) fn new(partitions: Vec<Sender<Event>>, verifier: Arc<Verifier>, wall: Wall) -> Self {
         Self {
             partitions: partitions.into(),
             verifier,
+            wall,
         }
     }
 
@@ -36,11 +38,7 @@ impl ClientSink {
         let bad = |code, detail: String| ClientInput::Bad { code, detail };
         match ClientFrame::decode(frame.kind, frame.payload) {
             Ok(ClientFrame::Hello(hello)) => {
-                let now = SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .unwrap_or_default()
-                    .as_secs();
-                match self.verifier.verify(&hello.token, now) {
+                match self.verifier.verify(&hello.token, self.wall.ms() / 1000) {
                     Ok(verified) => ClientInput::Hello {
                         user: verified.user,
                         hello,

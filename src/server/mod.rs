@@ -6,18 +6,22 @@
 //! - [`inspect`]: what an operator may look at, for the admin interface on top
 //! - [`evacuation`]: which regions are evacuated, and how every node learns of it
 //! - [`holders`]: changing the regions that keep the shards; `region_files`: their files, read again while a node runs
+//! - [`faults`]: what a drill breaks in a running node, for a time; `clock`: the clocks that it may shift
 //! - [`dev`]: the folder of a whole cluster on one machine
 //! - [`token`]: the tokens that clients present
 //! - [`log`], [`metrics`], [`http`]: what a running node tells: logs, counters, health
 
+mod clock;
 pub mod config;
 pub mod dev;
 pub mod evacuation;
+pub mod faults;
 pub mod folder;
 pub mod holders;
 pub mod http;
 pub mod inspect;
 mod intake;
+mod known;
 pub mod log;
 mod meters;
 pub mod metrics;
@@ -31,4 +35,5 @@ mod shards;
 mod store;
 pub mod token;
 
-pub use partition::{Clock, PartitionStatus};
+pub use clock::{Clock, Wall};
+pub use partition::PartitionStatus;

@@ -8,23 +8,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::clock::Clock;
 use super::config::{NodeConfig, Place, Problem};
 use super::evacuation::{Carrier, Evacuations, Words};
+use super::faults::{Faults, Here, watch_faults};
 use super::folder::{FolderError, NodeFolder};
 use super::http::{AdminHttp, Health};
 use super::inspect::{Asked, Drain, Inner, Inspector};
 use super::intake::{ClientSink, PeerSink};
+use super::known::Known;
 use super::meters::{LinkStates, Meters, watch_network};
 use super::metrics::{Metrics, Task};
 use super::open::{self, Wanted};
-use super::partition::{Clock, Event, PartitionTask, SIBLING_QUEUE};
+use super::partition::{Event, PartitionTask, SIBLING_QUEUE};
 use super::prepare::Prepared;
 use super::region_files::watch_files;
 use super::regions::{RegionFile, Regions, Role};
@@ -42,7 +45,7 @@ use crate::net::gossip::{
     FACT_ADMIN_ADDR, FACT_CLIENT_ADDR, FACT_PARTITIONS, FACT_READY, FACT_ROLES, Gossip, GossipConfig,
     GossipError, NodeFacts,
 };
-use crate::net::peer::{Direction, PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError, Replaced};
+use crate::net::peer::{PeerConfig, PeerHello, PeerLimits, PeerPool, PeerStartError, Replaced};
 use crate::net::supervise::{Restarts, Supervisor, TaskEnded, TaskEvent};
 
 pub use super::partition::PartitionStatus;
@@ -248,6 +251,12 @@ impl Node {
         let health = Arc::new(Health::new(key.to_string(), generation.0));
         let supervisor = supervisor(metrics.clone(), health.clone());
         let is_core = config.node.has(Role::Core);
+        let here = Here {
+            node: key.clone(),
+            store: is_core,
+            clients: config.node.has(Role::Edge),
+        };
+        let faults = Faults::new(&config.faults, here, &regions);
 
         // The store comes first: a node that cannot open it must not be seen by others.
         let (mut reply_senders, mut reply_queues) = (Vec::new(), Vec::new());
@@ -280,8 +289,9 @@ impl Node {
             holders = engine.identity().holders.clone();
             let (metrics, health) = (metrics.clone(), health.clone());
             let reads = config.limits.store_reads as usize;
+            let (supervisor, faults) = (supervisor.clone(), faults.store());
             let thread =
-                StoreThread::start(engine, reply_senders, reads, metrics, health, supervisor.clone());
+                StoreThread::start(engine, reply_senders, reads, metrics, health, supervisor, faults);
             Some(thread.map_err(|error| StartError::System {
                 what: "a thread",
                 why: error.to_string(),
@@ -317,7 +327,7 @@ impl Node {
             identity,
             roots,
             limits,
-            wrap_socket: None,
+            wrap_socket: Some(faults.peers().wrap()),
             supervisor: supervisor.clone(),
         };
         let sink = PeerSink::new(events.clone(), known.clone(), metrics.clone());
@@ -328,7 +338,7 @@ impl Node {
         let mut tasks = JoinSet::new();
         let mut status = Vec::new();
         let link_states = LinkStates::default();
-        let clock = Clock::start();
+        let clock = Clock::start(faults.wall().clone());
         for (index, (queue, replies)) in queues.into_iter().zip(reply_queues).enumerate() {
             let me = Addr {
                 node: key.clone(),
@@ -356,7 +366,7 @@ impl Node {
                 pool: pool.clone(),
                 siblings: events.clone(),
                 store: store.as_ref().map(StoreThread::requests),
-                clock,
+                clock: clock.clone(),
                 events: queue,
                 replies,
                 status: status_sender,
@@ -382,6 +392,7 @@ impl Node {
             regions: regions.clone(),
             events: events.clone(),
             known: evacuations.clone(),
+            wall: faults.wall().clone(),
         };
         let told = Arc::new(tokio::sync::Mutex::new(carrier.begin()));
 
@@ -390,7 +401,8 @@ impl Node {
                 let mut listen = ClientListenerConfig::new(addr, identity);
                 listen.limits = config.client_limits();
                 listen.supervisor = supervisor.clone();
-                let sink = ClientSink::new(events.clone(), verifier);
+                listen.wrap_socket = Some(faults.clients().wrap());
+                let sink = ClientSink::new(events.clone(), verifier, faults.wall().clone());
                 Some(ClientListener::bind(listen, sink)?)
             }
             None => None,
@@ -446,6 +458,7 @@ impl Node {
             drain: watch::Sender::new(Drain::No),
             evacuations: evacuations.clone(),
             supervisor: supervisor.clone(),
+            faults,
         }));
         let view = View {
             me: Member {
@@ -490,6 +503,9 @@ impl Node {
                     .keep("region files", "region files".to_owned(), run),
             );
         }
+        let (watcher, stopping) = (inspector.clone(), stopped.clone());
+        let run = move || watch_faults(watcher.clone(), stopping.clone());
+        tasks.spawn(supervisor.clone().keep("faults", "faults".to_owned(), run));
         let (view, nodes, stopping) = (Arc::new(view), gossip.nodes(), stopped.clone());
         let run = move || view.clone().run(nodes.clone(), stopping.clone());
         tasks.spawn(supervisor.clone().keep("members", "members".to_owned(), run));
@@ -716,50 +732,6 @@ fn supervisor(metrics: Arc<Metrics>, health: Arc<Health>) -> Supervisor {
             TaskEvent::Ended(why) => health.set_ready(&component, Err(why.to_owned())),
         }
     })
-}
-
-/// What hellos told of other nodes.
-#[derive(Default)]
-pub(super) struct Known {
-    hellos: Mutex<BTreeMap<NodeKey, PeerHello>>,
-    /// The connections that other nodes dialled and that stand.
-    dialled: Mutex<BTreeMap<NodeKey, u64>>,
-    changed: tokio::sync::Notify,
-}
-
-impl Known {
-    /// A connection to a node is there.
-    pub(super) fn saw(&self, hello: PeerHello, direction: Direction, incarnation: u64) {
-        if direction == Direction::In {
-            locked(&self.dialled).insert(hello.node.clone(), incarnation);
-        }
-        locked(&self.hellos).insert(hello.node.clone(), hello);
-        self.changed.notify_one();
-    }
-
-    /// A connection to a node is over.
-    pub(super) fn lost(&self, node: &NodeKey, direction: Direction, incarnation: u64) {
-        let mut dialled = locked(&self.dialled);
-        if direction == Direction::In && dialled.get(node) == Some(&incarnation) {
-            dialled.remove(node);
-            self.changed.notify_one();
-        }
-    }
-
-    fn of(&self, node: &NodeKey) -> Option<PeerHello> {
-        locked(&self.hellos).get(node).cloned()
-    }
-
-    /// Nodes of other regions that keep a connection to this one.
-    fn guests(&self, region: &RegionId) -> Vec<PeerHello> {
-        let dialled: Vec<NodeKey> = locked(&self.dialled).keys().cloned().collect();
-        let guests = dialled.iter().filter(|node| node.region != *region);
-        guests.filter_map(|node| self.of(node)).collect()
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An edge keeps connections to the core nodes of so many other regions, the nearest ones, to be served by one of them when its

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender as StoreSender, TrySendError as StoreSendError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, error::TrySendError};
 use tokio::sync::{oneshot, watch};
 
+use super::clock::Clock;
 use super::holders::Holders;
 use super::inspect::Asked;
 use super::meters::Meters;
@@ -25,7 +26,7 @@ use crate::core::msg::Message;
 use crate::core::node::{Input, Output, Partition};
 use crate::core::owner::HoldersStatus;
 use crate::core::storage::{Read, ReadReply, StoreError};
-use crate::core::time::{Mono, Now};
+
 use crate::core::wire::{ClientFrame, Code, Hello, ServerFrame};
 use crate::net::client::ConnHandle;
 use crate::net::frame::Frame;
@@ -172,35 +173,6 @@ pub(super) struct PartitionTask {
     pub(super) holders: Holders,
     /// Questions of operators that the store has not answered.
     pub(super) asked: Asked,
-}
-
-/// The two clocks of a process.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock(Instant);
-
-impl Clock {
-    /// Monotonic time counts from now.
-    pub fn start() -> Self {
-        Self(Instant::now())
-    }
-
-    /// Both clocks.
-    pub fn now(&self) -> Now {
-        Now {
-            mono: Mono(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)),
-            wall_ms: wall_ms(),
-        }
-    }
-
-    fn until(&self, at: Mono) -> Duration {
-        at.since(self.now().mono)
-    }
-}
-
-/// The wall clock, unix milliseconds.
-pub(super) fn wall_ms() -> u64 {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The stream class for messages of a partition to another: one for each conversation and pair.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::faults::StoreFaults;
 use super::http::Health;
 use super::metrics::{Metrics, Queue, Reason};
 use crate::core::commit::StoreOp;
@@ -114,6 +115,7 @@ impl StoreThread {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         supervisor: Supervisor,
+        faults: Arc<StoreFaults>,
     ) -> std::io::Result<Self> {
         let (requests, queue) = sync_channel(replies.len() * (reads + 1) + QUEUE_SPARE);
         health.set_ready("store", Ok(()));
@@ -131,6 +133,7 @@ impl StoreThread {
             queue,
             reads: VecDeque::new(),
             closing: false,
+            faults,
         };
         let thread = std::thread::Builder::new()
             .name("iris-store".to_owned())
@@ -174,6 +177,7 @@ struct Worker {
     /// Taken from the queue and not answered; what partitions may ask bounds them.
     reads: VecDeque<(u8, u64, Read)>,
     closing: bool,
+    faults: Arc<StoreFaults>,
 }
 
 #[derive(Default)]
@@ -279,7 +283,10 @@ impl Worker {
         let started = Instant::now();
         let count = group.ops.len();
         let shards: Vec<ShardId> = group.ops.iter().map(StoreOp::shard).collect();
-        let result = self.engine.commit_now(group.ops, group.now_ms);
+        let result = match self.faults.before_commit() {
+            Ok(()) => self.engine.commit_now(group.ops, group.now_ms),
+            Err(injected) => Err(injected),
+        };
         let committed = result.is_ok();
         self.metrics.commits.inc();
         self.metrics.commit_seconds.observe(started.elapsed());
@@ -323,7 +330,7 @@ impl Worker {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.figures = self.engine.figures();
         if committed {
-            seen.last_commit_ms = super::partition::wall_ms();
+            seen.last_commit_ms = super::clock::system_ms();
         }
     }
 
@@ -431,8 +438,17 @@ mod tests {
         let health = Arc::new(Health::new("n".to_owned(), 1));
         let supervisor = Supervisor::new(Restarts::default(), |_, _, _| {});
         let engine = Box::new(engine);
-        let store =
-            StoreThread::start(engine, vec![sender], reads, metrics.clone(), health, supervisor).unwrap();
+        let faults = Arc::default();
+        let store = StoreThread::start(
+            engine,
+            vec![sender],
+            reads,
+            metrics.clone(),
+            health,
+            supervisor,
+            faults,
+        )
+        .unwrap();
         Rig {
             store,
             gate,

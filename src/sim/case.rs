@@ -16,6 +16,7 @@ use crate::core::limits::CoreLimits;
 use crate::core::owner::{DurabilityPolicy, WithoutCopy};
 use crate::core::state::StoreLimits;
 use crate::core::wire::{Code, Status};
+use crate::server::regions::Location;
 
 /// A second of virtual time.
 pub const SECOND: Micros = 1_000_000;
@@ -459,19 +460,16 @@ impl Case {
         self.places.iter().position(|place| place.id == *id)
     }
 
-    /// One-way delay between two regions: the great circle at two thirds of the speed of light, and half as much again
-    /// for the way that cables take.
+    /// One-way delay between two regions: see [`Location::one_way_us`].
     pub fn delay(&self, from: usize, to: usize) -> Micros {
         if from == to {
             return 200;
         }
-        let (a, b) = (&self.places[from], &self.places[to]);
-        let (lat_a, lat_b) = (a.latitude.to_radians(), b.latitude.to_radians());
-        let half_lat = (lat_b - lat_a) / 2.0;
-        let half_lon = (b.longitude - a.longitude).to_radians() / 2.0;
-        let chord = half_lat.sin().powi(2) + lat_a.cos() * lat_b.cos() * half_lon.sin().powi(2);
-        let kilometres = 2.0 * 6371.0 * chord.sqrt().min(1.0).asin();
-        let geography = (kilometres * 1.5 / 200_000.0 * 1e6) as Micros;
+        let at = |place: &Place| Location {
+            latitude: place.latitude,
+            longitude: place.longitude,
+        };
+        let geography = at(&self.places[from]).one_way_us(&at(&self.places[to]));
         geography * Micros::from(self.network.delay_percent) / 100
     }
 

@@ -35,6 +35,7 @@ const EXPIRY: u64 = 5;
 const LIVES: u64 = 6;
 const HOLDERS: u64 = 7;
 const FALLBACK: u64 = 8;
+const PACE: u64 = 9;
 /// The stream of what a run leaves to chance in small.
 pub(super) const RUN: u64 = 0;
 
@@ -134,6 +135,7 @@ pub fn draw(seed: u64) -> Case {
     draw_expiry(seed, &mut case);
     draw_holders(&mut case);
     draw_fallback(&mut case);
+    draw_pace(&mut case);
     case
 }
 
@@ -236,6 +238,14 @@ fn draw_fallback(case: &mut Case) {
     let edge = case.nodes.iter().any(|node| node.edge && !node.core);
     if edge && case.places.len() > 1 && rng.chance(300) {
         case.limits.fallback_ms = rng.between(500, 3_000);
+    }
+}
+
+/// In some cases what regions lack is given at a limited rate.
+fn draw_pace(case: &mut Case) {
+    let rng = &mut SimRng::stream(case.seed, PACE);
+    if rng.chance(250) {
+        case.limits.catch_up_bytes = rng.between(2, 64) * 1024;
     }
 }
 

@@ -43,6 +43,7 @@ enum Told {
 pub(super) async fn run(
     cluster: &DevCluster,
     data: &Path,
+    wan: bool,
     signal: impl Future<Output = &'static str>,
 ) -> anyhow::Result<ExitCode> {
     // Looked up once: a program that is replaced while it runs has another name for the system.
@@ -55,6 +56,7 @@ pub(super) async fn run(
         let supervisor = Supervisor {
             program: program.clone(),
             node: node.clone(),
+            wan,
             tell: tell.clone(),
             stop: stopped.clone(),
         };
@@ -146,6 +148,7 @@ async fn watch_nodes(
 struct Supervisor {
     program: PathBuf,
     node: DevNode,
+    wan: bool,
     tell: mpsc::Sender<(String, Told)>,
     stop: watch::Receiver<bool>,
 }
@@ -157,7 +160,7 @@ impl Supervisor {
         let mut pause = RESTART_AFTER;
         while !*self.stop.borrow() {
             let born = Instant::now();
-            let why = match start(&self.program, &self.node, fresh) {
+            let why = match start(&self.program, &self.node, fresh, self.wan) {
                 Ok(child) => match self.attend(child).await {
                     Some(status) => format!("ended ({status})"),
                     None => return,
@@ -223,7 +226,7 @@ impl Supervisor {
     }
 }
 
-fn start(program: &Path, node: &DevNode, fresh: bool) -> std::io::Result<Child> {
+fn start(program: &Path, node: &DevNode, fresh: bool, wan: bool) -> std::io::Result<Child> {
     let mut command = Command::new(program);
     command
         .arg("serve")
@@ -232,6 +235,9 @@ fn start(program: &Path, node: &DevNode, fresh: bool) -> std::io::Result<Child> 
         .arg("--stop-with-stdin");
     if fresh {
         command.arg(if node.begins { "--new-cluster" } else { "--create" });
+    }
+    if wan {
+        command.args(["--set", "faults.allowed=true", "--set", "faults.wan=true"]);
     }
     if std::env::var_os("IRIS_LOG").is_none() {
         command.env("IRIS_LOG", "warn");

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::exchange::Exchange;
+use super::pace::Pace;
 use super::snapshot::Sending;
 use super::{LinkStats, Owned, ReadToken};
 use crate::core::defect::{self, Defect};
@@ -40,6 +41,8 @@ pub(super) struct Serve {
     /// Pages on their way from the store.
     pub reads: usize,
     pub pause_until: Option<Mono>,
+    /// How fast it is given what it lacks; none before the first page.
+    pub pace: Option<Pace>,
     pub batch: Batch,
     /// When its lane was opened.
     opened: Mono,
@@ -137,6 +140,7 @@ impl Serve {
             behind: VecDeque::new(),
             reads: 0,
             pause_until: None,
+            pace: None,
             batch: Batch::default(),
             opened: now,
             heard: now,

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::pace::Pace;
 use super::trail::Trail;
 use super::{LinkOutput, Links, Log, PeerId, PresenceSource, ReadToken};
 use crate::core::ids::{Origin, RegionId, Seq, ShardId};
@@ -29,6 +30,8 @@ pub(super) struct Reading {
     origin: Origin,
     after: Seq,
     reserved: u64,
+    /// The most bytes that were asked for.
+    asked: u64,
 }
 
 impl Links {
@@ -64,6 +67,7 @@ impl Links {
         if entry.seq <= log.head {
             return;
         }
+        self.committed_bytes += entry.op.len() as u64;
         let before = log.hash.filter(|_| log.head + 1 == entry.seq);
         log.head = entry.seq;
         log.hash = Some(entry.hash);
@@ -121,6 +125,7 @@ impl Links {
             origin,
             after,
             reserved,
+            asked,
         } = reading;
         let Some(serve) = &mut self.peers[peer].serve else {
             return;
@@ -131,6 +136,13 @@ impl Links {
         self.touched.insert(peer);
         serve.reads -= 1;
         serve.reserved -= reserved;
+        if let Some(pace) = &mut serve.pace {
+            let entries = match &page {
+                Ok(LogPage::Run { entries, .. }) => entries.as_slice(),
+                _ => &[],
+            };
+            pace.was(asked, entries.iter().map(|entry| entry.op.len() as u64).sum());
+        }
         let Some(served) = serve.shards.get_mut(&shard) else {
             return;
         };
@@ -287,6 +299,23 @@ impl Links {
             if !room || serve.reads >= READS || serve.pause_until.is_some() {
                 return;
             }
+            if serve.behind.is_empty() {
+                serve.pace = None;
+                return;
+            }
+            let (rate, committed, now) = (
+                self.config.limits.catch_up_bytes,
+                self.committed_bytes,
+                self.now.mono,
+            );
+            let pace = serve.pace.get_or_insert_with(|| Pace::new(rate, committed, now));
+            let allowed = match pace.allows(rate, committed, now) {
+                Ok(bytes) => bytes,
+                Err(wait) => {
+                    serve.pause_until = Some(now + wait);
+                    return;
+                }
+            };
             let Some((shard, origin)) = serve.behind.pop_front() else {
                 return;
             };
@@ -312,6 +341,10 @@ impl Links {
             } else {
                 READ_BYTES.min(available - spare)
             };
+            let asked = reserved.min(allowed);
+            if let Some(pace) = &mut serve.pace {
+                pace.took(asked);
+            }
             let after = position.seq;
             position.reading = Some(token);
             serve.reads += 1;
@@ -324,6 +357,7 @@ impl Links {
                 origin,
                 after,
                 reserved,
+                asked,
             };
             self.reads.insert(token, reading);
             self.outputs.push_back(LinkOutput::ReadLog {
@@ -332,7 +366,7 @@ impl Links {
                 origin,
                 after,
                 max_items: MAX_PAGE_ITEMS,
-                max_bytes: reserved as usize,
+                max_bytes: asked as usize,
             });
         }
     }

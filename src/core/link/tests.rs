@@ -817,3 +817,35 @@ proptest! {
         storm(seed, shapes[shape], tight);
     }
 }
+
+#[test]
+fn a_backlog_is_given_at_a_limited_rate_and_live_operations_are_not() {
+    let limits = CoreLimits {
+        catch_up_bytes: 20_000,
+        ..CoreLimits::default()
+    };
+    let mut world = World::new(21, &[1, 1], 2, limits);
+    world.run(3 * SECOND);
+    world.cut_both(0, 1);
+    let mut last = 0;
+    for _ in 0..100 {
+        last = world.append(0, 0, 1000);
+    }
+    world.run(20 * SECOND);
+    world.heal(0, 1);
+    let mut waited = 0;
+    while world.applied(1, 0, 0) == 0 {
+        world.run(SECOND / 10);
+        waited += 1;
+        assert!(waited < 600);
+    }
+    // A second's worth comes at once, the rest at the rate; what is committed now, in another shard, does not wait for it.
+    world.run(SECOND);
+    let live = world.append(0, 1, 10);
+    world.run(SECOND / 2);
+    assert_eq!(world.applied(1, 1, 0), live);
+    let given = world.applied(1, 0, 0);
+    assert!(given < last / 2 + 20, "{given} of {last}");
+    world.run(6 * SECOND);
+    assert_eq!(world.applied(1, 0, 0), last);
+}

@@ -384,7 +384,8 @@ impl Owner {
             staying,
             change: self.target.as_ref().map(|target| target.change.clone()),
         };
-        if !(self.partners_told && self.partners == told) && !self.shards.is_empty() {
+        let news = !self.partners_told || self.partners != told;
+        if news && !self.shards.is_empty() {
             let left = self.partners.all.difference(&told.all).cloned();
             let left: Vec<RegionId> = left
                 .filter(|region| *region != self.config.me.node.region)

@@ -51,6 +51,7 @@ impl Inbound {
             generation: self.generation,
             incarnation: self.incarnation,
             rtt: self.connection.rtt(),
+            remote: self.connection.remote_address(),
         }
     }
 }

@@ -63,6 +63,8 @@ pub struct InboundStatus {
     pub incarnation: u64,
     /// Smoothed round-trip time.
     pub rtt: Duration,
+    /// The address that its packets carry.
+    pub remote: SocketAddr,
 }
 
 /// The state of all connections between nodes.

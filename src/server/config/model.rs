@@ -60,6 +60,9 @@ pub struct NodeConfig {
     /// What is logged, and how.
     #[serde(default)]
     pub log: LogConfig,
+    /// Faults that are injected on purpose.
+    #[serde(default)]
+    pub faults: FaultsConfig,
 }
 
 /// What all nodes of the cluster must agree on; a store that was made with other values refuses to open.
@@ -224,6 +227,17 @@ pub struct JwtKey {
     /// For HS256: the secret itself, 32 bytes or more, where there is no file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
+}
+
+/// Faults that are injected on purpose, for drills.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FaultsConfig {
+    /// Whether operators may inject faults (`iris fault inject`). Each ends by itself; while it lasts, users feel it.
+    pub allowed: bool,
+    /// Whether what goes to other regions is delayed as light in cables between their places would be, for as long as the node
+    /// runs: a cluster on one machine behaves as one around the world. Only with `faults.allowed`.
+    pub wan: bool,
 }
 
 /// What is logged, and how.

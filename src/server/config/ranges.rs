@@ -103,6 +103,8 @@ section! {
         store_reads: u32 = number(core().store_reads as u64), in 1 => 65_536;
         /// Bytes of operations in flight on the link to another region.
         link_bytes: u64 = core().link_bytes, in 64 * KIB => GIB;
+        /// Bytes a second at which a partition of another region that is behind is given what it lacks, beside twice what is committed meanwhile.
+        catch_up_bytes: u64 = 8 * MIB, in 64 * KIB => 64 * GIB;
     }
 }
 
@@ -209,6 +211,7 @@ impl Limits {
             sends_per_second: self.user_messages_per_second,
             send_burst: self.user_burst,
             link_bytes: self.link_bytes,
+            catch_up_bytes: self.catch_up_bytes,
             deposit_timeout_ms: millis(timeouts.deposit),
             retry_ms: millis(intervals.retry),
             attach_timeout_ms: millis(timeouts.attach),

@@ -146,6 +146,22 @@ fn when_devices_expire_is_said_to_the_machines_and_to_the_store() {
 }
 
 #[test]
+fn faults_are_allowed_by_word_only_and_the_wan_goes_with_them() {
+    let files = Files::new(GOOD);
+    let faults = |env: &[(&str, &str)]| files.load(env).map(|loaded| loaded.config.faults);
+    assert_eq!(faults(&[]), Ok(FaultsConfig::default()));
+    assert!(!FaultsConfig::default().allowed && !FaultsConfig::default().wan);
+    let both = [("IRIS_FAULTS__ALLOWED", "true"), ("IRIS_FAULTS__WAN", "true")];
+    let (allowed, wan) = (true, true);
+    assert_eq!(faults(&both), Ok(FaultsConfig { allowed, wan }));
+    let error = faults(&both[1..]).expect_err("they go together");
+    assert!(
+        error.contains("faults.wan = true: expected false where faults.allowed is false"),
+        "{error}"
+    );
+}
+
+#[test]
 fn what_is_printed_loads_again() {
     let files = Files::new(GOOD);
     let first = files.load(&[]).expect("good");
