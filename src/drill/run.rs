@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::crew::{Crew, Progress};
 use super::log::{Client, Entry, Micros, What};
+use super::measure::{Open, open};
 use super::plan::Drill;
 use super::site::Site;
 use crate::sim::fault::Fault;
@@ -165,7 +166,7 @@ async fn settle(crew: &Crew, within: Duration, tell: &mut dyn FnMut(&str)) {
     loop {
         let progress = crew.recorder().progress();
         let waited = Duration::from_micros(crew.recorder().now() - began);
-        let all = progress.accepted == progress.handled && progress.accepted == progress.sent;
+        let all = open(crew.clients(), &crew.recorder().log()) == Open::default();
         if (all && waited >= TWICE_WITHIN) || waited >= within {
             tell(&line(progress, crew.clients().len()));
             return;

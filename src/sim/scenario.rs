@@ -113,6 +113,9 @@ pub struct TermLimits {
     /// The longest that a client of a region that is struck has nothing accepted.
     #[serde(with = "span::option")]
     pub rto: Option<Micros>,
+    /// The longest that one of their messages waits for its answer.
+    #[serde(with = "span::option")]
+    pub outage: Option<Micros>,
     /// Messages that were accepted and that nobody got.
     pub lost: Option<u64>,
     /// Messages that an application was given twice.
