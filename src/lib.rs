@@ -39,6 +39,7 @@ pub mod admin;
 pub mod cli;
 pub mod client;
 pub mod core;
+pub mod drill;
 pub mod net;
 pub mod server;
 pub mod sim;

@@ -16,8 +16,9 @@ pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod dev;
+pub mod drill;
 pub mod fault;
-pub mod inbox;
+mod inbox;
 pub mod link;
 pub mod node;
 pub mod output;
@@ -65,6 +66,7 @@ enum Command {
     Node(node::Node),
     Presence(presence::Presence),
     Region(region::Region),
+    Drill(drill::Drill),
     Serve(Box<serve::Serve>),
     Session(session::Session),
     Shard(shard::Shard),
@@ -88,6 +90,7 @@ pub fn run() -> ExitCode {
         Command::Node(noun) => noun.run(),
         Command::Presence(noun) => noun.run(),
         Command::Region(noun) => noun.run(),
+        Command::Drill(noun) => noun.run(),
         Command::Serve(verb) => verb.run(),
         Command::Session(noun) => noun.run(),
         Command::Shard(noun) => noun.run(),

@@ -151,6 +151,11 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Runs a server on a runtime of its own.
 pub(super) fn run_to_end(server: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    run_to_end_with(server)
+}
+
+/// The same, of something that gives more than an exit code.
+pub(super) fn run_to_end_with<T>(server: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = runtime()?;
     let ended = runtime.block_on(server);
     // Not waited for: a read of stdin that is under way ends only with stdin.

@@ -82,6 +82,74 @@ struct File {
     fault: Vec<Fault>,
     #[serde(default)]
     act: Vec<Act>,
+    #[serde(default)]
+    drill: Option<Terms>,
+}
+
+/// What a drill has beside its scenario: on what terms it counts as passed, and the load that it brings on real processes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terms {
+    /// What is believed to happen, in a sentence or two.
+    pub hypothesis: String,
+    /// Clients that prefer each region.
+    #[serde(default = "clients")]
+    pub clients: u32,
+    /// Between two messages of each of them.
+    #[serde(default = "every", with = "span")]
+    pub every: Micros,
+    /// How long everything may take to come to an end once the load has ended.
+    #[serde(default = "settle", with = "span")]
+    pub settle: Micros,
+    /// What must hold.
+    #[serde(default)]
+    pub limits: TermLimits,
+}
+
+/// Limits of a drill; what is not named is measured and not judged.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TermLimits {
+    /// The longest that a client of a region that is struck has nothing accepted.
+    #[serde(with = "span::option")]
+    pub rto: Option<Micros>,
+    /// The longest that one of their messages waits for its answer.
+    #[serde(with = "span::option")]
+    pub outage: Option<Micros>,
+    /// Messages that were accepted and that nobody got.
+    pub lost: Option<u64>,
+    /// Messages that an application was given twice.
+    pub duplicates: Option<u64>,
+    /// Messages that overtook earlier ones of their sender.
+    pub disorder: Option<u64>,
+    /// Messages without an answer at the end.
+    pub never_answered: Option<u64>,
+    /// Until users of a region that is struck are shown as unreachable.
+    #[serde(with = "span::option")]
+    pub unreachable: Option<Micros>,
+    /// From the end of the fault until they are shown as they are.
+    #[serde(with = "span::option")]
+    pub back: Option<Micros>,
+    /// From the end of the last fault until everything accepted is handled and all presence is right.
+    #[serde(with = "span::option")]
+    pub convergence: Option<Micros>,
+    /// From sending to handling, of 99 in 100 messages of the whole drill.
+    #[serde(with = "span::option")]
+    pub p99_handled: Option<Micros>,
+    /// Messages that the drill is to get accepted: with fewer it shows nothing.
+    pub accepted_at_least: Option<u64>,
+}
+
+fn clients() -> u32 {
+    4
+}
+
+fn every() -> Micros {
+    50_000
+}
+
+fn settle() -> Micros {
+    30 * SECOND
 }
 
 /// The nodes of each region, where they are not those of its file.
@@ -159,6 +227,26 @@ impl Scenario {
         } else {
             Err(ConfigError::Problems(problems))
         }
+    }
+
+    /// Its terms, where it is a drill.
+    pub fn terms(&self) -> Option<&Terms> {
+        self.file.drill.as_ref()
+    }
+
+    /// The regions that it names.
+    pub fn regions(&self) -> &[String] {
+        &self.file.regions
+    }
+
+    /// What goes wrong.
+    pub fn faults(&self) -> &[Fault] {
+        &self.file.fault
+    }
+
+    /// When regions accept a message.
+    pub fn accepts(&self) -> Accepts {
+        self.file.accepts
     }
 
     /// When everything heals, microseconds of virtual time.

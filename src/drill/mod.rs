@@ -1,0 +1,17 @@
+//! Failover drills: a planned failure, measured by clients of the drill's own.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`log`] | what the drill's clients saw, and what was done to the cluster, with times |
+//! | [`measure`] | what that says: RTO, RPO, losses, what came twice or out of order, convergence, phase by phase |
+//! | [`report`] | that judged against the limits of the drill, as JSON, Markdown, a terminal's text and a page |
+//!
+//! What is called lost, doubled or late comes from these clients alone, never from the servers' word.
+
+pub mod crew;
+pub mod log;
+pub mod measure;
+pub mod plan;
+pub mod report;
+pub mod run;
+pub mod site;

@@ -1,0 +1,156 @@
+//! Drill files (`simulations/drills/*.toml`): a scenario, and the terms on which it counts as passed.
+
+use std::path::Path;
+
+use crate::server::config::{ConfigError, TomlText};
+use crate::sim::case::Accepts;
+use crate::sim::fault::{Fault, Kind};
+use crate::sim::scenario::{Scenario, Terms};
+
+/// Kinds of faults that real processes can be struck with; the simulator knows more.
+const KINDS: [Kind; 12] = [
+    Kind::Crash,
+    Kind::Rolling,
+    Kind::Pause,
+    Kind::Cut,
+    Kind::Slow,
+    Kind::Evacuate,
+    Kind::StoreErrors,
+    Kind::StoreSlow,
+    Kind::StoreFull,
+    Kind::DiskReplaced,
+    Kind::Backup,
+    Kind::Restore,
+];
+
+/// A drill, as its file has it.
+#[derive(Debug, Clone)]
+pub struct Drill {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// On what terms it counts as passed, and the load on real processes.
+    pub terms: Terms,
+}
+
+/// Why a drill cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Its file.
+    #[error(transparent)]
+    File(#[from] ConfigError),
+    /// It is a scenario, and no drill.
+    #[error(
+        "{0} has no table [drill]: expected at least `hypothesis` there; `iris sim run` runs scenarios without"
+    )]
+    NoTerms(String),
+    /// A fault that only the simulator can make.
+    #[error(
+        "{drill}: fault {number} is {kind:?}, which only the simulator can do (--target sim); expected one of {}",
+        names()
+    )]
+    OnlySimulated {
+        /// Which.
+        drill: String,
+        /// Its number, from 1.
+        number: usize,
+        /// Its kind.
+        kind: &'static str,
+    },
+    /// No drill of this name.
+    #[error("there is no drill {name}: expected a file, or one of {}", known.join(", "))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+}
+
+fn names() -> String {
+    KINDS.map(Kind::name).join(", ")
+}
+
+macro_rules! shipped {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("../../simulations/drills/", $name, ".toml")))),*]
+    };
+}
+
+/// Name and text of each, for use outside a checkout.
+const TEXTS: [(&str, &str); 9] = shipped![
+    "core-crash",
+    "disk-replaced",
+    "edge-crash",
+    "evacuation",
+    "geo-region-lost",
+    "old-backup",
+    "region-lost",
+    "rolling-restart",
+    "stopped-core",
+];
+
+/// The drills that are shipped, in the order of their names.
+///
+/// # Errors
+/// None where the program is as it was built.
+pub fn shipped() -> Result<Vec<Drill>, PlanError> {
+    let texts = TEXTS.iter();
+    texts
+        .map(|(name, text)| {
+            let file = format!("simulations/drills/{name}.toml");
+            Drill::parse(TomlText::new(file, (*text).to_owned())?)
+        })
+        .collect()
+}
+
+/// A drill by its name, or by the path of its file.
+///
+/// # Errors
+/// [`PlanError`].
+pub fn find(name: &str) -> Result<Drill, PlanError> {
+    let path = Path::new(name);
+    if path.extension().is_some() || path.components().count() > 1 {
+        return Drill::parse(TomlText::read(path)?);
+    }
+    let drills = shipped()?;
+    let known = drills.iter().map(|drill| drill.scenario.name.clone()).collect();
+    let found = drills.into_iter().find(|drill| drill.scenario.name == name);
+    found.ok_or_else(|| PlanError::Unknown {
+        name: name.to_owned(),
+        known,
+    })
+}
+
+impl Drill {
+    /// Reads a drill.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn parse(text: TomlText) -> Result<Self, PlanError> {
+        let file = text.file().display().to_string();
+        let scenario = Scenario::parse(text)?;
+        let terms = scenario.terms().cloned().ok_or(PlanError::NoTerms(file))?;
+        Ok(Self { scenario, terms })
+    }
+
+    /// Its faults, where real processes can be struck with all of them.
+    ///
+    /// # Errors
+    /// [`PlanError::OnlySimulated`].
+    pub fn real_faults(&self) -> Result<&[Fault], PlanError> {
+        let faults = self.scenario.faults();
+        match faults.iter().position(|fault| !KINDS.contains(&fault.kind)) {
+            None => Ok(faults),
+            Some(at) => Err(PlanError::OnlySimulated {
+                drill: self.scenario.name.clone(),
+                number: at + 1,
+                kind: faults[at].kind.name(),
+            }),
+        }
+    }
+
+    /// Whether regions accept a message only once another one has it.
+    pub fn is_geo(&self) -> bool {
+        self.scenario.accepts() != Accepts::Region
+    }
+}

@@ -1,0 +1,236 @@
+//! A drill from its first client to its last message.
+
+use std::future::Future;
+use std::time::Duration;
+
+use super::crew::{Crew, Progress};
+use super::log::{Client, Entry, Micros, What};
+use super::measure::{Open, open};
+use super::plan::Drill;
+use super::site::Site;
+use crate::sim::fault::Fault;
+use crate::sim::span;
+
+/// Clients have their sessions within this, or the drill does not begin.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
+/// Progress is told so often.
+const TELL_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks whether everything that was accepted is handled.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// What comes twice has so long to come.
+const TWICE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a drill leaves.
+#[derive(Debug)]
+pub struct Done {
+    /// Who took part.
+    pub clients: Vec<Client>,
+    /// What they saw.
+    pub log: Vec<Entry>,
+    /// Why it was broken off, if it was.
+    pub aborted: Option<String>,
+}
+
+/// A step of the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Step {
+    at: Micros,
+    /// Ends come before what begins at the same time.
+    begins: bool,
+    fault: usize,
+}
+
+/// Runs a drill against nodes of its own. `stop` breaks it off; `tell` is told how it goes.
+///
+/// # Errors
+/// What kept it from beginning. What goes wrong later breaks it off.
+pub async fn on_site(
+    drill: &Drill,
+    site: &mut Site,
+    stop: impl Future<Output = &'static str>,
+    tell: &mut dyn FnMut(&str),
+) -> anyhow::Result<Done> {
+    let faults = drill.real_faults()?.to_vec();
+    let mut crew = Crew::start(site.places(drill.terms.clients)?)?;
+    crew.connected(CONNECTED_WITHIN)
+        .await
+        .map_err(anyhow::Error::msg)?;
+    tell(&format!(
+        "{} clients are connected; the load begins",
+        crew.clients().len()
+    ));
+    crew.send(Duration::from_micros(drill.terms.every));
+    let mut active = Vec::new();
+    let broken_off = {
+        let course = course(drill, &faults, site, &crew, &mut active, tell);
+        tokio::select! {
+            done = course => done.err().map(|error| format!("{error:#}")),
+            why = stop => Some(why.to_owned()),
+        }
+    };
+    if let Some(why) = &broken_off {
+        tell(&format!("broken off ({why}): what was struck is mended"));
+        crew.recorder().note(What::Aborted { why: why.clone() });
+        for fault in active {
+            let fault: usize = fault;
+            if let Err(error) = site.mend(&faults[fault]).await {
+                tell(&format!("fault {} cannot be mended: {error:#}", fault + 1));
+            }
+        }
+    }
+    crew.quiet().await;
+    if broken_off.is_none() {
+        settle(&crew, Duration::from_micros(drill.terms.settle), tell).await;
+    }
+    let (clients, log) = crew.close().await;
+    Ok(Done {
+        clients,
+        log,
+        aborted: broken_off,
+    })
+}
+
+/// The faults at their times, until the load is to end. `active` has those that were begun and not ended.
+async fn course(
+    drill: &Drill,
+    faults: &[Fault],
+    site: &mut Site,
+    crew: &Crew,
+    active: &mut Vec<usize>,
+    tell: &mut dyn FnMut(&str),
+) -> anyhow::Result<()> {
+    let work = drill.scenario.work();
+    let recorder = crew.recorder();
+    let began = recorder.now();
+    for step in steps(faults, work) {
+        wait_until(crew, began + step.at, tell).await;
+        let fault = &faults[step.fault];
+        if step.begins {
+            let text = describe(fault);
+            tell(&text);
+            active.push(step.fault);
+            recorder.note(What::Begins {
+                fault: step.fault,
+                text,
+            });
+            site.strike(fault).await?;
+        } else {
+            site.mend(fault).await?;
+            active.retain(|active| *active != step.fault);
+            recorder.note(What::Ends { fault: step.fault });
+            tell(&format!("fault {} has ended", step.fault + 1));
+        }
+    }
+    wait_until(crew, began + work, tell).await;
+    Ok(())
+}
+
+/// In order of their times. What has no length ends as soon as it was done, or with the load.
+fn steps(faults: &[Fault], work: Micros) -> Vec<Step> {
+    let mut steps: Vec<Step> = (faults.iter().enumerate())
+        .flat_map(|(n, fault)| {
+            let at = fault.at.min(work);
+            let ends = fault.lasts.map_or(at, |lasts| at.saturating_add(lasts).min(work));
+            let begin = Step {
+                at,
+                begins: true,
+                fault: n,
+            };
+            let end = Step {
+                at: ends.max(at + 1),
+                begins: false,
+                fault: n,
+            };
+            [begin, end]
+        })
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+async fn wait_until(crew: &Crew, at: Micros, tell: &mut dyn FnMut(&str)) {
+    loop {
+        let left = Duration::from_micros(at.saturating_sub(crew.recorder().now()));
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(TELL_EVERY)).await;
+        tell(&line(crew.recorder().progress(), crew.clients().len()));
+    }
+}
+
+/// Until all that was accepted is handled, and what would come twice had time to.
+async fn settle(crew: &Crew, within: Duration, tell: &mut dyn FnMut(&str)) {
+    let began = crew.recorder().now();
+    let mut told = began;
+    loop {
+        let progress = crew.recorder().progress();
+        let waited = Duration::from_micros(crew.recorder().now() - began);
+        let all = open(crew.clients(), &crew.recorder().log()) == Open::default();
+        if (all && waited >= TWICE_WITHIN) || waited >= within {
+            tell(&line(progress, crew.clients().len()));
+            return;
+        }
+        if Duration::from_micros(crew.recorder().now() - told) >= TELL_EVERY {
+            told = crew.recorder().now();
+            tell(&line(progress, crew.clients().len()));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn line(progress: Progress, clients: usize) -> String {
+    format!(
+        "{} sent, {} accepted, {} handled; {} of {clients} clients have a session",
+        progress.sent, progress.accepted, progress.handled, progress.connected
+    )
+}
+
+/// A fault, for people.
+pub fn describe(fault: &Fault) -> String {
+    let mut text = fault.kind.name().to_owned();
+    for (what, places) in [("on", &fault.on), ("from", &fault.from), ("to", &fault.to)] {
+        if !places.is_empty() {
+            text.push_str(&format!(" {what} {}", places.join(", ")));
+        }
+    }
+    if let Some(lasts) = fault.lasts {
+        text.push_str(&format!(", for {}", span::show(lasts)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::fault::Kind;
+
+    #[test]
+    fn faults_begin_and_end_in_order_of_their_times() {
+        let faults = [
+            Fault::new(5_000_000, Kind::Crash).lasting(3_000_000),
+            Fault::new(8_000_000, Kind::Rolling),
+            Fault::new(1_000_000, Kind::Pause).lasting(60_000_000),
+        ];
+        let steps = steps(&faults, 20_000_000);
+        let order: Vec<(u64, bool, usize)> = steps
+            .iter()
+            .map(|step| (step.at / 1_000_000, step.begins, step.fault))
+            .collect();
+        let expected = [
+            (1, true, 2),
+            (5, true, 0),
+            (8, false, 0),
+            (8, true, 1),
+            (8, false, 1),
+            (20, false, 2),
+        ];
+        assert_eq!(order, expected);
+    }
+
+    #[test]
+    fn a_fault_is_told_with_its_places() {
+        let fault = Fault::new(0, Kind::Crash).on("us-east/core").lasting(4_000_000);
+        assert_eq!(describe(&fault), "crash on us-east/core, for 4s");
+    }
+}
