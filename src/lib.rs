@@ -29,6 +29,7 @@
 //! | [`net`] | QUIC between clients and nodes, mutual TLS between nodes, membership by gossip |
 //! | [`server`] | a node: configuration, the tasks that drive the core, what operators see |
 //! | [`client`] | the client library |
+//! | [`drill`] | failover drills: planned failures, measured by clients of their own |
 //! | [`sim`] | the simulator: whole regions under a seed, in virtual time, with faults and checkers |
 //! | [`cli`] | the `iris` command |
 //!

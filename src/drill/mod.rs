@@ -5,6 +5,10 @@
 //! | [`log`] | what the drill's clients saw, and what was done to the cluster, with times |
 //! | [`measure`] | what that says: RTO, RPO, losses, what came twice or out of order, convergence, phase by phase |
 //! | [`report`] | that judged against the limits of the drill, as JSON, Markdown, a terminal's text and a page |
+//! | [`plan`] | the files of drills: a scenario, and the terms on which it counts as passed |
+//! | [`crew`] | the clients: they send to each other, watch each other, and note what they see |
+//! | [`site`] | nodes of the drill's own, each a process |
+//! | [`run`] | a drill from its first client to its last message |
 //!
 //! What is called lost, doubled or late comes from these clients alone, never from the servers' word.
 

@@ -8,16 +8,11 @@ use crate::sim::fault::{Fault, Kind};
 use crate::sim::scenario::{Scenario, Terms};
 
 /// Kinds of faults that real processes can be struck with; the simulator knows more.
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 7] = [
     Kind::Crash,
     Kind::Rolling,
     Kind::Pause,
-    Kind::Cut,
-    Kind::Slow,
     Kind::Evacuate,
-    Kind::StoreErrors,
-    Kind::StoreSlow,
-    Kind::StoreFull,
     Kind::DiskReplaced,
     Kind::Backup,
     Kind::Restore,
@@ -45,7 +40,7 @@ pub enum PlanError {
     NoTerms(String),
     /// A fault that only the simulator can make.
     #[error(
-        "{drill}: fault {number} is {kind:?}, which only the simulator can do (--target sim); expected one of {}",
+        "{drill}: fault {number} is {kind:?}, which only the simulator can do (iris sim run); expected one of {}",
         names()
     )]
     OnlySimulated {

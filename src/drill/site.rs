@@ -175,7 +175,7 @@ impl Site {
                 Ok(())
             }
             Kind::Evacuate => self.each_region(fault, evacuate).await,
-            kind => bail!("{} is for --target sim and --target cluster", kind.name()),
+            kind => bail!("{} is for the simulator alone (iris sim run)", kind.name()),
         }
     }
 
