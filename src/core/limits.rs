@@ -112,7 +112,7 @@ impl Default for CoreLimits {
             sends_per_second: 20_000,
             send_burst: 40_000,
             link_bytes: 16 * 1024 * 1024,
-            catch_up_bytes: 0,
+            catch_up_bytes: 8 * 1024 * 1024,
             presence_batch: 512,
             deposit_timeout_ms: 10_000,
             retry_ms: 100,

@@ -8,10 +8,16 @@ use crate::sim::fault::{Fault, Kind};
 use crate::sim::scenario::{Scenario, Terms};
 
 /// Kinds of faults that real processes can be struck with; the simulator knows more.
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 13] = [
     Kind::Crash,
     Kind::Rolling,
     Kind::Pause,
+    Kind::Cut,
+    Kind::Slow,
+    Kind::StoreErrors,
+    Kind::StoreSlow,
+    Kind::StoreFull,
+    Kind::Clock,
     Kind::Evacuate,
     Kind::DiskReplaced,
     Kind::Backup,
@@ -72,16 +78,20 @@ macro_rules! shipped {
 }
 
 /// Name and text of each, for use outside a checkout.
-const TEXTS: [(&str, &str); 9] = shipped![
+const TEXTS: [(&str, &str); 13] = shipped![
     "core-crash",
     "disk-replaced",
     "edge-crash",
     "evacuation",
     "geo-region-lost",
     "old-backup",
+    "one-way-partition",
+    "region-isolated",
     "region-lost",
     "rolling-restart",
+    "slow-link",
     "stopped-core",
+    "store-failure",
 ];
 
 /// The drills that are shipped, in the order of their names.
@@ -147,5 +157,54 @@ impl Drill {
     /// Whether regions accept a message only once another one has it.
     pub fn is_geo(&self) -> bool {
         self.scenario.accepts() != Accepts::Region
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_drill_of_the_repository_is_shipped_and_can_strike_real_processes() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/simulations/drills");
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .expect("the repository has drills")
+            .filter_map(|entry| Some(entry.ok()?.path().file_stem()?.to_string_lossy().into_owned()))
+            .collect();
+        names.sort();
+        let drills = shipped().unwrap();
+        let shipped: Vec<String> = drills.iter().map(|drill| drill.scenario.name.clone()).collect();
+        assert_eq!(shipped, names);
+        for drill in drills {
+            assert!(
+                !drill.real_faults().unwrap().is_empty(),
+                "{}",
+                drill.scenario.name
+            );
+            assert!(
+                drill.terms.limits.accepted_at_least > Some(0),
+                "{}",
+                drill.scenario.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_scenario_without_terms_is_no_drill_and_some_faults_are_for_the_simulator() {
+        let parse = |more: &str| {
+            let text = format!("title = \"t\"\nregions = [\"us-east\"]\nwork = \"5s\"\n{more}");
+            Drill::parse(TomlText::new("mine.toml", text).unwrap())
+        };
+        assert!(matches!(parse(""), Err(PlanError::NoTerms(file)) if file == "mine.toml"));
+        let clogged = parse(
+            "[[fault]]\nat = \"1s\"\nkind = \"clog\"\nfrom = [\"us-east\"]\nto = [\"us-east\"]\nlasts = \"1s\"\n[drill]\nhypothesis = \"h\"\n",
+        );
+        let error = clogged.unwrap().real_faults().unwrap_err().to_string();
+        assert!(
+            error.contains("fault 1") && error.contains("expected one of crash"),
+            "{error}"
+        );
+        let error = find("nope").unwrap_err().to_string();
+        assert!(error.contains("region-lost"), "{error}");
     }
 }

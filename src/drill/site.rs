@@ -15,13 +15,13 @@ use tokio::process::{Child, Command};
 use super::crew::Place;
 use super::log;
 use crate::admin::client::AdminClient;
-use crate::admin::data::Reply;
 use crate::admin::request::{Call, Change};
 use crate::client::{ClientConfig, connector};
 use crate::core::ids::RegionId;
 use crate::net::certs::Roots;
 use crate::net::connect::Connector;
 use crate::server::dev::{DevCluster, DevNode, Ports};
+use crate::server::faults::{Direction, Fault as Injected, Selector};
 use crate::server::regions::{Regions, Role};
 use crate::server::token::{KeyFiles, Signer};
 use crate::sim::fault::{Fault, Kind};
@@ -34,6 +34,8 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// An answer of the admin interface takes less.
 const ADMIN_WITHIN: Duration = Duration::from_secs(15);
+/// A fault that the drill ends lasts so much longer by itself, milliseconds.
+const SPARE_MS: u64 = 2_000;
 /// Tokens of the drill's clients live so long.
 const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 
@@ -158,7 +160,13 @@ impl Site {
             Kind::Crash | Kind::DiskReplaced | Kind::Restore => {
                 names.iter().try_for_each(|name| self.kill(name))
             }
-            Kind::Pause => names.iter().try_for_each(|name| self.signal(name, Signal::STOP)),
+            Kind::Pause
+            | Kind::Cut
+            | Kind::Slow
+            | Kind::StoreErrors
+            | Kind::StoreSlow
+            | Kind::StoreFull
+            | Kind::Clock => self.inject(fault).await,
             Kind::Rolling => {
                 for name in names {
                     self.drain(&name).await?;
@@ -187,7 +195,20 @@ impl Site {
         let names = self.names_of(&fault.on);
         match fault.kind {
             Kind::Crash => self.run(&names, How::Again).await,
-            Kind::Pause => names.iter().try_for_each(|name| self.signal(name, Signal::CONT)),
+            // It goes on by itself.
+            Kind::Pause => {
+                for name in &names {
+                    self.ready(name).await?;
+                }
+                Ok(())
+            }
+            Kind::Cut | Kind::Slow | Kind::StoreErrors | Kind::StoreSlow | Kind::StoreFull | Kind::Clock => {
+                for (name, _) in self.injected(fault)? {
+                    let node = name.parse()?;
+                    self.ask(&name, Change::FaultClear { node, id: None }).await?;
+                }
+                Ok(())
+            }
             Kind::DiskReplaced => {
                 for name in &names {
                     let data = self.node(name)?.data.clone();
@@ -211,14 +232,106 @@ impl Site {
         for region in self.regions_of(&fault.on) {
             let node = self.dev.nodes.iter().find(|node| node.region == region);
             let node = node.with_context(|| format!("region {region} has no node"))?;
-            let mut client = AdminClient::unix(&node.data.join("admin.sock"), ADMIN_WITHIN).await?;
-            match client.call(&Call::Change(change(region.parse()?))).await? {
-                Ok(Reply::Changed(_)) => {}
-                Ok(_) => bail!("node {} answered another question", node.name),
-                Err(error) => bail!("node {}: {error}", node.name),
-            }
+            self.ask(&node.name, change(region.parse()?)).await?;
         }
         Ok(())
+    }
+
+    /// Asks a node for a change.
+    async fn ask(&self, name: &str, change: Change) -> anyhow::Result<()> {
+        let socket = self.node(name)?.data.join("admin.sock");
+        let mut client = AdminClient::unix(&socket, ADMIN_WITHIN).await?;
+        match client.call(&Call::Change(change)).await? {
+            Ok(_) => Ok(()),
+            Err(error) => bail!("node {name}: {error}"),
+        }
+    }
+
+    /// Injects a fault into the nodes that it strikes. Each ends it by itself, also where this process is gone.
+    async fn inject(&self, fault: &Fault) -> anyhow::Result<()> {
+        let lasts = fault
+            .lasts
+            .with_context(|| format!("{}: expected `lasts`", fault.kind.name()))?;
+        let spare = if fault.kind == Kind::Pause { 0 } else { SPARE_MS };
+        for (name, injected) in self.injected(fault)? {
+            let change = Change::FaultInject {
+                node: name.parse()?,
+                fault: injected,
+                lasts_ms: Some(lasts / 1_000 + spare),
+            };
+            self.ask(&name, change).await?;
+        }
+        Ok(())
+    }
+
+    /// What is injected, and where.
+    fn injected(&self, fault: &Fault) -> anyhow::Result<Vec<(String, Injected)>> {
+        let kind = match fault.kind {
+            Kind::Pause => Injected::Pause,
+            Kind::StoreErrors => Injected::StoreFail,
+            Kind::StoreFull => Injected::StoreFull,
+            Kind::StoreSlow => Injected::StoreSlow {
+                ms: fault.extra.unwrap_or_default() / 1_000,
+            },
+            Kind::Clock => Injected::Clock {
+                ms: fault.step_ms.unwrap_or_default(),
+            },
+            _ => return self.between(fault),
+        };
+        let store = matches!(fault.kind, Kind::StoreErrors | Kind::StoreFull | Kind::StoreSlow);
+        let struck = fault.on.iter().flat_map(|place| self.nodes_of(place));
+        let struck = struck.filter(|node| !store || node.roles.contains(&Role::Core));
+        Ok(struck.map(|node| (node.name.clone(), kind.clone())).collect())
+    }
+
+    /// Faults of the ways between places.
+    fn between(&self, fault: &Fault) -> anyhow::Result<Vec<(String, Injected)>> {
+        let mut injected = Vec::new();
+        let mut ways = vec![(&fault.from, &fault.to)];
+        if !fault.one_way {
+            ways.push((&fault.to, &fault.from));
+        }
+        for (from, to) in ways {
+            for node in from.iter().flat_map(|place| self.nodes_of(place)) {
+                for with in self.selectors(to)? {
+                    // Each side drops what leaves it: so a way is cut in one direction alone.
+                    let direction = Direction::Out;
+                    if fault.kind == Kind::Cut {
+                        let with = with.clone();
+                        injected.push((node.name.clone(), Injected::Cut { with, direction }));
+                    }
+                    if let Some(extra) = fault.extra {
+                        let (with, ms, jitter_ms) = (with.clone(), extra / 1_000, 0);
+                        injected.push((node.name.clone(), Injected::Delay { with, ms, jitter_ms }));
+                    }
+                    if let Some(loss) = fault.loss {
+                        let percent = u8::try_from(loss.div_ceil(10)).unwrap_or(100);
+                        let loss = Injected::Loss {
+                            with,
+                            percent,
+                            direction,
+                        };
+                        injected.push((node.name.clone(), loss));
+                    }
+                }
+            }
+        }
+        Ok(injected)
+    }
+
+    /// Places, as faults of nodes name them.
+    fn selectors(&self, places: &[String]) -> anyhow::Result<Vec<Selector>> {
+        let mut selectors = Vec::new();
+        for place in places {
+            if self.dev.info.regions.iter().any(|region| region.id == *place) {
+                selectors.push(Selector::Region(place.parse()?));
+                continue;
+            }
+            for node in self.nodes_of(place) {
+                selectors.push(Selector::Node(node.name.parse()?));
+            }
+        }
+        Ok(selectors)
     }
 
     fn node(&self, name: &str) -> anyhow::Result<&DevNode> {

@@ -18,6 +18,7 @@ use crate::drill::run::{self, describe};
 use crate::drill::site::Site;
 use crate::server::config::TomlText;
 use crate::server::regions::{Durability, Regions};
+use crate::sim::fault::Fault;
 
 /// Run a drill, and judge what its clients saw against the limits in its file.
 ///
@@ -69,7 +70,7 @@ impl Run {
             let spans: Vec<FaultSpan> = (faults.iter().enumerate())
                 .map(|(n, fault)| FaultSpan {
                     fault: n,
-                    struck: site.regions_of(&fault.on).into_iter().collect(),
+                    struck: site.regions_of(&struck(fault)).into_iter().collect(),
                     text: describe(fault),
                 })
                 .collect();
@@ -198,4 +199,9 @@ fn limits(drill: &Drill) -> Limits {
         p99_handled_us: limits.p99_handled,
         accepted_at_least: limits.accepted_at_least,
     }
+}
+
+/// The places whose clients a fault is measured by: of a way that is cut or slow those at its beginning.
+fn struck(fault: &Fault) -> Vec<String> {
+    fault.on.iter().chain(&fault.from).cloned().collect()
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::core::time::Mono;
 
-/// No wait is shorter: shipping goes on in pages.
-const SHORTEST: Duration = Duration::from_millis(5);
+/// No wait is shorter: few large commits disturb others less than many small ones.
+const SHORTEST: Duration = Duration::from_millis(50);
 /// What is committed meanwhile, so many times.
 const OF_NEW: u64 = 2;
 

@@ -300,7 +300,8 @@ impl Links {
                 return;
             }
             if serve.behind.is_empty() {
-                serve.pace = None;
+                // It begins anew with the next time that something is behind.
+                serve.pace = serve.pace.take().filter(|_| serve.reads > 0);
                 return;
             }
             let (rate, committed, now) = (

@@ -834,7 +834,7 @@ fn a_backlog_is_given_at_a_limited_rate_and_live_operations_are_not() {
     world.run(20 * SECOND);
     world.heal(0, 1);
     let mut waited = 0;
-    while world.applied(1, 0, 0) == 0 {
+    while world.applied(1, 0, 0) < 2 {
         world.run(SECOND / 10);
         waited += 1;
         assert!(waited < 600);

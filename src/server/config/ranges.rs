@@ -104,7 +104,7 @@ section! {
         /// Bytes of operations in flight on the link to another region.
         link_bytes: u64 = core().link_bytes, in 64 * KIB => GIB;
         /// Bytes a second at which a partition of another region that is behind is given what it lacks, beside twice what is committed meanwhile.
-        catch_up_bytes: u64 = 8 * MIB, in 64 * KIB => 64 * GIB;
+        catch_up_bytes: u64 = core().catch_up_bytes, in 64 * KIB => 64 * GIB;
     }
 }
 
