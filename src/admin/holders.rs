@@ -39,7 +39,8 @@ pub(super) async fn add(node: &Inspector, region: RegionId) -> Answer {
         return Err(AdminError::new(ErrorCode::Refused, detail));
     }
     let of_region = || nodes.iter().filter(|(key, _)| key.region == region);
-    if node.holders().contains(&region) && !node.holders_status().await?.leaving.contains(&region) {
+    let status = node.holders_status().await?;
+    if status.regions.contains(&region) && !status.leaving.contains(&region) {
         return said(format!(
             "region {region} keeps the shards already, or is being added"
         ));

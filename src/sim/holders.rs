@@ -532,6 +532,24 @@ impl World {
         }
         let running = self.parts.running.as_ref()?;
         let version = running.change.version;
-        Some(format!("the change of the holders to version {version} goes on"))
+        let cores = self.nodes.iter().filter(|node| node.core);
+        let tasks = cores.flat_map(|node| {
+            node.process.iter().flat_map(move |process| {
+                process
+                    .tasks
+                    .iter()
+                    .map(move |task| (&node.key, task.machine.holders()))
+            })
+        });
+        let told: Vec<String> = tasks
+            .map(|(key, status)| {
+                let (known, settled, shards) = (status.target.version, status.settled, status.shards);
+                format!("{key} knows version {known}, settled in {settled} of {shards} shards")
+            })
+            .collect();
+        Some(format!(
+            "the change of the holders to version {version} goes on: {}",
+            told.join("; ")
+        ))
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Links, Owned, PeerId};
-use crate::core::ids::{Origin, Seq, ShardId};
+use crate::core::ids::{Coord, Origin, Seq, ShardId};
 use crate::core::time::Now;
 use crate::core::vector::Vector;
 
@@ -24,17 +24,33 @@ impl Links {
             owned.held.remove(origin);
         }
         for peer in self.subscribers.get(&shard).into_iter().flatten() {
-            let serve = self.peers[*peer].serve.as_mut();
-            if let Some(served) = serve.and_then(|serve| serve.shards.get_mut(&shard)) {
-                for origin in retired.keys() {
-                    if served
-                        .positions
-                        .remove(origin)
-                        .is_some_and(|known| known.waits.is_some())
-                    {
-                        served.waiting -= 1;
-                    }
+            let Some(serve) = self.peers[*peer].serve.as_mut() else {
+                continue;
+            };
+            let Some(served) = serve.shards.get_mut(&shard) else {
+                continue;
+            };
+            for origin in retired.keys() {
+                if served
+                    .positions
+                    .remove(origin)
+                    .is_some_and(|known| known.waits.is_some())
+                {
+                    served.waiting -= 1;
                 }
+            }
+            // What begins after a retired origin has nothing to wait for any more: all of that is everywhere.
+            let mut freed = Vec::new();
+            for (origin, position) in &mut served.positions {
+                let waits = |previous: &mut Coord| retired.contains_key(&previous.origin);
+                if position.waits.take_if(waits).is_some() {
+                    served.waiting -= 1;
+                    freed.push(*origin);
+                }
+            }
+            for origin in freed {
+                serve.enqueue(shard, origin);
+                self.touched.insert(*peer);
             }
         }
         self.wake_held(shard);
