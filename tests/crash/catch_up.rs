@@ -8,7 +8,7 @@ use iris::client::{Client, ClientEvent};
 use serde_json::Value;
 
 use crate::common::members::{Load, Member};
-use crate::common::{LOOK_EVERY, number_in, send_all, within};
+use crate::common::{number_in, send_all, within};
 use crate::processes::{Site, iris};
 
 const REGIONS: [&str; 3] = ["us-east", "eu-west", "ap-south"];
@@ -24,6 +24,8 @@ const SENDERS: u64 = 8;
 const CLIENTS: usize = 3;
 /// How long they send before the region is lost, to compare with.
 const USUAL: Duration = Duration::from_secs(10);
+/// Between two looks at what waits: each is a process of its own, and asks every node.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The most memory that processes used, looked at all along.
 struct Memory(BTreeMap<String, u64>);
@@ -100,14 +102,20 @@ async fn read(client: Client, expected: u64) {
     client.close().await;
 }
 
-/// `IRIS_TEST_CATCH_UP=1000000 cargo test --release --test crash catch_up -- --nocapture` is the long run.
+/// `IRIS_TEST_CATCH_UP=1000000 cargo test --release --test crash catch_up -- --nocapture` is the long run; with
+/// `IRIS_TEST_CATCH_UP_RATE=2MiB` at another rate than the default.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_takes_a_backlog_while_others_go_on() {
     let messages = std::env::var("IRIS_TEST_CATCH_UP").map_or(MESSAGES, |text| text.parse().unwrap());
     let each = messages / RECIPIENTS / SENDERS;
     assert!(each > 0, "at least {} messages", RECIPIENTS * SENDERS);
     let messages = each * RECIPIENTS * SENDERS;
-    let mut site = Site::start(&REGIONS, "").await;
+    let rate = std::env::var("IRIS_TEST_CATCH_UP_RATE");
+    let settings: Vec<_> = rate
+        .map(|rate| ("IRIS_LIMITS__CATCH_UP_BYTES", rate))
+        .into_iter()
+        .collect();
+    let mut site = Site::start(&REGIONS, "", &settings).await;
     let usual_load = {
         let members = members(&site, "before").await;
         let load = Load::begin(&members);
@@ -135,11 +143,11 @@ async fn a_region_takes_a_backlog_while_others_go_on() {
     let filled = began.elapsed();
 
     let members = members(&site, "during").await;
-    let load = Load::begin(&members);
-    load.under_way().await;
     let began = Instant::now();
     site.run(|region| region == AWAY, false).await;
     let ready = began.elapsed();
+    let load = Load::begin(&members);
+    load.under_way().await;
     let mut memory = Memory(BTreeMap::new());
     let mut most = 0;
     // Live messages are under way all the time: so little is none.

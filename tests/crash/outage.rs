@@ -33,7 +33,7 @@ async fn shown(what: &str, watcher: &Client, is: impl Fn(&PresenceEvent) -> bool
 /// `IRIS_TEST_OUTAGE_SECS=600 cargo test --test crash outage -- --nocapture` is the long run.
 async fn outage(lines: &str, keeps_all: bool) {
     let away = std::env::var("IRIS_TEST_OUTAGE_SECS").map_or(AWAY_SECS, |text| text.parse().unwrap());
-    let mut site = Site::start(&REGIONS, lines).await;
+    let mut site = Site::start(&REGIONS, lines, &[]).await;
     let mut members = Vec::new();
     for region in REGIONS {
         for n in 0..CLIENTS {

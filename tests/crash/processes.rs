@@ -163,12 +163,13 @@ pub struct Site {
     pub dev: DevCluster,
     connector: Connector,
     nodes: BTreeMap<String, Running>,
+    settings: Vec<(&'static str, String)>,
     folder: tempfile::TempDir,
 }
 
 impl Site {
-    /// These regions, with lines more in their files.
-    pub async fn start(regions: &[&str], lines: &str) -> Self {
+    /// These regions, with lines more in their files, and variables for their nodes.
+    pub async fn start(regions: &[&str], lines: &str, settings: &[(&'static str, String)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let regions = regions_with(regions, lines);
         let dev = DevCluster::prepare(folder.path(), &regions, Ports::Free).unwrap();
@@ -177,6 +178,7 @@ impl Site {
             dev,
             connector: connector(&roots).unwrap(),
             nodes: BTreeMap::new(),
+            settings: settings.to_vec(),
             folder,
         };
         site.run(|_| true, true).await;
@@ -197,6 +199,7 @@ impl Site {
         let nodes: Vec<_> = self.dev.nodes.iter().filter(|node| is(&node.region)).collect();
         for node in &nodes {
             let mut command = serving(node);
+            command.envs(self.settings.iter().map(|(name, value)| (name, value)));
             command.args(if create { created(node) } else { &[] });
             self.nodes.insert(node.name.clone(), Running::start(command));
         }

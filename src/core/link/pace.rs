@@ -1,15 +1,17 @@
 //! How fast a subscriber that is behind is given what it lacks.
 //!
 //! What was committed long ago is read again, shipped and applied, for which the same processors and disks are used as for what
-//! people send meanwhile. So it is read at a limited rate, a token bucket of a second: and at twice what is committed
-//! meanwhile besides, so that a subscriber catches up however much that is.
+//! people send meanwhile. So it is read at a limited rate, a token bucket of a tenth of a second: and at twice what is
+//! committed meanwhile besides, so that a subscriber catches up however much that is.
 
 use std::time::Duration;
 
 use crate::core::time::Mono;
 
-/// No wait is shorter: few large commits disturb others less than many small ones.
-const SHORTEST: Duration = Duration::from_millis(50);
+/// The part of a second's worth that is given at once after a silence: a burst takes the processors from what people send.
+const BURST: u64 = 10;
+/// No wait is shorter: it would give pages of few operations.
+const SHORTEST: Duration = Duration::from_millis(10);
 /// What is committed meanwhile, so many times.
 const OF_NEW: u64 = 2;
 
@@ -24,10 +26,10 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A second's worth is there at first.
+    /// A tenth of a second's worth is there at first.
     pub fn new(rate: u64, committed: u64, now: Mono) -> Self {
         Self {
-            left: i128::from(rate),
+            left: i128::from(burst(rate)),
             at: now,
             committed,
         }
@@ -41,8 +43,8 @@ impl Pace {
         let passed = now.since(self.at).as_micros();
         let by_time = i128::try_from(u128::from(rate) * passed / 1_000_000).unwrap_or(i128::MAX);
         let new = committed.saturating_sub(self.committed).saturating_mul(OF_NEW);
-        // Time gives no more than a second's worth.
-        let full = i128::from(rate).max(self.left);
+        // Time gives no more than the burst.
+        let full = i128::from(burst(rate)).max(self.left);
         self.left = self.left.saturating_add(by_time).min(full) + i128::from(new);
         (self.at, self.committed) = (now, committed);
         if self.left > 0 {
@@ -64,6 +66,10 @@ impl Pace {
     }
 }
 
+fn burst(rate: u64) -> u64 {
+    rate.div_ceil(BURST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,10 +79,10 @@ mod tests {
     }
 
     #[test]
-    fn a_second_is_given_at_once_and_then_the_rate() {
+    fn a_burst_is_given_at_once_and_then_the_rate() {
         let mut pace = Pace::new(1_000, 0, at(0));
-        assert_eq!(pace.allows(1_000, 0, at(0)), Ok(1_000));
-        pace.took(999);
+        assert_eq!(pace.allows(1_000, 0, at(0)), Ok(100));
+        pace.took(99);
         assert_eq!(pace.allows(1_000, 0, at(0)), Ok(1), "just inside");
         pace.took(501);
         assert_eq!(pace.allows(1_000, 0, at(0)), Err(Duration::from_millis(500)));
@@ -84,10 +90,10 @@ mod tests {
         assert_eq!(pace.allows(1_000, 0, at(501)), Ok(1));
         pace.took(300);
         pace.was(300, 100);
-        assert_eq!(pace.allows(1_000, 0, at(600)), Err(SHORTEST));
-        assert_eq!(pace.allows(1_000, 0, at(601)), Ok(1));
-        // A long silence gives no more than a second.
-        assert_eq!(pace.allows(1_000, 0, at(100_000)), Ok(1_000));
+        assert_eq!(pace.allows(1_000, 0, at(700)), Err(SHORTEST));
+        assert_eq!(pace.allows(1_000, 0, at(701)), Ok(1));
+        // A long silence gives no more than the burst.
+        assert_eq!(pace.allows(1_000, 0, at(100_000)), Ok(100));
     }
 
     #[test]

@@ -839,7 +839,7 @@ fn a_backlog_is_given_at_a_limited_rate_and_live_operations_are_not() {
         waited += 1;
         assert!(waited < 600);
     }
-    // A second's worth comes at once, the rest at the rate; what is committed now, in another shard, does not wait for it.
+    // A burst comes at once, the rest at the rate; what is committed now, in another shard, does not wait for it.
     world.run(SECOND);
     let live = world.append(0, 1, 10);
     world.run(SECOND / 2);
