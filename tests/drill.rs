@@ -209,7 +209,7 @@ async fn a_running_cluster_is_struck_only_where_it_is_well_and_is_as_before_afte
         fault("crash", "on = [\"us-east/edge-1\"]", "1s", "2s"),
         fault("cut", "from = [\"us-east\"]\nto = [\"eu-west\"]", "2s", "2s"),
         fault("pause", "on = [\"eu-west/edge-1\"]", "5s", "500ms"),
-        fault("rolling", "on = [\"eu-west/edge-2\"]", "6s", "1s"),
+        fault("rolling", "on = [\"eu-west/edge-1\"]", "6s", "1s"),
         fault("evacuate", "on = [\"eu-west\"]", "8s", "2s"),
     ];
     let passes = plan_of(folder.path(), "each-kind", "12s", &each);

@@ -122,13 +122,10 @@ impl Sight {
         }
         for (number, fault) in (1..).zip(faults) {
             if let Some(place) = nodes.unknown_place(fault) {
-                let known: Vec<&str> = nodes.regions().into_iter().map(RegionId::as_str).collect();
                 why.push(format!(
-                    "fault {number} ({}) is at {place}, and this cluster has the regions {}: name which is meant with --region \
-                     {}=REGION",
+                    "fault {number} ({}) is at {place}, where there is no node: {}",
                     fault.kind.name(),
-                    known.join(", "),
-                    place.split('/').next().unwrap_or(place)
+                    expected_places(&nodes, place)
                 ));
                 continue;
             }
@@ -161,6 +158,22 @@ impl Sight {
             }
         }
         why
+    }
+}
+
+/// What could have been meant by a place.
+fn expected_places(nodes: &Nodes, place: &str) -> String {
+    let region = place.split('/').next().unwrap_or(place);
+    let there: Vec<&str> = nodes.of(region).map(|node| node.name.as_str()).collect();
+    match there.is_empty() {
+        false => format!("that region has the nodes {}", there.join(", ")),
+        true => {
+            let known: Vec<&str> = nodes.regions().into_iter().map(RegionId::as_str).collect();
+            format!(
+                "this cluster has the regions {}; say which is meant with --region {region}=REGION",
+                known.join(", ")
+            )
+        }
     }
 }
 
