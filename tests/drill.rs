@@ -1,11 +1,16 @@
-//! Drills with real processes: one passes, one with a limit that cannot be kept does not, and one that is broken off leaves nothing.
+//! Drills with real processes: one passes, one with a limit that cannot be kept does not, and one that is broken off leaves nothing,
+//! neither of its own nodes nor in a cluster that runs.
 
 mod common;
+#[allow(dead_code, reason = "the tests that kill processes use the rest")]
+#[path = "crash/processes.rs"]
+mod processes;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::{PATIENCE, within};
+use common::{PATIENCE, regions, until, within};
+use processes::Processes;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
@@ -24,9 +29,13 @@ fn plan(folder: &Path, name: &str, work: &str, limits: &str) -> PathBuf {
 }
 
 fn drill(plan: &Path, reports: &Path) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_iris"));
+    drill_at(plan, reports, &[])
+}
+
+fn drill_at(plan: &Path, reports: &Path, args: &[&str]) -> Child {
+    let mut command = Command::from(processes::iris());
     command.args(["drill", "run", "--output", "json", "--reports"]);
-    command.arg(reports).arg(plan).stdin(Stdio::null());
+    command.arg(reports).arg(plan).args(args).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().unwrap()
 }
@@ -146,4 +155,138 @@ async fn a_drill_that_is_broken_off_mends_what_it_struck_and_ends_its_nodes() {
         "{said:?}"
     );
     assert!(!nodes.exists(), "its folder is left");
+}
+
+/// What an operator is told of a cluster.
+async fn told(data: &Path, args: &[&str]) -> (i32, String) {
+    let mut command = Command::from(processes::iris());
+    command
+        .args(args)
+        .arg("--data")
+        .arg(data)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .stdout(Stdio::piped());
+    let (code, stdout, _) = ended(&args.join(" "), command.spawn().unwrap()).await;
+    (code, stdout)
+}
+
+async fn healthy(data: &Path) {
+    until("the cluster is healthy", async || {
+        told(data, &["cluster", "status"]).await.0 == 0
+    })
+    .await;
+}
+
+fn fault(kind: &str, places: &str, at: &str, lasts: &str) -> String {
+    format!("\n[[fault]]\nat = \"{at}\"\nkind = \"{kind}\"\n{places}\nlasts = \"{lasts}\"\n")
+}
+
+fn plan_of(folder: &Path, name: &str, work: &str, faults: &[String]) -> PathBuf {
+    let path = folder.join(format!("{name}.toml"));
+    let text = format!(
+        "title = \"{name}\"\nregions = [\"us-east\", \"eu-west\"]\nwork = \"{work}\"\n{}\n[drill]\nhypothesis = \"it is as \
+         before\"\nclients = 2\n\n[drill.limits]\nlost = 0\nduplicates = 0\ndisorder = 0\nnever_answered = 0\n\
+         accepted_at_least = 50\n",
+        faults.concat()
+    );
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_cluster_is_struck_only_where_it_is_well_and_is_as_before_afterwards() {
+    let cluster = Processes::start(&regions(&["us-east", "eu-west"]), &[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let reports = folder.path().join("reports");
+    let data = cluster.path();
+    let running = ["--target", "cluster", "--data", data.to_str().unwrap()];
+    healthy(data).await;
+
+    // Every kind of step that there is for a running cluster: a node that dies and stays away, one that is drained, a way
+    // that is cut, clients that are moved.
+    let each = [
+        fault("crash", "on = [\"us-east/edge-1\"]", "1s", "2s"),
+        fault("cut", "from = [\"us-east\"]\nto = [\"eu-west\"]", "2s", "2s"),
+        fault("pause", "on = [\"eu-west/edge-1\"]", "5s", "500ms"),
+        fault("rolling", "on = [\"eu-west/edge-1\"]", "6s", "1s"),
+        fault("evacuate", "on = [\"eu-west\"]", "8s", "2s"),
+    ];
+    let passes = plan_of(folder.path(), "each-kind", "12s", &each);
+    let (code, stdout, stderr) = ended("the drill", drill_at(&passes, &reports, &running)).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(
+        (&report["passed"], &report["identity"]["target"]),
+        (&true.into(), &"cluster".into())
+    );
+    let faults = report["measures"]["faults"].as_array().unwrap();
+    assert!(
+        faults.len() == 5 && faults.iter().all(|fault| fault["ends"].is_u64()),
+        "{report}"
+    );
+    // The node that died stayed away, although it was started again at once.
+    let away = faults[0]["ends"].as_u64().unwrap() - faults[0]["begins"].as_u64().unwrap();
+    assert!(away >= 2_000_000, "{away}");
+    assert_eq!(report["observed"].as_array().unwrap().len(), 5, "{report}");
+    healthy(data).await;
+
+    // Hands are needed for this one, and this cluster has no such region.
+    let hands = [
+        fault("disk-replaced", "on = [\"us-east/core\"]", "1s", "1s"),
+        fault("crash", "on = [\"ap-south\"]", "1s", "1s"),
+    ];
+    let hands = plan_of(folder.path(), "hands", "3s", &hands);
+    let (code, _, stderr) = ended("the drill", drill_at(&hands, &reports, &running)).await;
+    assert_eq!(code, 6, "{stderr}");
+    assert!(
+        stderr.contains("hands are needed") && stderr.contains("--region ap-south=REGION"),
+        "{stderr}"
+    );
+
+    // It is killed while it has a way cut and a region evacuated: both end by themselves.
+    let long = [
+        fault("evacuate", "on = [\"eu-west\"]", "500ms", "5s"),
+        fault("cut", "from = [\"us-east\"]\nto = [\"eu-west\"]", "1s", "5s"),
+    ];
+    let long = plan_of(folder.path(), "long", "10m", &long);
+    let mut child = drill_at(&long, &reports, &running);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let struck = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.starts_with("cut from us-east") {
+                return;
+            }
+        }
+        panic!("it ended before its fault");
+    };
+    within("the faults", struck).await;
+    until("the way is cut", async || {
+        told(data, &["fault", "list", "--output", "json"])
+            .await
+            .1
+            .contains("cut")
+    })
+    .await;
+    child.kill().await.unwrap();
+    let (_, status) = told(data, &["cluster", "status", "--output", "json"]).await;
+    assert!(
+        status.contains("faults-injected") && status.contains("region-evacuated"),
+        "{status}"
+    );
+
+    // Another one does not begin meanwhile.
+    let (code, _, stderr) = ended("the drill", drill_at(&passes, &reports, &running)).await;
+    assert_eq!(code, 6, "{stderr}");
+    assert!(
+        stderr.contains("does not begin") && stderr.contains("not healthy"),
+        "{stderr}"
+    );
+    healthy(data).await;
+    let (_, faults) = told(data, &["fault", "list", "--output", "json"]).await;
+    assert_eq!(
+        serde_json::from_str::<Value>(&faults).unwrap()["faults"],
+        serde_json::json!([])
+    );
+    cluster.stop().await;
 }

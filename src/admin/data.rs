@@ -312,6 +312,9 @@ pub struct NodeReport {
     /// The faults that were injected into it.
     #[serde(default)]
     pub faults: Vec<FaultRow>,
+    /// Whether it takes any: `faults.allowed`.
+    #[serde(default)]
+    pub faults_allowed: bool,
 }
 
 /// What an operator last said about where the clients of a region are to be.

@@ -9,7 +9,8 @@ use super::cluster;
 use super::data::{Changed, Reply};
 use super::wire::{AdminError, Answer, ErrorCode};
 use crate::core::ids::RegionId;
-use crate::server::evacuation::DEFAULT_RATE;
+use crate::server::evacuation::{DEFAULT_RATE, Word};
+use crate::server::faults::check_life;
 use crate::server::inspect::Inspector;
 
 /// Core nodes ask those of other regions so often.
@@ -17,19 +18,30 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 /// Sessions a second: above it there is no limit worth the name.
 const MAX_RATE: u32 = 1_000_000;
 
-/// Sends the clients of this node's region to the others.
-pub(super) async fn evacuate(node: &Inspector, region: RegionId, rate: Option<u32>, force: bool) -> Answer {
+/// Sends the clients of this node's region to the others; where `lasts` is given, until then.
+pub(super) async fn evacuate(
+    node: &Inspector,
+    region: RegionId,
+    rate: Option<u32>,
+    force: bool,
+    lasts: Option<Duration>,
+) -> Answer {
     of_this_region(node, &region, "evacuated")?;
+    if let Some(lasts) = lasts {
+        check_life(lasts)?;
+    }
     let known = node.evacuations().get(&region).copied();
     let already = known.filter(|word| word.evacuated);
     let rate = checked(rate.unwrap_or(already.map_or(DEFAULT_RATE, |word| word.rate)))?;
     if let Some(word) = already {
         if word.rate == rate {
+            restore_after(node, word, lasts);
             return said(format!(
                 "region {region} is evacuated already, at {rate} sessions a second"
             ));
         }
-        order(node, true, rate).await?;
+        let word = order(node, true, rate).await?;
+        restore_after(node, word, lasts);
         return said(format!(
             "region {region} is evacuated already; from now on at {rate} sessions a second"
         ));
@@ -42,7 +54,8 @@ pub(super) async fn evacuate(node: &Inspector, region: RegionId, rate: Option<u3
         );
         return Err(AdminError::new(ErrorCode::Refused, detail));
     }
-    order(node, true, rate).await?;
+    let word = order(node, true, rate).await?;
+    restore_after(node, word, lasts);
     let others: Vec<String> = others.iter().map(ToString::to_string).collect();
     let to = match others.is_empty() {
         true => "none".to_owned(),
@@ -107,9 +120,28 @@ fn checked(rate: u32) -> Result<u32, AdminError> {
     Err(AdminError::new(ErrorCode::Malformed, detail))
 }
 
-async fn order(node: &Inspector, evacuated: bool, rate: u32) -> Result<(), AdminError> {
+/// Lets the clients of this node's region come back after a while, unless an operator says something else before.
+fn restore_after(node: &Inspector, word: Word, lasts: Option<Duration>) {
+    let Some(lasts) = lasts else { return };
+    let node = node.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(lasts) => {}
+            // A node that drains has nobody to tell any more.
+            () = node.drain_asked() => return,
+        }
+        if node.evacuations().get(&node.key().region) != Some(&word) {
+            return;
+        }
+        if let Err(error) = order(&node, false, word.rate).await {
+            tracing::error!(%error, "the region stays evacuated, although its time is over: restore it");
+        }
+    });
+}
+
+async fn order(node: &Inspector, evacuated: bool, rate: u32) -> Result<Word, AdminError> {
     let ordered = node.order_evacuation(evacuated, rate).await;
-    ordered.map(drop).map_err(|error| {
+    ordered.map_err(|error| {
         let detail = format!("nothing was changed, since it could not be kept: {error}");
         AdminError::new(ErrorCode::Unavailable, detail)
     })

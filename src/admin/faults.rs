@@ -26,7 +26,11 @@ pub(super) fn rows(node: &Inspector) -> Vec<FaultRow> {
 }
 
 pub(super) async fn inject(node: &Inspector, fault: Fault, lasts_ms: Option<u64>) -> Answer {
-    let lasts = lasts_ms.map_or(DEFAULT_LIFE, Duration::from_millis);
+    let unsaid = match fault {
+        Fault::Crash => Duration::ZERO,
+        _ => DEFAULT_LIFE,
+    };
+    let lasts = lasts_ms.map_or(unsaid, Duration::from_millis);
     let injected = node.faults().inject(node, fault, lasts).await?;
     Ok(Reply::Injected(Box::new(row(node.key(), injected))))
 }

@@ -152,6 +152,7 @@ fn report(node: &Inspector) -> NodeReport {
         }),
         sees: seen(node),
         faults: faults::rows(node),
+        faults_allowed: node.faults().allowed(),
     }
 }
 

@@ -207,6 +207,10 @@ pub enum Change {
         /// Also where no other region takes clients.
         #[serde(default)]
         force: bool,
+        /// The clients may come back by themselves after this, 100 to 3,600,000 milliseconds: the node that is asked sees to
+        /// it, as long as it runs. Until the region is restored where it is not given.
+        #[serde(default)]
+        lasts_ms: Option<u64>,
     },
     /// Let clients come back to a region, at a limited rate. A node of that region is asked.
     RegionRestore {
@@ -222,7 +226,8 @@ pub enum Change {
         node: NodeName,
         /// What.
         fault: Fault,
-        /// For how long, 100 to 3,600,000; a minute where it is not given.
+        /// For how long, 100 to 3,600,000 milliseconds; a minute where it is not given. After a crash the node stays away for so
+        /// long, although it is started again; not at all where it is not given.
         #[serde(default)]
         lasts_ms: Option<u64>,
     },

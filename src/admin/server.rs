@@ -243,8 +243,14 @@ async fn change(node: &Inspector, change: Change) -> Answer {
         }
         Change::RegionAdd { region } => holders::add(node, region).await,
         Change::RegionRemove { region, force } => holders::remove(node, region, force).await,
-        Change::RegionEvacuate { region, rate, force } => {
-            evacuation::evacuate(node, region, rate, force).await
+        Change::RegionEvacuate {
+            region,
+            rate,
+            force,
+            lasts_ms,
+        } => {
+            let lasts = lasts_ms.map(Duration::from_millis);
+            evacuation::evacuate(node, region, rate, force, lasts).await
         }
         Change::RegionRestore { region, rate } => evacuation::restore(node, region, rate).await,
         Change::FaultInject {

@@ -22,7 +22,7 @@ use crate::admin::data::{NodeRow, PartReply, Reply, Silent};
 use crate::admin::request::{Call, Change, Part, Request};
 use crate::admin::socket;
 use crate::admin::wire::{AdminError, ErrorCode};
-use crate::core::ids::{NodeKey, RegionId};
+use crate::core::ids::{NodeKey, NodeName, RegionId};
 use crate::net::certs::{Identity, Roots};
 
 /// Some nodes did not answer, or the cluster is degraded.
@@ -34,7 +34,7 @@ const PROBE: Duration = Duration::from_secs(2);
 /// What was named is not there.
 const NOT_FOUND: u8 = 5;
 /// Not allowed, or not possible here.
-const REFUSED: u8 = 6;
+pub const REFUSED: u8 = 6;
 
 /// Whom to ask. Without any of it the sockets below the data folder are tried: of `iris dev`, or of one node.
 #[derive(Debug, Args)]
@@ -185,10 +185,7 @@ impl Target {
         };
         let answers = detail.members.iter().filter(|member| member.report.is_some());
         for member in answers.filter(|_| self.named_socket().is_none()) {
-            let connected = match &self.connect {
-                Some(_) => self.connect_quic(&member.peer).await,
-                None => self.connect_to(Some(member.node.node.as_str())).await,
-            };
+            let connected = self.connect_node(&member.node.node, &member.peer).await;
             if let Ok(client) = connected {
                 return Ok(client);
             }
@@ -218,10 +215,7 @@ impl Target {
             row.node.region != *but && report.is_some_and(|report| report.store.is_some())
         };
         for row in list.nodes.iter().filter(core) {
-            let connected = match &self.connect {
-                Some(_) => self.connect_quic(&row.peer).await,
-                None => self.connect_to(Some(row.node.node.as_str())).await,
-            };
+            let connected = self.connect_node(&row.node.node, &row.peer).await;
             if let Ok(client) = connected {
                 return Ok(client);
             }
@@ -229,9 +223,32 @@ impl Target {
         Ok(client)
     }
 
+    /// Connects to a node: with --connect at its address, else at its socket.
+    pub async fn connect_node(&self, node: &NodeName, peer: &str) -> anyhow::Result<AdminClient> {
+        match &self.connect {
+            Some(_) => self.connect_quic(peer).await,
+            None => self.connect_to(Some(node.as_str())).await,
+        }
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        &self.data.data
+    }
+
+    /// The cluster's CA, where it is named.
+    pub fn ca(&self) -> Option<PathBuf> {
+        self.ca.clone()
+    }
+
     /// Whether it names one node, and not just one that leads to the others.
     pub fn names_node(&self) -> bool {
         self.ask.is_some() || self.socket.is_some()
+    }
+
+    /// Whether no other node than the one that is named can be asked.
+    pub fn asks_one(&self) -> bool {
+        self.ask.is_some() || self.named_socket().is_some()
     }
 
     /// Connects to the node that is named, and gives its key.
@@ -261,10 +278,7 @@ impl Target {
         };
         let mut connected = Vec::new();
         for row in list.nodes.into_iter().filter(which) {
-            let client = match &self.connect {
-                Some(_) => self.connect_quic(&row.peer).await,
-                None => self.connect_to(Some(row.node.node.as_str())).await,
-            };
+            let client = self.connect_node(&row.node.node, &row.peer).await;
             connected.push((row.node, client));
         }
         Ok(connected)

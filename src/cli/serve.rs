@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::args;
 use super::fault::WAKE_ARGS;
 use crate::admin::server::AdminServer;
-use crate::server::faults::Watcher;
+use crate::server::faults::{Watcher, stay_away};
 use crate::server::log;
 use crate::server::node::{Create, Damage, Node};
 
@@ -70,7 +70,11 @@ impl Serve {
             let signal = stop_signal(self.stop_with_stdin)?;
             let name = loaded.config.node.name.clone();
             tokio::pin!(signal);
-            let start = Node::start_with(loaded.config, loaded.regions, create, damage);
+            let (data, allowed) = (loaded.config.node.data.clone(), loaded.config.faults.allowed);
+            let start = async {
+                stay_away(&data, allowed).await;
+                Node::start_with(loaded.config, loaded.regions, create, damage).await
+            };
             let node = tokio::select! {
                 node = start => node.map_err(|error| error.placed(&loaded.sources)).with_context(|| format!("node {name} cannot start"))?,
                 // What was begun of the start is left as by a crash, of which every start recovers.

@@ -7,7 +7,7 @@ use super::crew::{Crew, Progress};
 use super::log::{Client, Entry, Micros, What};
 use super::measure::{Open, open};
 use super::plan::Drill;
-use super::site::Site;
+use super::target::Target;
 use crate::sim::fault::Fault;
 use crate::sim::span;
 
@@ -17,6 +17,8 @@ const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
 const TELL_EVERY: Duration = Duration::from_secs(2);
 /// Between two looks whether everything that was accepted is handled.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The lag at the moment of a fault is asked for so long: the fault does not wait for it.
+const LAG_WITHIN: Duration = Duration::from_secs(2);
 /// What comes twice has so long to come.
 const TWICE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -29,6 +31,8 @@ pub struct Done {
     pub log: Vec<Entry>,
     /// Why it was broken off, if it was.
     pub aborted: Option<String>,
+    /// What servers said: shown, never judged.
+    pub observed: Vec<(String, String)>,
 }
 
 /// A step of the plan.
@@ -40,18 +44,18 @@ struct Step {
     fault: usize,
 }
 
-/// Runs a drill against nodes of its own. `stop` breaks it off; `tell` is told how it goes.
+/// Runs a drill with these faults against real nodes. `stop` breaks it off; `tell` is told how it goes.
 ///
 /// # Errors
 /// What kept it from beginning. What goes wrong later breaks it off.
-pub async fn on_site(
+pub async fn on(
     drill: &Drill,
-    site: &mut Site,
+    faults: &[Fault],
+    target: &mut impl Target,
     stop: impl Future<Output = &'static str>,
     tell: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Done> {
-    let faults = drill.real_faults()?.to_vec();
-    let mut crew = Crew::start(site.places(drill.terms.clients)?)?;
+    let mut crew = Crew::start(target.places(drill.terms.clients)?)?;
     crew.connected(CONNECTED_WITHIN)
         .await
         .map_err(anyhow::Error::msg)?;
@@ -60,9 +64,9 @@ pub async fn on_site(
         crew.clients().len()
     ));
     crew.send(Duration::from_micros(drill.terms.every));
-    let mut active = Vec::new();
+    let (mut active, mut observed) = (Vec::new(), Vec::new());
     let broken_off = {
-        let course = course(drill, &faults, site, &crew, &mut active, tell);
+        let course = course(drill, faults, target, &crew, &mut active, &mut observed, tell);
         tokio::select! {
             done = course => done.err().map(|error| format!("{error:#}")),
             why = stop => Some(why.to_owned()),
@@ -73,7 +77,7 @@ pub async fn on_site(
         crew.recorder().note(What::Aborted { why: why.clone() });
         for fault in active {
             let fault: usize = fault;
-            if let Err(error) = site.mend(&faults[fault]).await {
+            if let Err(error) = target.mend(&faults[fault]).await {
                 tell(&format!("fault {} cannot be mended: {error:#}", fault + 1));
             }
         }
@@ -87,6 +91,7 @@ pub async fn on_site(
         clients,
         log,
         aborted: broken_off,
+        observed,
     })
 }
 
@@ -94,9 +99,10 @@ pub async fn on_site(
 async fn course(
     drill: &Drill,
     faults: &[Fault],
-    site: &mut Site,
+    target: &mut impl Target,
     crew: &Crew,
     active: &mut Vec<usize>,
+    observed: &mut Vec<(String, String)>,
     tell: &mut dyn FnMut(&str),
 ) -> anyhow::Result<()> {
     let work = drill.scenario.work();
@@ -108,14 +114,18 @@ async fn course(
         if step.begins {
             let text = describe(fault);
             tell(&text);
+            if let Ok(Some(lag)) = tokio::time::timeout(LAG_WITHIN, target.lag()).await {
+                let (what, waits) = (format!("lag as fault {} began", step.fault + 1), lag.to_string());
+                observed.push((what, waits));
+            }
             active.push(step.fault);
             recorder.note(What::Begins {
                 fault: step.fault,
                 text,
             });
-            site.strike(fault).await?;
+            target.strike(fault).await?;
         } else {
-            site.mend(fault).await?;
+            target.mend(fault).await?;
             active.retain(|active| *active != step.fault);
             recorder.note(What::Ends { fault: step.fault });
             tell(&format!("fault {} has ended", step.fault + 1));

@@ -21,6 +21,7 @@ mod store;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,7 @@ pub use model::{
     DEFAULT_LIFE, Direction, Fault, FaultError, MAX_CLOCK_MS, MAX_DELAY_MS, MAX_LIFE, MIN_LIFE, Selector,
     check_life,
 };
-pub use process::{GRACE, WATCHES, Watcher};
+pub use process::{GRACE, WATCHES, Watcher, stay_away};
 pub(super) use store::StoreFaults;
 
 use store::Failing;
@@ -75,6 +76,8 @@ impl Injected {
 #[derive(Debug, Clone)]
 pub(super) struct Here {
     pub(super) node: NodeKey,
+    /// Its data folder.
+    pub(super) data: PathBuf,
     /// It has a store.
     pub(super) store: bool,
     /// It serves clients.
@@ -157,7 +160,13 @@ impl Faults {
         self.held().faults.clone()
     }
 
-    /// Injects a fault. It is in force when this returns, but for one of the process: that follows in a moment.
+    /// Whether any may be injected.
+    pub fn allowed(&self) -> bool {
+        self.0.config.allowed
+    }
+
+    /// Injects a fault. It is in force when this returns, but for one of the process: that follows in a moment. A node that
+    /// crashes stays away for `lasts`, which may be none at all.
     ///
     /// # Errors
     /// [`FaultError`].
@@ -175,7 +184,15 @@ impl Faults {
                     why: error.to_string(),
                 })?;
             }
-            (Fault::Crash, Some(_)) => process::crash(),
+            (Fault::Crash, Some(_)) => {
+                if !lasts.is_zero() {
+                    process::keep_away(&self.0.here.data, lasts).map_err(|error| FaultError::System {
+                        what: "crash",
+                        why: error.to_string(),
+                    })?;
+                }
+                process::crash();
+            }
             _ => {}
         }
         let injected = {
@@ -235,7 +252,9 @@ impl Faults {
         if !self.0.config.allowed {
             return Err(FaultError::NotAllowed(here.node.node.clone()));
         }
-        check_life(lasts)?;
+        if *fault != Fault::Crash || !lasts.is_zero() {
+            check_life(lasts)?;
+        }
         fault.check()?;
         match fault.selector() {
             Some(Selector::Clients) if !here.clients => {

@@ -310,7 +310,7 @@ impl Inspector {
     }
 
     /// Completes when an operator asked for a drain.
-    pub(super) fn drain_asked(&self) -> impl Future<Output = ()> + Send + use<> {
+    pub fn drain_asked(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut drain = self.0.drain.subscribe();
         async move {
             if drain.wait_for(|drain| *drain != Drain::No).await.is_err() {

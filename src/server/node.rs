@@ -253,6 +253,7 @@ impl Node {
         let is_core = config.node.has(Role::Core);
         let here = Here {
             node: key.clone(),
+            data: config.node.data.clone(),
             store: is_core,
             clients: config.node.has(Role::Edge),
         };

@@ -3,6 +3,7 @@
 mod list;
 mod report;
 mod run;
+mod soak;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ enum Verb {
     List(list::List),
     Run(run::Run),
     Report(report::Show),
+    Soak(soak::Soak),
 }
 
 impl Drill {
@@ -43,6 +45,7 @@ impl Drill {
             Verb::List(verb) => verb.run(),
             Verb::Run(verb) => verb.run(),
             Verb::Report(verb) => verb.run(),
+            Verb::Soak(verb) => verb.run(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `iris drill run`
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,28 +9,45 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 
 use super::ReportsArg;
+use crate::admin::client::AdminClient;
+use crate::cli::admin::{self, REFUSED};
 use crate::cli::output::{self, Format};
 use crate::cli::serve;
+use crate::client::connector;
+use crate::core::ids::{NodeName, RegionId};
+use crate::drill::access::Access;
+use crate::drill::cluster::{Cluster, Sight, peers, renamed};
 use crate::drill::log::Entry;
-use crate::drill::measure::{FaultSpan, measure};
+use crate::drill::measure::{FaultSpan, Measures, measure};
+use crate::drill::nodes::Nodes;
 use crate::drill::plan::{self, Drill};
 use crate::drill::report::{Identity, Limits, Report};
-use crate::drill::run::{self, describe};
+use crate::drill::run::{self, Done, describe};
 use crate::drill::site::Site;
+use crate::drill::target::{Reach, Target as _};
+use crate::net::certs::{CA_CERT_FILE, Roots};
 use crate::server::config::TomlText;
+use crate::server::dev::DevInfo;
 use crate::server::regions::{Durability, Regions};
+use crate::server::token::{KeyFiles, Signer};
 use crate::sim::fault::Fault;
 
 /// Run a drill, and judge what its clients saw against the limits in its file.
 ///
-/// The exit code is the verdict: 0 passed, 1 not passed or broken off. Ctrl-C breaks it off: what it struck is mended first.
-/// With --target dev the drill starts three regions of its own on loopback, each node a process that ends with the drill.
+/// The exit code is the verdict: 0 passed, 1 not passed or broken off, 6 not begun since something is in the way. Ctrl-C breaks it
+/// off: what it struck is mended first. With --target dev the drill starts three regions of its own on loopback, each node a
+/// process that ends with the drill. With --target cluster it strikes a cluster that runs, with clients of its own there; each
+/// fault ends by itself, also where the drill is killed. It does not begin unless that cluster is healthy and its nodes have
+/// `faults.allowed = true`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   iris drill run region-lost
   iris drill run core-crash --output json | jq .measures.rto
-  iris drill run my-drill.toml --reports /tmp/reports")]
+  iris drill run my-drill.toml --reports /tmp/reports
+  iris drill run region-lost --target cluster                  the cluster of `iris dev --processes`
+  iris drill run region-lost --target cluster --region eu-west=fra1 --connect 10.0.0.5:7110 \\
+    --cert operator.pem --key operator.key --ca ca.pem --token-key token.key")]
 pub struct Run {
     /// A drill of `iris drill list`, or the path of a file.
     #[arg(value_name = "DRILL")]
@@ -45,6 +63,8 @@ pub struct Run {
     keep: bool,
     #[command(flatten)]
     reports: ReportsArg,
+    #[command(flatten)]
+    running: Running,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -52,6 +72,36 @@ enum Target {
     /// Nodes of the drill's own, each a process.
     #[default]
     Dev,
+    /// A cluster that runs.
+    Cluster,
+}
+
+/// A cluster that runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With --target cluster")]
+struct Running {
+    /// Which of its regions is meant by one of the drill's; may be repeated. The one of the same name where it is not given.
+    #[arg(long = "region", value_name = "DRILL=REGION", value_parser = pair)]
+    regions: Vec<(String, String)>,
+    /// The private key of the cluster's tokens, for those of the drill's clients; keys/token.key of the data folder where it is
+    /// not given.
+    #[arg(long, value_name = "FILE")]
+    token_key: Option<PathBuf>,
+    /// The CA of the certificates that nodes show clients, PEM; that of the nodes where it is not given.
+    #[arg(long, value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+    /// The name in those certificates, where it is not the host of the endpoint.
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
+    #[command(flatten)]
+    ask: admin::Target,
+}
+
+/// What is known when a drill is over.
+struct Over {
+    done: Done,
+    spans: Vec<FaultSpan>,
+    facts: Vec<(String, String)>,
 }
 
 impl Run {
@@ -59,37 +109,17 @@ impl Run {
         let drill = plan::find(&self.drill)?;
         let faults = drill.real_faults()?.to_vec();
         let started_ms = now_ms();
-        let folder = std::env::temp_dir().join(format!("iris-drill-{}-{started_ms}", std::process::id()));
-        let regions = regions(&drill)?;
-        let done = serve::run_to_end_with(async {
-            let mut tell = |line: &str| eprintln!("{line}");
-            tell(&format!("{}: {}", drill.scenario.name, drill.scenario.title));
-            tell(&format!("starting nodes in {}", folder.display()));
-            let stop = serve::stop_signal(false)?;
-            let mut site = Site::start(&folder, &regions).await?;
-            let spans: Vec<FaultSpan> = (faults.iter().enumerate())
-                .map(|(n, fault)| FaultSpan {
-                    fault: n,
-                    struck: site.regions_of(&struck(fault)).into_iter().collect(),
-                    text: describe(fault),
-                })
-                .collect();
-            let done = run::on_site(&drill, &mut site, stop, &mut tell).await;
-            tell("stopping the nodes");
-            site.stop().await;
-            Ok((done?, spans))
-        });
-        if self.keep {
-            eprintln!("the nodes' folder is kept: {}", folder.display());
-        } else {
-            // What is left of it is in the system's folder for such things.
-            let _ = std::fs::remove_dir_all(&folder);
-        }
-        let (done, spans) = done?;
+        eprintln!("{}: {}", drill.scenario.name, drill.scenario.title);
+        let over = match self.target {
+            Target::Dev => Some(self.on_dev(&drill, &faults, started_ms)?),
+            Target::Cluster => self.on_cluster(&drill, &faults, started_ms)?,
+        };
+        let Some(Over { done, spans, facts }) = over else {
+            return Ok(ExitCode::from(REFUSED));
+        };
         let measures = measure(&done.clients, &spans, &done.log);
-        let identity = identity(&drill, &regions, started_ms);
-        let report = Report::new(identity, done.clients, measures, limits(&drill), done.aborted);
-        let report = self.save(report, &done.log)?;
+        let (report, log) = report(&drill, self.target.name(), facts, started_ms, done, measures);
+        let report = self.save(report, &log)?;
         match self.output {
             Format::Table => output::print(&report.text())?,
             Format::Json => output::print(&(report.to_json()? + "\n"))?,
@@ -98,6 +128,88 @@ impl Run {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
+        })
+    }
+
+    /// With nodes of its own.
+    fn on_dev(&self, drill: &Drill, faults: &[Fault], started_ms: u64) -> anyhow::Result<Over> {
+        let folder = std::env::temp_dir().join(format!("iris-drill-{}-{started_ms}", std::process::id()));
+        let regions = regions(drill)?;
+        let over = serve::run_to_end_with(async {
+            let mut tell = |line: &str| eprintln!("{line}");
+            tell(&format!("starting nodes in {}", folder.display()));
+            let stop = serve::stop_signal(false)?;
+            let mut site = Site::start(&folder, &regions).await?;
+            let spans = spans(faults, site.nodes());
+            let done = run::on(drill, faults, &mut site, stop, &mut tell).await;
+            tell("stopping the nodes");
+            site.stop().await;
+            let names: Vec<&str> = regions.ids().collect();
+            let facts = vec![("regions".to_owned(), names.join(", "))];
+            Ok(Over {
+                done: done?,
+                spans,
+                facts,
+            })
+        });
+        if self.keep {
+            eprintln!("the nodes' folder is kept: {}", folder.display());
+        } else {
+            // What is left of it is in the system's folder for such things.
+            let _ = std::fs::remove_dir_all(&folder);
+        }
+        over
+    }
+
+    /// With a cluster that runs; none where something is in the way.
+    fn on_cluster(&self, drill: &Drill, faults: &[Fault], started_ms: u64) -> anyhow::Result<Option<Over>> {
+        let running = &self.running;
+        if running.ask.asks_one() {
+            bail!(
+                "--target cluster asks every node itself: name its data folder with --data, or a node with --connect"
+            );
+        }
+        let names: BTreeMap<String, String> = running.regions.iter().cloned().collect();
+        let faults: Vec<Fault> = faults.iter().map(|fault| renamed(fault, &names)).collect();
+        serve::run_to_end_with(async {
+            let mut tell = |line: &str| eprintln!("{line}");
+            let stop = serve::stop_signal(false)?;
+            let sight = Sight::of(&mut running.ask.connect().await?).await?;
+            let why = sight.in_the_way(drill, &faults);
+            if !why.is_empty() {
+                tell(&format!(
+                    "drill {} does not begin, and nothing was struck:",
+                    drill.scenario.name
+                ));
+                why.iter().for_each(|why| tell(&format!("  {why}")));
+                return Ok(None);
+            }
+            let access = running.access(&sight)?;
+            let nodes = sight.layout();
+            let facts = vec![
+                ("cluster".to_owned(), sight.status.cluster.clone()),
+                (
+                    "regions".to_owned(),
+                    nodes
+                        .regions()
+                        .into_iter()
+                        .map(RegionId::as_str)
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                ),
+                ("nodes".to_owned(), nodes.iter().count().to_string()),
+            ];
+            let reach = Reached {
+                ask: &running.ask,
+                peers: peers(&sight.nodes.nodes),
+            };
+            let mut cluster = Cluster::new(reach, &sight, access, format!("drill-{started_ms}-"));
+            let done = run::on(drill, &faults, &mut cluster, stop, &mut tell).await?;
+            Ok(Some(Over {
+                done,
+                spans: spans(&faults, &nodes),
+                facts,
+            }))
         })
     }
 
@@ -122,9 +234,115 @@ impl Run {
     }
 }
 
-fn now_ms() -> u64 {
+impl Target {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
+/// What was measured, judged; and the log.
+pub(super) fn report(
+    drill: &Drill,
+    target: &str,
+    mut facts: Vec<(String, String)>,
+    started_ms: u64,
+    done: Done,
+    measures: Measures,
+) -> (Report, Vec<Entry>) {
+    let mut fact = |what: &str, fact: String| facts.push((what.to_owned(), fact));
+    fact(
+        "durability",
+        if drill.is_geo() { "geo" } else { "region" }.to_owned(),
+    );
+    fact("clients of each region", drill.terms.clients.to_string());
+    fact(
+        "messages a second of each",
+        format!("{:.1}", 1e6 / drill.terms.every.max(1) as f64),
+    );
+    let identity = Identity {
+        name: drill.scenario.name.clone(),
+        title: drill.scenario.title.clone(),
+        hypothesis: drill.terms.hypothesis.clone(),
+        commit: option_env!("BUILD_COMMIT").unwrap_or("unknown").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        seed: 0,
+        target: target.to_owned(),
+        started_ms,
+        configuration: facts,
+    };
+    let mut report = Report::new(identity, done.clients, measures, limits(drill), done.aborted);
+    report.observed = done.observed;
+    (report, done.log)
+}
+
+impl Running {
+    /// How clients get in.
+    fn access(&self, sight: &Sight) -> anyhow::Result<Access> {
+        let data = self.ask.data();
+        let ca = match &self.client_ca {
+            Some(file) => file.clone(),
+            None => self
+                .ask
+                .ca()
+                .unwrap_or_else(|| data.join("ca").join(CA_CERT_FILE)),
+        };
+        let roots = Roots::load(&ca).context("the clients' CA cannot be used; name it with --client-ca")?;
+        let key = match &self.token_key {
+            Some(file) => file.clone(),
+            None => KeyFiles::in_data(data).private,
+        };
+        let signer = Signer::from_file(&key, None)
+            .context("no tokens can be made for the drill's clients; name the key with --token-key")?;
+        let known = || DevInfo::load(data).ok().map(|info| info.server_name);
+        Ok(Access {
+            connector: connector(&roots).context("no connection can be made")?,
+            signer,
+            server_name: self.server_name.clone().or_else(known),
+            regions: sight.endpoints(),
+        })
+    }
+}
+
+/// Nodes at their sockets, or at their addresses.
+struct Reached<'a> {
+    ask: &'a admin::Target,
+    peers: BTreeMap<NodeName, String>,
+}
+
+impl Reach for Reached<'_> {
+    async fn reach(&self, node: &NodeName) -> anyhow::Result<AdminClient> {
+        let peer = self.peers.get(node).context("there is no such node")?;
+        self.ask.connect_node(node, peer).await
+    }
+}
+
+pub(super) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok((from.to_owned(), to.to_owned())),
+        _ => Err("expected DRILL=REGION, as in eu-west=fra1".to_owned()),
+    }
+}
+
+/// The faults as the measures know them.
+pub(super) fn spans(faults: &[Fault], nodes: &Nodes) -> Vec<FaultSpan> {
+    let span = |(n, fault): (usize, &Fault)| FaultSpan {
+        fault: n,
+        struck: nodes
+            .regions_struck(fault)
+            .into_iter()
+            .map(|region| region.to_string())
+            .collect(),
+        text: describe(fault),
+    };
+    faults.iter().enumerate().map(span).collect()
 }
 
 /// The built-in regions that the drill names, with its durability.
@@ -157,33 +375,6 @@ fn regions(drill: &Drill) -> anyhow::Result<Regions> {
     Ok(Regions::from_texts(origin, texts)?)
 }
 
-fn identity(drill: &Drill, regions: &Regions, started_ms: u64) -> Identity {
-    let names: Vec<&str> = regions.ids().collect();
-    let fact = |what: &str, fact: String| (what.to_owned(), fact);
-    Identity {
-        name: drill.scenario.name.clone(),
-        title: drill.scenario.title.clone(),
-        hypothesis: drill.terms.hypothesis.clone(),
-        commit: option_env!("BUILD_COMMIT").unwrap_or("unknown").to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        seed: 0,
-        target: "dev".to_owned(),
-        started_ms,
-        configuration: vec![
-            fact("regions", names.join(", ")),
-            fact(
-                "durability",
-                if drill.is_geo() { "geo" } else { "region" }.to_owned(),
-            ),
-            fact("clients of each region", drill.terms.clients.to_string()),
-            fact(
-                "messages a second of each",
-                format!("{:.1}", 1e6 / drill.terms.every.max(1) as f64),
-            ),
-        ],
-    }
-}
-
 fn limits(drill: &Drill) -> Limits {
     let limits = &drill.terms.limits;
     Limits {
@@ -199,9 +390,4 @@ fn limits(drill: &Drill) -> Limits {
         p99_handled_us: limits.p99_handled,
         accepted_at_least: limits.accepted_at_least,
     }
-}
-
-/// The places whose clients a fault is measured by: of a way that is cut or slow those at its beginning.
-fn struck(fault: &Fault) -> Vec<String> {
-    fault.on.iter().chain(&fault.from).cloned().collect()
 }

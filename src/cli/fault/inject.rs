@@ -108,8 +108,13 @@ Examples:
     /// The process ends at once (SIGKILL). Not in `iris dev` without --processes, which starts it again.
     #[command(after_help = "\
 Examples:
-  iris fault inject --node us-east-core-1 crash")]
-    Crash,
+  iris fault inject --node us-east-core-1 crash
+  iris fault inject --node us-east-core-1 crash --for 15s")]
+    Crash {
+        /// How long the node stays away, although it is started again: 100ms to 1h. Not at all where it is not given.
+        #[arg(long = "for", value_name = "TIME", value_parser = life)]
+        lasts: Option<Duration>,
+    },
     /// Each commit takes longer.
     #[command(after_help = "\
 Examples:
@@ -285,7 +290,7 @@ impl Kind {
                 Some(life),
             ),
             Self::Pause { life } => (Fault::Pause, Some(life)),
-            Self::Crash => (Fault::Crash, None),
+            Self::Crash { lasts } => return Ok((Fault::Crash, *lasts)),
             Self::StoreSlow { by, life } => (Fault::StoreSlow { ms: millis(*by) }, Some(life)),
             Self::StoreFail { life } => (Fault::StoreFail, Some(life)),
             Self::StoreFull { life } => (Fault::StoreFull, Some(life)),

@@ -28,12 +28,16 @@ Examples:
   iris region evacuate eu-west
   iris region evacuate eu-west --rate 200
   iris region evacuate eu-west --no-wait
+  iris region evacuate eu-west --for 30m
   iris region evacuate eu-west --output json | jq .sessions
   iris region evacuate eu-west --connect 10.0.0.5:7110 --cert operator.pem --key operator.key --ca ca.pem")]
 pub struct Evacuate {
     /// Also where no other region takes clients: they then find none.
     #[arg(long)]
     force: bool,
+    /// Let the clients come back by themselves after this, 100ms to 1h: the node that is asked sees to it, as long as it runs.
+    #[arg(long = "for", value_name = "TIME", value_parser = args::duration)]
+    lasts: Option<Duration>,
     #[command(flatten)]
     moves: Moves,
 }
@@ -97,6 +101,9 @@ impl Evacuate {
             region: self.moves.region.clone(),
             rate: self.moves.rate,
             force: self.force,
+            lasts_ms: self
+                .lasts
+                .map(|lasts| u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX)),
         };
         self.moves.run(change, true)
     }

@@ -54,7 +54,7 @@ pub enum Fault {
     },
     /// The process stands still (SIGSTOP).
     Pause,
-    /// The process ends at once (SIGKILL), whatever the fault's lifetime.
+    /// The process ends at once (SIGKILL), and a new one stays away for the fault's lifetime.
     Crash,
     /// Each commit takes longer.
     StoreSlow {

@@ -3,16 +3,21 @@
 //! A process that stands still cannot wake itself. So a watcher, a process of its own and in a group of its own, is there first;
 //! it stops this one and lets it go on, and only such a watcher stops it: a SIGCONT can never come before its SIGSTOP.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+use std::{fs, io};
 
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
+use super::model::MAX_LIFE;
+use crate::server::clock::system_ms;
+
+/// In the data folder of a node that is to stay away: until when, unix milliseconds.
+const AWAY: &str = "away-until";
 /// Between the answer to whoever asked and what follows, so that it is still sent.
 pub const GRACE: Duration = Duration::from_millis(200);
 /// A watcher that has not begun by then is given up.
@@ -84,4 +89,63 @@ pub(super) fn crash() {
         sleep(GRACE).await;
         let _ = kill_process(getpid(), Signal::KILL);
     });
+}
+
+/// Has the next process of this node stay away for so long.
+pub(super) fn keep_away(data: &Path, lasts: Duration) -> io::Result<()> {
+    let until_ms = system_ms().saturating_add(u64::try_from((lasts + GRACE).as_millis()).unwrap_or(u64::MAX));
+    // Nothing waits for the disk: SIGKILL leaves what the system holds.
+    fs::write(data.join(AWAY), until_ms.to_string())
+}
+
+/// Waits, where a crash was injected that is to last: before a node starts whose data folder this is.
+pub async fn stay_away(data: &Path, allowed: bool) {
+    let path = data.join(AWAY);
+    let Ok(text) = fs::read_to_string(&path) else {
+        return;
+    };
+    let until_ms: u64 = text.trim().parse().unwrap_or_default();
+    let left = Duration::from_millis(until_ms.saturating_sub(system_ms()));
+    // More than can be asked for is the word of another clock.
+    if allowed && !left.is_zero() && left <= MAX_LIFE + GRACE {
+        tracing::warn!(
+            ?left,
+            "a crash was injected into this node that is to last: it stays away"
+        );
+        sleep(left).await;
+    }
+    if let Err(error) = fs::remove_file(&path) {
+        tracing::warn!(%error, "{} cannot be removed", path.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_stays_away_once_and_only_where_faults_are_allowed() {
+        let folder = tempfile::tempdir().unwrap();
+        let stayed = async |allowed| {
+            let began = tokio::time::Instant::now();
+            stay_away(folder.path(), allowed).await;
+            began.elapsed()
+        };
+        assert_eq!(stayed(true).await, Duration::ZERO);
+        keep_away(folder.path(), Duration::from_secs(30)).unwrap();
+        let first = stayed(true).await;
+        assert!(
+            (Duration::from_secs(29)..Duration::from_secs(31)).contains(&first),
+            "{first:?}"
+        );
+        assert_eq!(stayed(true).await, Duration::ZERO);
+        keep_away(folder.path(), Duration::from_secs(30)).unwrap();
+        assert_eq!(stayed(false).await, Duration::ZERO);
+        // A clock that was set back, and a file that is none of ours.
+        for text in ["99999999999999", "soon"] {
+            fs::write(folder.path().join(AWAY), text).unwrap();
+            assert_eq!(stayed(true).await, Duration::ZERO);
+            assert!(!folder.path().join(AWAY).exists());
+        }
+    }
 }

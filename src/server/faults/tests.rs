@@ -122,6 +122,7 @@ fn the_way_around_the_world_is_laid_once_and_does_not_end() {
     let regions = Regions::built_in();
     let here = Here {
         node: key("us-east", "us-east-core-1"),
+        data: PathBuf::new(),
         store: true,
         clients: false,
     };

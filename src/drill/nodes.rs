@@ -1,0 +1,275 @@
+//! The nodes that a drill can strike: which a plan's places are, and what its faults mean for each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, bail};
+
+use crate::core::ids::{NodeName, RegionId};
+use crate::server::faults::{Direction, Fault as Injected, Selector};
+use crate::sim::fault::{Fault, Kind};
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Node {
+    /// Its region.
+    pub region: RegionId,
+    /// Its name, unique over all regions.
+    pub name: NodeName,
+    /// It has a store.
+    pub core: bool,
+}
+
+/// All nodes of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nodes(Vec<Node>);
+
+impl Nodes {
+    /// In any order.
+    pub fn new(nodes: impl IntoIterator<Item = Node>) -> Self {
+        let mut nodes: Vec<Node> = nodes.into_iter().collect();
+        nodes.sort();
+        Self(nodes)
+    }
+
+    /// In order of their regions and names.
+    pub fn iter(&self) -> impl Iterator<Item = &Node> {
+        self.0.iter()
+    }
+
+    /// The regions, in order of their ids.
+    pub fn regions(&self) -> BTreeSet<&RegionId> {
+        self.0.iter().map(|node| &node.region).collect()
+    }
+
+    /// The nodes of a place, as scenarios name them ([`crate::sim::fault`]).
+    pub fn of<'a>(&'a self, place: &'a str) -> impl Iterator<Item = &'a Node> {
+        let (region, part) = match place.split_once('/') {
+            None if ["all", "cores", "edges"].contains(&place) => (None, Some(place)),
+            None => (Some(place), None),
+            Some((region, part)) => (Some(region), Some(part)),
+        };
+        let mut edges: BTreeMap<&RegionId, u32> = BTreeMap::new();
+        self.0.iter().filter(move |node| {
+            let edge = edges.entry(&node.region).or_default();
+            *edge += u32::from(!node.core);
+            region.is_none_or(|region| node.region.as_str() == region)
+                && match part {
+                    None | Some("all") => true,
+                    Some("core" | "cores") => node.core,
+                    Some("edges") => !node.core,
+                    Some(part) => {
+                        part == node.name.as_str() || (!node.core && part == format!("edge-{edge}"))
+                    }
+                }
+        })
+    }
+
+    /// The nodes that a fault is on, each once.
+    pub fn struck(&self, fault: &Fault) -> Vec<NodeName> {
+        let nodes = fault.on.iter().flat_map(|place| self.of(place));
+        let names: BTreeSet<&Node> = nodes.collect();
+        names.into_iter().map(|node| node.name.clone()).collect()
+    }
+
+    /// The regions whose clients a fault is measured by: of a way that is cut or slow those at its beginning.
+    pub fn regions_struck(&self, fault: &Fault) -> Vec<RegionId> {
+        let places = fault.on.iter().chain(&fault.from);
+        let regions: BTreeSet<&RegionId> = places
+            .flat_map(|place| self.of(place))
+            .map(|node| &node.region)
+            .collect();
+        regions.into_iter().cloned().collect()
+    }
+
+    /// What is injected for a fault, and into which node.
+    ///
+    /// # Errors
+    /// Where nodes have no such fault.
+    pub fn injected(&self, fault: &Fault) -> anyhow::Result<Vec<(NodeName, Injected)>> {
+        let kind = match fault.kind {
+            Kind::Pause => Injected::Pause,
+            Kind::Crash => Injected::Crash,
+            Kind::StoreErrors => Injected::StoreFail,
+            Kind::StoreFull => Injected::StoreFull,
+            Kind::StoreSlow => Injected::StoreSlow {
+                ms: fault.extra.unwrap_or_default() / 1_000,
+            },
+            Kind::Clock => Injected::Clock {
+                ms: fault.step_ms.unwrap_or_default(),
+            },
+            Kind::Cut | Kind::Slow => return self.between(fault),
+            kind => bail!("{} is not injected into a node", kind.name()),
+        };
+        let struck: BTreeSet<&Node> = fault.on.iter().flat_map(|place| self.of(place)).collect();
+        let struck = struck.into_iter().filter(|node| !kind.is_of_store() || node.core);
+        Ok(struck.map(|node| (node.name.clone(), kind.clone())).collect())
+    }
+
+    /// Faults of the ways between places.
+    fn between(&self, fault: &Fault) -> anyhow::Result<Vec<(NodeName, Injected)>> {
+        let mut injected = Vec::new();
+        let mut ways = vec![(&fault.from, &fault.to)];
+        if !fault.one_way {
+            ways.push((&fault.to, &fault.from));
+        }
+        for (from, to) in ways {
+            for node in from.iter().flat_map(|place| self.of(place)) {
+                for with in self.selectors(to)? {
+                    // Each side drops what leaves it: so a way is cut in one direction alone.
+                    let direction = Direction::Out;
+                    if fault.kind == Kind::Cut {
+                        let with = with.clone();
+                        injected.push((node.name.clone(), Injected::Cut { with, direction }));
+                    }
+                    if let Some(extra) = fault.extra {
+                        let (with, ms, jitter_ms) = (with.clone(), extra / 1_000, 0);
+                        injected.push((node.name.clone(), Injected::Delay { with, ms, jitter_ms }));
+                    }
+                    if let Some(loss) = fault.loss {
+                        let percent = u8::try_from(loss.div_ceil(10)).unwrap_or(100);
+                        let loss = Injected::Loss {
+                            with,
+                            percent,
+                            direction,
+                        };
+                        injected.push((node.name.clone(), loss));
+                    }
+                }
+            }
+        }
+        Ok(injected)
+    }
+
+    /// Places, as faults of nodes name them.
+    fn selectors(&self, places: &[String]) -> anyhow::Result<Vec<Selector>> {
+        let mut selectors = Vec::new();
+        for place in places {
+            match self.0.iter().find(|node| node.region.as_str() == place) {
+                Some(node) => selectors.push(Selector::Region(node.region.clone())),
+                None => {
+                    let nodes = self.of(place).map(|node| Selector::Node(node.name.clone()));
+                    selectors.extend(nodes);
+                }
+            }
+        }
+        if selectors.is_empty() {
+            bail!("no node is at {}", places.join(", "));
+        }
+        Ok(selectors)
+    }
+
+    /// The first place of a fault where there is no node.
+    pub fn unknown_place<'a>(&self, fault: &'a Fault) -> Option<&'a str> {
+        let places = fault.on.iter().chain(&fault.from).chain(&fault.to);
+        let mut unknown = places.filter(|place| self.of(place).next().is_none());
+        unknown.next().map(String::as_str)
+    }
+
+    /// A region by its id.
+    ///
+    /// # Errors
+    /// Where it has no node.
+    pub fn first_of(&self, region: &RegionId) -> anyhow::Result<&NodeName> {
+        let node = self.0.iter().find(|node| node.region == *region);
+        Ok(&node.with_context(|| format!("region {region} has no node"))?.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes() -> Nodes {
+        let node = |region: &str, name: &str| Node {
+            region: region.parse().unwrap(),
+            name: format!("{region}-{name}").parse().unwrap(),
+            core: name == "core-1",
+        };
+        let regions = ["us-east", "eu-west", "ap-south"];
+        Nodes::new(
+            regions
+                .into_iter()
+                .flat_map(|region| ["core-1", "edge-1", "edge-2"].map(|name| node(region, name))),
+        )
+    }
+
+    #[test]
+    fn places_are_those_of_scenarios() {
+        let nodes = nodes();
+        let names =
+            |place: &str| -> Vec<String> { nodes.of(place).map(|node| node.name.to_string()).collect() };
+        assert_eq!(names("all").len(), 9);
+        assert_eq!(
+            names("cores"),
+            ["ap-south-core-1", "eu-west-core-1", "us-east-core-1"]
+        );
+        assert_eq!(names("edges").len(), 6);
+        assert_eq!(
+            names("us-east"),
+            ["us-east-core-1", "us-east-edge-1", "us-east-edge-2"]
+        );
+        assert_eq!(names("us-east/core"), ["us-east-core-1"]);
+        assert_eq!(names("eu-west/edges"), ["eu-west-edge-1", "eu-west-edge-2"]);
+        assert_eq!(names("eu-west/edge-2"), ["eu-west-edge-2"]);
+        assert_eq!(names("us-east/us-east-edge-1"), ["us-east-edge-1"]);
+        assert!(names("mars").is_empty() && names("us-east/edge-3").is_empty());
+        let mut fault = Fault::new(0, Kind::Crash).on("us-east/core").on("us-east");
+        assert_eq!(nodes.struck(&fault).len(), 3);
+        assert_eq!(nodes.unknown_place(&fault), None);
+        fault.on.push("mars".to_owned());
+        assert_eq!(nodes.unknown_place(&fault), Some("mars"));
+    }
+
+    #[test]
+    fn a_way_is_cut_where_packets_leave() {
+        let nodes = nodes();
+        let mut cut = Fault::new(0, Kind::Cut);
+        (cut.from, cut.to) = (vec!["eu-west".to_owned()], vec!["us-east/core".to_owned()]);
+        let both = nodes.injected(&cut).unwrap();
+        assert_eq!(both.len(), 3 + 1);
+        cut.one_way = true;
+        let one = nodes.injected(&cut).unwrap();
+        assert!(one.iter().all(|(node, _)| node.as_str().starts_with("eu-west")) && one.len() == 3);
+        let with = Selector::Node("us-east-core-1".parse().unwrap());
+        let direction = Direction::Out;
+        assert!(one.iter().all(|(_, injected)| *injected
+            == Injected::Cut {
+                with: with.clone(),
+                direction
+            }));
+        assert_eq!(nodes.regions_struck(&cut), ["eu-west".parse().unwrap()]);
+        // A slow and lossy way is two faults.
+        cut.kind = Kind::Slow;
+        (cut.extra, cut.loss) = (Some(150_000), Some(45));
+        let slow: Vec<Injected> = nodes
+            .injected(&cut)
+            .unwrap()
+            .into_iter()
+            .map(|(_, fault)| fault)
+            .collect();
+        assert_eq!(slow.len(), 6);
+        assert!(
+            slow.iter()
+                .any(|fault| matches!(fault, Injected::Delay { ms: 150, .. }))
+        );
+        assert!(
+            slow.iter()
+                .any(|fault| matches!(fault, Injected::Loss { percent: 5, .. }))
+        );
+    }
+
+    #[test]
+    fn stores_fail_only_where_there_are_some() {
+        let full = Fault::new(0, Kind::StoreFull).on("us-east");
+        let injected = nodes().injected(&full).unwrap();
+        assert_eq!(
+            injected,
+            [("us-east-core-1".parse().unwrap(), Injected::StoreFull)]
+        );
+        assert!(
+            nodes()
+                .injected(&Fault::new(0, Kind::Backup).on("us-east"))
+                .is_err()
+        );
+    }
+}
