@@ -400,20 +400,21 @@ fn measured(clients: &[Client], log: &[Entry], scenarios: usize) -> Measures {
 
 fn judge(clients: &[Client], log: &[Entry], measures: &Measures) {
     let counts = &measures.counts;
-    let after = |micros: Option<Micros>| {
-        micros.map_or("never".to_owned(), |it| format!("after {:.1} s", seconds(it)))
+    let after = |micros: Option<Micros>| match micros {
+        Some(micros) => format!("{:.1} s after", seconds(micros)),
+        None => "never after".to_owned(),
     };
     for fault in &measures.faults {
         let FaultSpan { text, struck, .. } = &fault.span;
         if !struck.is_empty() {
             eprintln!(
-                "{text}: users of {} unreachable to all others {}, online again {} of the end",
+                "{text}: users of {} unreachable to all others {} the beginning, online again {} the end",
                 struck.join(" and "),
                 after(fault.unreachable.worst),
                 after(fault.back.worst),
             );
         }
-        eprintln!("{text}: all as it should be {} of the end", after(fault.settled));
+        eprintln!("{text}: all as it should be {} the end", after(fault.settled));
     }
     eprintln!(
         "{} messages sent, {} accepted, {} handled; {} recognised as sent again",

@@ -121,7 +121,8 @@ impl Wan {
 
     fn add(&mut self, name: &str) -> Result<String, String> {
         let name = format!("{}{name}", self.prefix);
-        run("ip", &["netns", "add", &name], "")?;
+        run("ip", &["netns", "add", &name], "")
+            .map_err(|error| format!("{error}; a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN"))?;
         self.names.push(name.clone());
         Ok(name)
     }
@@ -160,7 +161,10 @@ impl Wan {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             done()
         };
-        std::thread::scope(|scope| match scope.spawn(inside).join() {
+        // What fails there is told under the name of the test.
+        let test = std::thread::current().name().unwrap_or(name).to_owned();
+        let thread = std::thread::Builder::new().name(test);
+        std::thread::scope(|scope| match thread.spawn_scoped(scope, inside).unwrap().join() {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
         })
