@@ -114,10 +114,15 @@ async fn course(
         if step.begins {
             let text = describe(fault);
             tell(&text);
-            if let Ok(Some(lag)) = tokio::time::timeout(LAG_WITHIN, target.lag()).await {
-                let (what, waits) = (format!("lag as fault {} began", step.fault + 1), lag.to_string());
-                observed.push((what, waits));
-            }
+            let lag = tokio::time::timeout(LAG_WITHIN, target.lag())
+                .await
+                .ok()
+                .flatten();
+            let waits = match lag {
+                Some(lag) => lag.to_string(),
+                None => format!("not known: nodes had no answer within {LAG_WITHIN:?}"),
+            };
+            observed.push((format!("lag as fault {} began", step.fault + 1), waits));
             active.push(step.fault);
             recorder.note(What::Begins {
                 fault: step.fault,
