@@ -290,3 +290,21 @@ async fn a_running_cluster_is_struck_only_where_it_is_well_and_is_as_before_afte
     );
     cluster.stop().await;
 }
+
+/// `cargo test --release --test drill -- --ignored the_example` writes the report that the documentation shows.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it writes docs/drills"]
+async fn the_example_is_written() {
+    let reports = tempfile::tempdir().unwrap();
+    let child = drill(Path::new("region-lost"), reports.path());
+    let (code, _, stderr) = ended("the drill", child).await;
+    assert_eq!(code, 0, "{stderr}");
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/drills");
+    std::fs::create_dir_all(&docs).unwrap();
+    for file in std::fs::read_dir(reports.path()).unwrap() {
+        let path = file.unwrap().path();
+        if let Some(kind) = path.extension().filter(|kind| *kind == "md" || *kind == "html") {
+            std::fs::copy(&path, docs.join("region-lost").with_extension(kind)).unwrap();
+        }
+    }
+}

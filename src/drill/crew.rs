@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::task::JoinHandle;
 
-use super::log::{self, Entry, Micros, Shown, What};
+use super::log::{self, Entry, Micros, Shown, Stream, What};
 use crate::client::{Client, ClientConfig, ClientEvent, OutgoingMessage};
 use crate::core::ids::UserId;
 use crate::core::wire::{Durability, PresenceEvent};
@@ -288,7 +288,15 @@ async fn attend(n: usize, client: Client, recorder: Recorder, names: Arc<BTreeMa
             ClientEvent::Message(message) => {
                 let number = number_in(&message.body);
                 client.consumed(message.at);
-                number.map(|number| What::Handled { number, client: n })
+                let stream = Some(Stream {
+                    session: message.session.0,
+                    origin: message.at.origin.0,
+                });
+                number.map(|number| What::Handled {
+                    number,
+                    client: n,
+                    stream,
+                })
             }
             ClientEvent::Hole(hole) => {
                 client.consumed_through(crate::core::ids::Coord {

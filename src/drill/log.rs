@@ -66,6 +66,9 @@ pub enum What {
         number: u64,
         /// By whom.
         client: usize,
+        /// Within what its order is promised; all that its sender sent where it is not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stream: Option<Stream>,
     },
     /// A client was told that messages are gone.
     Gone {
@@ -102,6 +105,16 @@ pub enum What {
         /// Why.
         why: String,
     },
+}
+
+/// Messages from one sender to one recipient come in order where they agree in this: what two regions accepted of a session
+/// may overtake each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stream {
+    /// The session of the sender.
+    pub session: u64,
+    /// The origin of the region that accepted it.
+    pub origin: u64,
 }
 
 /// Presence, as a watcher is told.

@@ -25,7 +25,7 @@ use self::presence::{Lie, Presence};
 use self::recovery::{Measured, Recovery, Senders};
 use self::spread::Awaited;
 use self::track::{Track, Window};
-use super::log::{Client, Entry, Micros, What};
+use super::log::{Client, Entry, Micros, Stream, What};
 
 /// A fault of the plan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,8 +63,13 @@ pub struct Measures {
     pub rpo: Option<Micros>,
     /// Handled again by the same client: duplicates in effect. None may be.
     pub duplicates: Found,
-    /// Handled after one that the same sender sent to the same recipient later. None may be.
+    /// Handled after one that the same sender sent to the same recipient later, in one session and accepted in one region. None
+    /// may be.
     pub disorder: Found,
+    /// Handled after one that the same sender sent to the same recipient later, in another session or accepted in another
+    /// region: no order is promised between those.
+    #[serde(default)]
+    pub overtaken: Found,
     /// Neither accepted nor refused.
     pub never_answered: Found,
     /// Handled by another client than the recipient, or answered or handled without having been sent. None may be.
@@ -145,6 +150,7 @@ pub fn measure(clients: &[Client], faults: &[FaultSpan], log: &[Entry]) -> Measu
         .iter()
         .map(|(place, window)| (faults[*place].fault, *window))
         .collect();
+    let (disorder, overtaken) = messages::disorder(&track, &first_handlings(&track, log));
     Measures {
         end: track.end,
         load_ends: track.load_ends,
@@ -153,7 +159,8 @@ pub fn measure(clients: &[Client], faults: &[FaultSpan], log: &[Entry]) -> Measu
         lost: messages::which(&track, |message| message.lost()),
         rpo: each.iter().filter_map(|fault| fault.rpo).max(),
         duplicates: messages::duplicates(&track),
-        disorder: messages::disorder(&track, &first_handlings(&track, log)),
+        disorder,
+        overtaken,
         never_answered: messages::which(&track, |message| message.answered().is_none()),
         stray: track.stray.iter().copied().collect(),
         rto: Awaited::of(&totals.rto),
@@ -259,19 +266,23 @@ fn blame(track: &Track, windows: &[(usize, Window)], each: &mut [FaultMeasures])
     }
 }
 
-/// The numbers of messages in the order in which their recipients first handled them.
-fn first_handlings(track: &Track, log: &[Entry]) -> Vec<u64> {
+/// The numbers of messages in the order in which their recipients first handled them, and within what their order is promised.
+fn first_handlings(track: &Track, log: &[Entry]) -> Vec<(u64, Option<Stream>)> {
     let mut seen = std::collections::BTreeSet::new();
     let mut numbers = Vec::new();
     for entry in log {
-        if let What::Handled { number, client } = entry.what
+        if let What::Handled {
+            number,
+            client,
+            stream,
+        } = entry.what
             && track
                 .messages
                 .get(&number)
                 .is_some_and(|message| message.to == client)
             && seen.insert(number)
         {
-            numbers.push(number);
+            numbers.push((number, stream));
         }
     }
     numbers

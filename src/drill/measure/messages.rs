@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::spread::Spread;
 use super::track::{Message, Track, Window};
-use crate::drill::log::Micros;
+use crate::drill::log::{Micros, Stream};
 
 /// Most messages that are named where something is wrong with them.
 pub const MAX_NUMBERS: usize = 100;
@@ -135,23 +135,26 @@ pub fn duplicates(track: &Track) -> Found {
     track.messages.iter().flat_map(again).collect()
 }
 
-/// First handlings of a message after one that its sender sent to the same recipient later.
-pub fn disorder(track: &Track, handled: &[u64]) -> Found {
-    let mut furthest: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-    let mut found = Found::default();
-    for number in handled {
+/// First handlings of a message after one that its sender sent to the same recipient later: where order is promised between
+/// the two, and where it is not.
+pub fn disorder(track: &Track, handled: &[(u64, Option<Stream>)]) -> (Found, Found) {
+    let mut furthest: BTreeMap<(usize, usize), BTreeMap<Option<Stream>, usize>> = BTreeMap::new();
+    let (mut disorder, mut overtaken) = (Found::default(), Found::default());
+    for (number, stream) in handled {
         let Some(message) = track.messages.get(number) else {
             continue;
         };
-        let furthest = furthest
-            .entry((message.from, message.to))
-            .or_insert(message.place);
-        if message.place < *furthest {
-            found.add(*number);
+        let streams = furthest.entry((message.from, message.to)).or_default();
+        let passed = |last: Option<&usize>| last.is_some_and(|last| message.place < *last);
+        if passed(streams.get(stream)) {
+            disorder.add(*number);
+        } else if passed(streams.values().max()) {
+            overtaken.add(*number);
         }
-        *furthest = (*furthest).max(message.place);
+        let last = streams.entry(*stream).or_insert(message.place);
+        *last = (*last).max(message.place);
     }
-    found
+    (disorder, overtaken)
 }
 
 /// Accepted before the fault, handled only after its end.

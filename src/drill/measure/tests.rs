@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::messages::PhaseName;
 use super::spread::{Awaited, Spread, percentile};
 use super::*;
-use crate::drill::log::Shown;
+use crate::drill::log::{Shown, Stream};
 
 const MS: Micros = 1000;
 
@@ -76,7 +76,14 @@ impl Story {
     }
 
     fn handle(&mut self, ms: u64, number: u64, client: usize) {
-        self.add(ms, What::Handled { number, client });
+        self.add(
+            ms,
+            What::Handled {
+                number,
+                client,
+                stream: None,
+            },
+        );
     }
 
     /// Sent, accepted after 10 ms and handled after 20.
@@ -382,6 +389,32 @@ fn duplicates_disorder_and_strays() {
     assert_eq!(measures.stray.numbers, [2, 77, 78]);
     assert_eq!(measures.counts.recognised, 1);
     assert_eq!(measures.counts.geo, 3);
+}
+
+#[test]
+fn between_regions_and_between_sessions_messages_may_overtake_each_other() {
+    let mut story = Story::connected();
+    let streams = [(1, 1), (1, 1), (1, 2), (2, 2), (2, 2)];
+    for number in 1..=5 {
+        story.send(number, number, 0, 1);
+        story.accept(10 + number, number);
+    }
+    for (ms, number) in [(100, 3), (101, 2), (102, 1), (103, 5), (104, 4)] {
+        let (session, origin) = streams[number as usize - 1];
+        let stream = Some(Stream { session, origin });
+        story.add(
+            ms,
+            What::Handled {
+                number,
+                client: 1,
+                stream,
+            },
+        );
+    }
+    let measures = story.measure(&[]);
+    // 2 comes after 3, which another region accepted; 1 after 2 of the same, and 4 after 5.
+    assert_eq!(measures.overtaken.numbers, [2]);
+    assert_eq!(measures.disorder.numbers, [1, 4]);
 }
 
 #[test]

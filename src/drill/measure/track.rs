@@ -174,7 +174,7 @@ impl<'a> Track<'a> {
                     message.rejected.get_or_insert(at);
                 }
             }
-            What::Handled { number, client } => match self.message(*number) {
+            What::Handled { number, client, .. } => match self.message(*number) {
                 Some(message) if message.to == *client => message.handled.push(at),
                 Some(_) => self.stray.push(*number),
                 None => {}

@@ -332,6 +332,10 @@ fn messages(report: &Report) -> Table {
         ("retries that the server recognised", counts.recognised),
         ("handled again (duplicates in effect)", of.duplicates.count),
         ("handled out of order", of.disorder.count),
+        (
+            "overtaken by what another region accepted, or another session sent",
+            of.overtaken.count,
+        ),
         ("misdelivered", of.stray.count),
         ("gone, as clients were told", counts.gone),
         ("sessions", counts.sessions),

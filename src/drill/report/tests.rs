@@ -378,11 +378,11 @@ fn a_page_to_look_at() {
         .iter()
         .rposition(|entry| matches!(entry.what, What::Handled { .. }) && entry.at < 19 * SECOND);
     let mut again = log.remove(lost.expect("something is handled"));
-    if let What::Handled { number, client } = &mut again.what {
+    if let What::Handled { number, client, .. } = &mut again.what {
         (*number, *client) = log
             .iter()
             .find_map(|entry| match entry.what {
-                What::Handled { number, client } => Some((number, client)),
+                What::Handled { number, client, .. } => Some((number, client)),
                 _ => None,
             })
             .expect("something is handled");
@@ -522,7 +522,14 @@ fn region_lost(clients: usize) -> (Vec<Entry>, Report) {
                 duplicate: accepted - at > SECOND && dice.below(4) == 0,
             },
         );
-        add(handled, What::Handled { number, client: to });
+        add(
+            handled,
+            What::Handled {
+                number,
+                client: to,
+                stream: None,
+            },
+        );
         number += 1;
     }
     for (client, spans) in able.iter().enumerate() {
