@@ -9,6 +9,7 @@
 //! | [`crew`] | the clients: they send to each other, watch each other, and note what they see |
 //! | [`site`] | nodes of the drill's own, each a process |
 //! | [`run`] | a drill from its first client to its last message |
+//! | [`simulated`] | the same in the simulator, under virtual time |
 //!
 //! What is called lost, doubled or late comes from these clients alone, never from the servers' word.
 
@@ -18,4 +19,5 @@ pub mod measure;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod simulated;
 pub mod site;

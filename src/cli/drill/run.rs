@@ -1,5 +1,7 @@
 //! `iris drill run`
 
+mod simulate;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,22 +15,25 @@ use crate::cli::serve;
 use crate::drill::log::Entry;
 use crate::drill::measure::{FaultSpan, measure};
 use crate::drill::plan::{self, Drill};
-use crate::drill::report::{Identity, Limits, Report};
+use crate::drill::report::{Identity, Report};
 use crate::drill::run::{self, describe};
 use crate::drill::site::Site;
 use crate::server::config::TomlText;
 use crate::server::regions::{Durability, Regions};
+use crate::sim::Defect;
 use crate::sim::fault::Fault;
 
 /// Run a drill, and judge what its clients saw against the limits in its file.
 ///
 /// The exit code is the verdict: 0 passed, 1 not passed or broken off. Ctrl-C breaks it off: what it struck is mended first.
 /// With --target dev the drill starts three regions of its own on loopback, each node a process that ends with the drill.
+/// With --target sim it runs in the simulator, under virtual time and a seed, and the simulator's checkers must find nothing either.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   iris drill run region-lost
   iris drill run core-crash --output json | jq .measures.rto
+  iris drill run region-lost --target sim --seed 7
   iris drill run my-drill.toml --reports /tmp/reports")]
 pub struct Run {
     /// A drill of `iris drill list`, or the path of a file.
@@ -43,6 +48,12 @@ pub struct Run {
     /// Keep the folder of the drill's nodes, with their logs.
     #[arg(long)]
     keep: bool,
+    /// The seed of a drill in the simulator (--target sim); 1 where it is not given.
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// Run with a deliberate defect, to see that it is found (--target sim).
+    #[arg(long, value_name = "NAME")]
+    defect: Option<Defect>,
     #[command(flatten)]
     reports: ReportsArg,
 }
@@ -52,11 +63,17 @@ enum Target {
     /// Nodes of the drill's own, each a process.
     #[default]
     Dev,
+    /// The simulator: no process, no network, virtual time.
+    Sim,
 }
 
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let drill = plan::find(&self.drill)?;
+        if self.target == Target::Sim {
+            return self.simulate(&drill);
+        }
+        self.only_simulated()?;
         let faults = drill.real_faults()?.to_vec();
         let started_ms = now_ms();
         let folder = std::env::temp_dir().join(format!("iris-drill-{}-{started_ms}", std::process::id()));
@@ -88,8 +105,13 @@ impl Run {
         let (done, spans) = done?;
         let measures = measure(&done.clients, &spans, &done.log);
         let identity = identity(&drill, &regions, started_ms);
-        let report = Report::new(identity, done.clients, measures, limits(&drill), done.aborted);
-        let report = self.save(report, &done.log)?;
+        let report = Report::new(identity, done.clients, measures, drill.limits(), done.aborted);
+        self.finish(report, &done.log)
+    }
+
+    /// Saves and prints the report; the exit code is its verdict.
+    fn finish(&self, report: Report, log: &[Entry]) -> anyhow::Result<ExitCode> {
+        let report = self.save(report, log)?;
         match self.output {
             Format::Table => output::print(&report.text())?,
             Format::Json => output::print(&(report.to_json()? + "\n"))?,
@@ -181,23 +203,6 @@ fn identity(drill: &Drill, regions: &Regions, started_ms: u64) -> Identity {
                 format!("{:.1}", 1e6 / drill.terms.every.max(1) as f64),
             ),
         ],
-    }
-}
-
-fn limits(drill: &Drill) -> Limits {
-    let limits = &drill.terms.limits;
-    Limits {
-        rto_us: limits.rto,
-        outage_us: limits.outage,
-        lost: limits.lost,
-        duplicates: limits.duplicates,
-        disorder: limits.disorder,
-        never_answered: limits.never_answered,
-        unreachable_us: limits.unreachable,
-        back_us: limits.back,
-        convergence_us: limits.convergence,
-        p99_handled_us: limits.p99_handled,
-        accepted_at_least: limits.accepted_at_least,
     }
 }
 
