@@ -14,7 +14,7 @@ use crate::core::ids::RegionId;
 use crate::core::limits::CoreLimits;
 use crate::server::config::Timeouts;
 use crate::server::regions::Regions;
-use crate::sim::case::{Act, Case, Clients, DevicePlan, MILLI, SECOND, UserPlan};
+use crate::sim::case::{Act, Case, Clients, DevicePlan, MILLI, SECOND, StoreModel, UserPlan};
 use crate::sim::fault::Fault;
 use crate::sim::rng::SimRng;
 use crate::sim::witness::{self, Noted};
@@ -93,6 +93,10 @@ pub fn case(drill: &Drill, regions: &Regions, seed: u64) -> anyhow::Result<(Vec<
         // The default of a server, which knows of other regions.
         let fallback = Timeouts::default().fallback.as_millis();
         case.limits.fallback_ms = u64::try_from(fallback).unwrap_or(u64::MAX);
+    }
+    if case.store == StoreModel::default() {
+        // A drill has the faults of its plan, and no others.
+        case.store.stalls = 0;
     }
     case.users = clients
         .iter()
