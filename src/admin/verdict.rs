@@ -361,6 +361,7 @@ mod tests {
             store: None,
             sees: Vec::new(),
             faults: Vec::new(),
+            faults_allowed: false,
         };
         NodeRow {
             node: key(region, name),

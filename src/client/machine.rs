@@ -92,7 +92,7 @@ impl Default for Tuning {
             outbox_bytes: 64 * 1024 * 1024,
             remembered: 16 * 1024,
             unconsumed: 64 * 1024,
-            connect_timeout: Duration::from_secs(4),
+            connect_timeout: Duration::from_secs(3),
             greet_timeout: Duration::from_secs(12),
             backoff_min: Duration::from_millis(250),
             backoff_max: Duration::from_secs(30),

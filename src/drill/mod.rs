@@ -14,6 +14,7 @@
 //! | [`cluster`] | a running cluster, struck through its nodes' admin interface |
 //! | [`run`] | a drill from its first client to its last message |
 //! | [`soak`] | bouts of random failures, one after the other on one cluster |
+//! | [`simulated`] | the same in the simulator, under virtual time |
 //!
 //! What is called lost, doubled or late comes from these clients alone, never from the servers' word.
 
@@ -26,6 +27,7 @@ pub mod nodes;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod simulated;
 pub mod site;
 pub mod soak;
 pub mod target;

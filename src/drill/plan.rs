@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::report::Limits;
 use crate::server::config::{ConfigError, TomlText};
 use crate::sim::case::Accepts;
 use crate::sim::fault::{Fault, Kind};
@@ -151,6 +152,24 @@ impl Drill {
                 number: at + 1,
                 kind: faults[at].kind.name(),
             }),
+        }
+    }
+
+    /// What it allows.
+    pub fn limits(&self) -> Limits {
+        let limits = &self.terms.limits;
+        Limits {
+            rto_us: limits.rto,
+            outage_us: limits.outage,
+            lost: limits.lost,
+            duplicates: limits.duplicates,
+            disorder: limits.disorder,
+            never_answered: limits.never_answered,
+            unreachable_us: limits.unreachable,
+            back_us: limits.back,
+            convergence_us: limits.convergence,
+            p99_handled_us: limits.p99_handled,
+            accepted_at_least: limits.accepted_at_least,
         }
     }
 

@@ -118,6 +118,12 @@ impl Report {
         }
     }
 
+    /// Something else was found that keeps it from passing.
+    pub fn fail(&mut self, why: String) {
+        self.passed = false;
+        self.reasons.insert(0, why);
+    }
+
     /// Every limit was kept, everything that was planned happened, and it was not broken off.
     pub fn passed(&self) -> bool {
         self.passed && self.aborted.is_none() && self.verdicts.iter().all(|verdict| verdict.kept)

@@ -42,6 +42,9 @@ pub struct Case {
     /// When a message is accepted, in every region.
     #[serde(default, skip_serializing_if = "Accepts::is_default")]
     pub accepts: Accepts,
+    /// How clients behave.
+    #[serde(default, skip_serializing_if = "Clients::is_default")]
+    pub clients: Clients,
     /// Number of shards.
     pub shards: u32,
     /// How users are spread over them.
@@ -132,6 +135,23 @@ impl Accepts {
     }
 }
 
+/// How clients behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clients {
+    /// They wait less than the library does by default, and notice within seconds that their node died.
+    #[default]
+    Hasty,
+    /// As the library is by default. Nobody tells them that a node is dead, or that nobody answers: they find out.
+    AsShipped,
+}
+
+impl Clients {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Where a region lies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -194,6 +214,9 @@ pub struct DevicePlan {
     /// Whose presence it watches; without it, it draws some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watches: Option<Vec<String>>,
+    /// It goes to no other region, come what may.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stays: bool,
 }
 
 /// Limits of the stores.
@@ -653,4 +676,8 @@ impl Default for Workload {
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+fn is_false(is: &bool) -> bool {
+    !is
 }

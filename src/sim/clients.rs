@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::case::{MILLI, SECOND};
+use super::case::{Clients, MILLI, SECOND};
 use super::faults::Undo;
 use super::trace::Micros;
 use super::world::{Event, World};
@@ -57,8 +57,22 @@ impl World {
             .nodes
             .iter()
             .position(|node| node.key.to_string() == endpoint);
+        let here = &self.devices[device];
+        if node.is_some_and(|node| here.stays && self.nodes[node].region != here.home) {
+            let event = Event::Connected {
+                device,
+                life,
+                attempt,
+                conn: None,
+            };
+            return self.after(MILLI, event);
+        }
         let reachable = node.filter(|node| self.client_reaches(device, *node));
         let Some(node) = reachable else {
+            if self.plan.clients == Clients::AsShipped {
+                // Nobody answers: it waits as long as it will.
+                return;
+            }
             let delay = self.rng.between(100, 3000) * MILLI;
             return self.after(
                 delay,
@@ -466,7 +480,7 @@ impl World {
         conns.map(|(conn, _)| ConnId(*conn)).collect()
     }
 
-    /// A node died: its clients notice at their own time.
+    /// A node died: its clients notice at their own time, or find out.
     pub(super) fn drop_clients(&mut self, node: usize) {
         let conns: Vec<u64> = self
             .clients
@@ -477,6 +491,9 @@ impl World {
         for conn in conns {
             if let Some(client) = self.clients.get_mut(&conn) {
                 client.server = false;
+            }
+            if self.plan.clients == Clients::AsShipped {
+                continue;
             }
             let delay = self.rng.between(10, 5000) * MILLI;
             self.after(delay, Event::ClientGone { conn });

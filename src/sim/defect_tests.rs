@@ -317,6 +317,7 @@ fn apart(mut case: Case) -> Case {
                 arrives: Some(SECOND + at as u64 * 20_000),
                 home: None,
                 watches: Some(Vec::new()),
+                stays: false,
             }],
         })
         .collect();
@@ -472,6 +473,7 @@ fn a_gap_that_is_not_told_is_found() {
                 arrives: None,
                 home: Some(place.clone()),
                 watches: Some(Vec::new()),
+                stays: false,
             });
         }
         case

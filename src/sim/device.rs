@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 use std::time::Duration;
 
-use super::case::{Act, Case, MILLI};
+use super::case::{Act, Case, Clients, MILLI};
 use super::trace::Micros;
 use super::world::{EPOCH_MS, Event, Stage, World};
 use crate::client::event::{ClientEvent, CloseCause, Incoming, OutgoingMessage};
@@ -23,6 +23,8 @@ pub(super) struct Device {
     pub(super) device: DeviceId,
     /// The region that it is near to.
     pub(super) home: usize,
+    /// It knows no other.
+    pub(super) stays: bool,
     /// When it comes first; `None` = when all is healed.
     pub(super) first: Option<Micros>,
     /// Counts the runs of its client: events of earlier ones are void.
@@ -54,6 +56,7 @@ impl Device {
                     user: user.user_id(),
                     device: DeviceId::new(&format!("device-{at}")).expect("a plain name is valid"),
                     home: plan.region(home).unwrap_or_default(),
+                    stays: planned.stays,
                     first: planned.arrives,
                     life: 0,
                     machine: None,
@@ -118,14 +121,7 @@ impl World {
             status: device.status,
             status_text: String::new(),
             agent: "sim".to_owned(),
-            tuning: Tuning {
-                backoff_max: Duration::from_secs(3),
-                ping_every: Duration::from_secs(5),
-                pong_timeout: Duration::from_secs(3),
-                answer_timeout: Duration::from_secs(14),
-                connect_timeout: Duration::from_secs(4),
-                ..Tuning::default()
-            },
+            tuning: tuning(self.plan.clients),
         };
         let device = &mut self.devices[index];
         device.life += 1;
@@ -300,6 +296,7 @@ impl World {
         let (now, name) = (self.now, self.devices[index].name());
         self.trace
             .tell(now, || format!("{name}: {}", super::report::client_event(&event)));
+        self.witness_event(index, &event);
         match event {
             ClientEvent::Connected { region, .. } => self.check_welcome(index, &region),
             ClientEvent::Accepted {
@@ -369,13 +366,17 @@ impl World {
         };
         let at = match handed {
             Handed::Message(incoming) => {
+                self.witness_handled(index, &incoming);
                 self.check_consumed(index, &incoming);
                 incoming.at
             }
-            Handed::Hole(hole) => crate::core::ids::Coord {
-                origin: hole.origin,
-                seq: hole.to,
-            },
+            Handed::Hole(hole) => {
+                self.witness_gone(index, hole.count);
+                crate::core::ids::Coord {
+                    origin: hole.origin,
+                    seq: hole.to,
+                }
+            }
         };
         self.device_input(index, Input::Consumed(at));
     }
@@ -432,12 +433,12 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: usize, number: u64, act: &Act, id: Option<MessageId>) {
-        let to = self.plan.users[to].user_id();
+        let user = self.plan.users[to].user_id();
         let mut body = BytesMut::new();
         body.put_u64(number);
         body.put_bytes(b'.', act.bytes as usize);
         let now = self.device_now();
-        let mut message = OutgoingMessage::new(to.clone(), body.freeze());
+        let mut message = OutgoingMessage::new(user.clone(), body.freeze());
         message.id = id;
         message.ttl_ms = act.ttl.map_or(0, |ttl| ttl / MILLI);
         let Some(machine) = &mut self.devices[from].machine else {
@@ -445,7 +446,8 @@ impl World {
         };
         if let Ok(ticket) = machine.send(message, now) {
             let at = self.now;
-            self.check.sent(from, to, ticket, at, number);
+            self.check.sent(from, user, ticket, at, number);
+            self.witness_sent((from, to), ticket, number);
             self.device_pump(from);
         }
     }
@@ -465,5 +467,19 @@ impl World {
             .map(|user| user.devices.len())
             .sum();
         (device < self.plan.users[user].devices.len()).then_some(before + device)
+    }
+}
+
+fn tuning(clients: Clients) -> Tuning {
+    match clients {
+        Clients::Hasty => Tuning {
+            backoff_max: Duration::from_secs(3),
+            ping_every: Duration::from_secs(5),
+            pong_timeout: Duration::from_secs(3),
+            answer_timeout: Duration::from_secs(14),
+            connect_timeout: Duration::from_secs(4),
+            ..Tuning::default()
+        },
+        Clients::AsShipped => Tuning::default(),
     }
 }

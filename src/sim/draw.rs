@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::case::{
-    Accepts, Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, MILLI, Membership, Network, NodePlan,
-    Place, Random, Refused, SECOND, StoreModel, UserPlan, Workload,
+    Accepts, Act, Case, Clients, DevicePlan, EngineKind, Expect, InboxLimits, MILLI, Membership, Network,
+    NodePlan, Place, Random, Refused, SECOND, StoreModel, UserPlan, Workload,
 };
 use super::fault::{Fault, Kind};
 use super::faults::keeps;
@@ -36,6 +36,8 @@ const LIVES: u64 = 6;
 const HOLDERS: u64 = 7;
 const FALLBACK: u64 = 8;
 const PACE: u64 = 9;
+/// The stream of what a drill adds to its scenario.
+pub const DRILL: u64 = 10;
 /// The stream of what a run leaves to chance in small.
 pub(super) const RUN: u64 = 0;
 
@@ -86,6 +88,7 @@ pub fn draw(seed: u64) -> Case {
         work,
         engine,
         accepts: draw_accepts(seed, regions),
+        clients: Clients::default(),
         shards: [1, 2, 4, 8][rng.index(4)],
         shard_seed: rng.bits() >> 1,
         nodes: draw_nodes(rng, &places, engine),
@@ -340,6 +343,7 @@ fn draw_device(rng: &mut SimRng, places: &[Place]) -> DevicePlan {
         arrives,
         home: elsewhere.then(|| places[rng.index(places.len())].id.clone()),
         watches: None,
+        stays: false,
     }
 }
 

@@ -160,7 +160,7 @@ impl Kind {
             | Kind::Restore
             | Kind::DiskReplaced
             | Kind::Evacuate => (&["on"], &["lasts"]),
-            Kind::Rolling => (&["on"], &["lasts", "every"]),
+            Kind::Rolling => (&["on"], &["lasts", "every", "told"]),
             Kind::Lose
             | Kind::StoreStop
             | Kind::Backup
@@ -218,7 +218,7 @@ pub struct Fault {
     /// The clients whose homes are in the regions of `from` lose those of `to` too.
     #[serde(default, skip_serializing_if = "is_false")]
     pub clients: bool,
-    /// The other side is told.
+    /// The other side is told; of nodes that are restarted, their clients.
     #[serde(default, skip_serializing_if = "is_false")]
     pub told: bool,
     /// How often it changes, or the next is struck.

@@ -8,13 +8,16 @@ use super::ghosts::Disturbed;
 use super::holders::Way;
 use super::trace::Micros;
 use super::world::{Event, Stage, World};
+use crate::core::node::Input;
 
 /// A rolling restart goes on to the next node after so long where nothing else is said.
-const ROLL: Micros = 2 * SECOND;
+pub(super) const ROLL: Micros = 2 * SECOND;
 /// What a client sends is under way for so long where nothing else is said, when it retries.
 const RETRY: Micros = 2 * SECOND;
 /// A node that restarts is away for so long where nothing else is said.
-const RESTART: Micros = 300 * MILLI;
+pub(super) const RESTART: Micros = 300 * MILLI;
+/// A node that is told to end drains for so long: clients with messages under way leave within two seconds.
+pub(super) const DRAIN: Micros = 3 * SECOND;
 
 /// Why a fault has no effect.
 const NO_PLACE: &str = "no such place takes part";
@@ -205,7 +208,10 @@ impl World {
             .collect();
         let (active, effect) = self.strike(index, round, (nodes, regions, devices));
         match effect {
-            Ok(()) if round == 0 => self.check.stats.faults += 1,
+            Ok(()) if round == 0 => {
+                self.check.stats.faults += 1;
+                self.witness_begins(index);
+            }
             Err(why) if round == 0 => {
                 self.check.stats.without_effect += 1;
                 let words = fault.words();
@@ -260,7 +266,11 @@ impl World {
             }
             Kind::Rolling => {
                 if let Some(node) = nodes.get(round as usize) {
-                    self.crash(*node, Some(fault.lasts.unwrap_or(RESTART)));
+                    let away = fault.lasts.unwrap_or(RESTART);
+                    match fault.told {
+                        true => self.drain(*node, away),
+                        false => _ = self.crash(*node, Some(away)),
+                    }
                     let round = round + 1;
                     let every = fault.every.unwrap_or(ROLL);
                     self.after(every, Event::Fault { fault: index, round });
@@ -487,6 +497,7 @@ impl World {
             return;
         };
         self.disturb_places(index);
+        self.witness_ends(index);
         for way in active.client_cuts {
             lower(&mut self.wrong.client_cuts, way);
         }
@@ -558,6 +569,7 @@ impl World {
         for index in active {
             self.end(index);
         }
+        self.witness_heals();
         for node in 0..self.nodes.len() {
             let delay = self.rng.below(500) * MILLI;
             // A store that stopped takes its node with it a little later: the start after that must not be missed.
@@ -632,6 +644,20 @@ impl World {
             }
         }
         runs
+    }
+
+    /// A node sends its clients to others, ends and starts again.
+    fn drain(&mut self, node: usize, away: Micros) {
+        if self.nodes[node].process.is_none() {
+            return;
+        }
+        let (now, key) = (self.now, self.nodes[node].key.clone());
+        self.trace.chapter(now, || format!("{key} drains"));
+        for partition in 0..self.nodes[node].partitions {
+            self.input(node, partition, Input::Drain);
+        }
+        self.after(DRAIN, Event::Undo(Undo::Crash { node }));
+        self.after(DRAIN.saturating_add(away), Event::Start { node });
     }
 
     /// A node stands still: it takes nothing in, and nothing of it goes out.

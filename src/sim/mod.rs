@@ -21,6 +21,7 @@
 //! | `check`, `order`, `stored`, `expiry`, `queues`, `ghosts`, `repairs`, `settle`, `expect` | what must hold all along, and in the end |
 //! | [`scenario`], [`validate`] | scenario files; whether a case makes sense |
 //! | [`trace`], [`timeline`], `report` | the hash of a run, its story, its picture |
+//! | [`witness`] | what its clients saw: for drills |
 //!
 //! A run is bit-for-bit reproducible: one seed has one hash. A failure prints the seed and the command that replays it.
 
@@ -61,6 +62,7 @@ mod stored;
 pub mod timeline;
 pub mod trace;
 pub mod validate;
+pub mod witness;
 mod world;
 
 pub use case::{Case, EngineKind};
@@ -71,6 +73,7 @@ use std::fmt;
 
 use timeline::Timeline;
 use trace::Micros;
+use witness::Noted;
 use world::World;
 
 /// Lines of the story that a failure prints.
@@ -87,6 +90,8 @@ pub struct Options {
     pub trace: bool,
     /// Keep what the run looked like over time.
     pub timeline: bool,
+    /// Keep what its clients saw.
+    pub witness: bool,
     /// Is told the main lines of the story as they happen.
     pub chapter: Option<fn(&str)>,
 }
@@ -159,6 +164,8 @@ pub struct Report {
     pub story: Vec<String>,
     /// What it looked like over time, if that was asked for.
     pub timeline: Timeline,
+    /// What its clients saw, if that was asked for.
+    pub notes: Vec<Noted>,
     /// The case, with its faults and acts as they were: it runs the same again.
     pub case: Case,
 }
@@ -197,6 +204,7 @@ pub fn run_case(mut case: Case, options: Options) -> Report {
                 .collect(),
             ..world.timeline
         },
+        notes: world.witness.into_notes(),
         case: world.plan,
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::case::Clients;
 use super::defect::Defect;
 use super::ghosts::Disturbed;
 use super::queues::Queues;
@@ -247,7 +248,12 @@ impl World {
     /// The endpoints that a region tells its clients: its own first, those of evacuated regions last.
     pub(super) fn endpoints(&self, region: usize) -> Vec<RegionEndpoints> {
         let mut order: Vec<usize> = (0..self.plan.places.len()).collect();
-        order.sort_by_key(|at| (*at != region, self.evacuations.has(*at), *at));
+        // Servers name the nearest first; other cases have the order in which they were drawn.
+        let far = |at: usize| match self.plan.clients {
+            Clients::AsShipped => self.plan.delay(region, at),
+            Clients::Hasty => 0,
+        };
+        order.sort_by_key(|at| (*at != region, self.evacuations.has(*at), far(*at), *at));
         order
             .into_iter()
             .map(|at| RegionEndpoints {

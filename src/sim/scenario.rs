@@ -10,8 +10,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::case::{
-    Accepts, Act, Case, DevicePlan, EngineKind, Expect, InboxLimits, Membership, Network, NodePlan, Place,
-    Random, SECOND, StoreModel, UserPlan, Workload,
+    Accepts, Act, Case, Clients, DevicePlan, EngineKind, Expect, InboxLimits, Membership, Network, NodePlan,
+    Place, Random, SECOND, StoreModel, UserPlan, Workload,
 };
 use super::fault::{Fault, Kind};
 use super::rng::SimRng;
@@ -281,6 +281,7 @@ impl Scenario {
             } else {
                 Accepts::Region
             },
+            clients: Clients::default(),
             shards: file.shards,
             shard_seed: rng.bits() >> 1,
             nodes: regions.iter().flat_map(|region| file.nodes.of(region)).collect(),
@@ -539,6 +540,7 @@ impl Users {
                     arrives: (!self.late).then_some(arrives),
                     home: self.device_regions.get(device).and_then(region),
                     watches: self.watches.clone(),
+                    stays: false,
                 });
             }
             users.push(UserPlan {

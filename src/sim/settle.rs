@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::case::{Case, MILLI, SECOND};
+use super::case::{Case, Clients, MILLI, SECOND};
 use super::defect::Defect;
 use super::expiry;
 use super::fault::Kind;
@@ -22,8 +22,10 @@ use crate::core::wire::Status;
 /// Confirmations that may stand in a log at rest, for each region: R8 lets so many pile up.
 const RESTING_CONFIRMS: usize = 10;
 
-/// The longest that a client of these runs waits before it tries again: for an answer, for a connection, between attempts.
+/// The longest that a client waits before it tries again: for an answer, for a connection, between attempts.
 const CLIENT_PATIENCE: Micros = 21 * SECOND;
+/// The same of one as it is shipped.
+const SHIPPED_PATIENCE: Micros = 64 * SECOND;
 /// The longest until an edge notices that a client is gone that did not say so.
 const UNNOTICED: Micros = 12 * SECOND;
 /// How often a client says that it is there.
@@ -75,6 +77,10 @@ impl Bounds {
             .max(ms(limits.cursor_ms))
             .max(ms(limits.presence_ms));
         let rounds = period.saturating_mul(8);
+        let client_patience = match plan.clients {
+            Clients::Hasty => CLIENT_PATIENCE,
+            Clients::AsShipped => SHIPPED_PATIENCE,
+        };
         let late = match network.loss {
             0 => 0,
             _ => network.idle.saturating_mul(2),
@@ -90,7 +96,7 @@ impl Bounds {
                 noticed,
                 noticed,
                 patience,
-                CLIENT_PATIENCE,
+                client_patience,
                 ended,
                 rounds,
                 slow,
@@ -188,6 +194,7 @@ impl World {
     /// Some devices go away, so that presence has both kinds.
     fn leave(&mut self) {
         self.stage = Stage::Leave;
+        self.witness_leaves();
         self.healed_at = self.now;
         self.silence_from = 0;
         let now = self.now;

@@ -22,6 +22,7 @@ use super::settle::Bounds;
 use super::storage::{RegionStore, Store};
 use super::timeline::Timeline;
 use super::trace::{Micros, Trace};
+use super::witness::Witness;
 use crate::core::ids::{Addr, NodeKey, RegionId, ShardId};
 use crate::core::link::LinkAlarm;
 use crate::core::msg::{MAX_PEER_MESSAGE, Message};
@@ -214,6 +215,7 @@ pub(super) struct World {
     pub(super) calm: Calm,
     pub(super) bounds: Bounds,
     pub(super) timeline: Timeline,
+    pub(super) witness: Witness,
     pub(super) check: Checker,
     pub(super) stage: Stage,
     pub(super) healed_at: Micros,
@@ -275,6 +277,7 @@ impl World {
             calm: Calm::new(&plan),
             bounds: Bounds::new(&plan),
             timeline: Timeline::new(options.timeline),
+            witness: Witness::new(options.witness),
             devices,
             check,
             stage: Stage::Work,
@@ -322,6 +325,7 @@ impl World {
             };
             self.now = self.now.max(at);
             self.happen(event);
+            self.witness_looks();
         }
     }
 

@@ -1,5 +1,7 @@
 //! `iris drill run`
 
+mod simulate;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use crate::drill::log::Entry;
 use crate::drill::measure::{FaultSpan, Measures, measure};
 use crate::drill::nodes::Nodes;
 use crate::drill::plan::{self, Drill};
-use crate::drill::report::{Identity, Limits, Report};
+use crate::drill::report::{Identity, Report};
 use crate::drill::run::{self, Done, describe};
 use crate::drill::site::Site;
 use crate::drill::target::{Reach, Target as _};
@@ -30,6 +32,7 @@ use crate::server::config::TomlText;
 use crate::server::dev::DevInfo;
 use crate::server::regions::{Durability, Regions};
 use crate::server::token::{KeyFiles, Signer};
+use crate::sim::Defect;
 use crate::sim::fault::Fault;
 
 /// Run a drill, and judge what its clients saw against the limits in its file.
@@ -38,13 +41,15 @@ use crate::sim::fault::Fault;
 /// off: what it struck is mended first. With --target dev the drill starts three regions of its own on loopback, each node a
 /// process that ends with the drill. With --target cluster it strikes a cluster that runs, with clients of its own there; each
 /// fault ends by itself, also where the drill is killed. It does not begin unless that cluster is healthy and its nodes have
-/// `faults.allowed = true`.
+/// `faults.allowed = true`. With --target sim it runs in the simulator, under virtual time and a seed, and the simulator's checkers
+/// must find nothing either.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   iris drill run region-lost
   iris drill run core-crash --output json | jq .measures.rto
   iris drill run my-drill.toml --reports /tmp/reports
+  iris drill run region-lost --target sim --seed 7
   iris drill run region-lost --target cluster                  the cluster of `iris dev --processes`
   iris drill run region-lost --target cluster --region eu-west=fra1 --connect 10.0.0.5:7110 \\
     --cert operator.pem --key operator.key --ca ca.pem --token-key token.key")]
@@ -61,6 +66,12 @@ pub struct Run {
     /// Keep the folder of the drill's nodes, with their logs.
     #[arg(long)]
     keep: bool,
+    /// The seed of a drill in the simulator (--target sim); 1 where it is not given.
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// Run with a deliberate defect, to see that it is found (--target sim).
+    #[arg(long, value_name = "NAME")]
+    defect: Option<Defect>,
     #[command(flatten)]
     reports: ReportsArg,
     #[command(flatten)]
@@ -74,6 +85,8 @@ enum Target {
     Dev,
     /// A cluster that runs.
     Cluster,
+    /// The simulator: no process, no network, virtual time.
+    Sim,
 }
 
 /// A cluster that runs.
@@ -107,19 +120,29 @@ struct Over {
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let drill = plan::find(&self.drill)?;
+        if self.target == Target::Sim {
+            return self.simulate(&drill);
+        }
+        self.only_simulated()?;
         let faults = drill.real_faults()?.to_vec();
         let started_ms = now_ms();
         eprintln!("{}: {}", drill.scenario.name, drill.scenario.title);
         let over = match self.target {
             Target::Dev => Some(self.on_dev(&drill, &faults, started_ms)?),
             Target::Cluster => self.on_cluster(&drill, &faults, started_ms)?,
+            Target::Sim => return self.simulate(&drill),
         };
         let Some(Over { done, spans, facts }) = over else {
             return Ok(ExitCode::from(REFUSED));
         };
         let measures = measure(&done.clients, &spans, &done.log);
         let (report, log) = report(&drill, self.target.name(), facts, started_ms, done, measures);
-        let report = self.save(report, &log)?;
+        self.finish(report, &log)
+    }
+
+    /// Saves and prints the report; the exit code is its verdict.
+    fn finish(&self, report: Report, log: &[Entry]) -> anyhow::Result<ExitCode> {
+        let report = self.save(report, log)?;
         match self.output {
             Format::Table => output::print(&report.text())?,
             Format::Json => output::print(&(report.to_json()? + "\n"))?,
@@ -144,12 +167,10 @@ impl Run {
             let done = run::on(drill, faults, &mut site, stop, &mut tell).await;
             tell("stopping the nodes");
             site.stop().await;
-            let names: Vec<&str> = regions.ids().collect();
-            let facts = vec![("regions".to_owned(), names.join(", "))];
             Ok(Over {
                 done: done?,
                 spans,
-                facts,
+                facts: vec![named(&regions)],
             })
         });
         if self.keep {
@@ -239,6 +260,7 @@ impl Target {
         match self {
             Self::Dev => "dev",
             Self::Cluster => "cluster",
+            Self::Sim => "sim",
         }
     }
 }
@@ -247,11 +269,19 @@ impl Target {
 pub(super) fn report(
     drill: &Drill,
     target: &str,
-    mut facts: Vec<(String, String)>,
+    facts: Vec<(String, String)>,
     started_ms: u64,
     done: Done,
     measures: Measures,
 ) -> (Report, Vec<Entry>) {
+    let identity = identity(drill, target, facts, started_ms);
+    let mut report = Report::new(identity, done.clients, measures, drill.limits(), done.aborted);
+    report.observed = done.observed;
+    (report, done.log)
+}
+
+/// Which drill it is, with facts of its target and of its load.
+fn identity(drill: &Drill, target: &str, mut facts: Vec<(String, String)>, started_ms: u64) -> Identity {
     let mut fact = |what: &str, fact: String| facts.push((what.to_owned(), fact));
     fact(
         "durability",
@@ -262,7 +292,7 @@ pub(super) fn report(
         "messages a second of each",
         format!("{:.1}", 1e6 / drill.terms.every.max(1) as f64),
     );
-    let identity = Identity {
+    Identity {
         name: drill.scenario.name.clone(),
         title: drill.scenario.title.clone(),
         hypothesis: drill.terms.hypothesis.clone(),
@@ -272,10 +302,13 @@ pub(super) fn report(
         target: target.to_owned(),
         started_ms,
         configuration: facts,
-    };
-    let mut report = Report::new(identity, done.clients, measures, limits(drill), done.aborted);
-    report.observed = done.observed;
-    (report, done.log)
+    }
+}
+
+/// The regions, as a fact of an identity.
+fn named(regions: &Regions) -> (String, String) {
+    let names: Vec<&str> = regions.ids().collect();
+    ("regions".to_owned(), names.join(", "))
 }
 
 impl Running {
@@ -373,21 +406,4 @@ fn regions(drill: &Drill) -> anyhow::Result<Regions> {
         );
     }
     Ok(Regions::from_texts(origin, texts)?)
-}
-
-fn limits(drill: &Drill) -> Limits {
-    let limits = &drill.terms.limits;
-    Limits {
-        rto_us: limits.rto,
-        outage_us: limits.outage,
-        lost: limits.lost,
-        duplicates: limits.duplicates,
-        disorder: limits.disorder,
-        never_answered: limits.never_answered,
-        unreachable_us: limits.unreachable,
-        back_us: limits.back,
-        convergence_us: limits.convergence,
-        p99_handled_us: limits.p99_handled,
-        accepted_at_least: limits.accepted_at_least,
-    }
 }

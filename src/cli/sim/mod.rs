@@ -83,9 +83,7 @@ impl Twists {
                 Engine::Embedded => EngineKind::Embedded,
                 Engine::Shared => EngineKind::Shared,
             }),
-            trace: false,
-            timeline: false,
-            chapter: None,
+            ..Options::default()
         }
     }
 
