@@ -34,7 +34,7 @@ pub struct Drill {
 #[derive(Debug, Subcommand)]
 enum Verb {
     List(list::List),
-    Run(run::Run),
+    Run(Box<run::Run>),
     Report(report::Show),
     Soak(soak::Soak),
 }
