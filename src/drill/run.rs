@@ -65,11 +65,12 @@ pub async fn on(
     ));
     crew.send(Duration::from_micros(drill.terms.every));
     let (mut active, mut observed) = (Vec::new(), Vec::new());
-    let broken_off = {
+    tokio::pin!(stop);
+    let mut broken_off = {
         let course = course(drill, faults, target, &crew, &mut active, &mut observed, tell);
         tokio::select! {
             done = course => done.err().map(|error| format!("{error:#}")),
-            why = stop => Some(why.to_owned()),
+            why = &mut stop => Some(why.to_owned()),
         }
     };
     if let Some(why) = &broken_off {
@@ -84,7 +85,11 @@ pub async fn on(
     }
     crew.quiet().await;
     if broken_off.is_none() {
-        settle(&crew, Duration::from_micros(drill.terms.settle), tell).await;
+        let within = Duration::from_micros(drill.terms.settle);
+        broken_off = tokio::select! {
+            () = settle(&crew, within, tell) => None,
+            why = stop => Some(why.to_owned()),
+        };
     }
     let (clients, log) = crew.close().await;
     Ok(Done {
@@ -108,10 +113,14 @@ async fn course(
     let work = drill.scenario.work();
     let recorder = crew.recorder();
     let began = recorder.now();
+    // By how much each began after its time, since what was before took longer: it lasts as long as it is to.
+    let mut late = vec![0; faults.len()];
     for step in steps(faults, work) {
-        wait_until(crew, began + step.at, tell).await;
+        let due = began + step.at + late[step.fault];
+        wait_until(crew, due, tell).await;
         let fault = &faults[step.fault];
         if step.begins {
+            late[step.fault] = recorder.now().saturating_sub(due);
             let text = describe(fault);
             tell(&text);
             let lag = tokio::time::timeout(LAG_WITHIN, target.lag())
