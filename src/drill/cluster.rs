@@ -4,7 +4,7 @@
 //! says otherwise what is in its way. A node that is to die is started again by whatever keeps it running; as it was told, it
 //! stays away until the fault is over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -13,12 +13,13 @@ use super::access::Access;
 use super::crew::Place;
 use super::nodes::{Node, Nodes};
 use super::plan::Drill;
-use super::target::{Asker, LagSeen, Reach, Target, ask, call, lag};
+use super::target::{Asker, LagSeen, Reach, SPARE, Target, ask, call, lag};
 use crate::admin::data::{
     ClusterStatus, NodeList, NodeReport, NodeRow, PartReply, RegionDetail, Reply, Verdict,
 };
 use crate::admin::request::{Call, Change, Part, Request};
 use crate::core::ids::{NodeName, RegionId};
+use crate::server::faults::MAX_LIFE;
 use crate::sim::fault::{Fault, Kind};
 
 /// A node that ended is ready again within this, or the drill ends.
@@ -120,6 +121,20 @@ impl Sight {
                 ));
             }
         }
+        let struck: BTreeSet<RegionId> = faults
+            .iter()
+            .flat_map(|fault| nodes.regions_struck(fault))
+            .collect();
+        if drill.scenario.regions().len() > 1 && nodes.regions().len() < 2 {
+            why.push(format!(
+                "the drill is for the regions {}, and this cluster has one: nobody could go elsewhere",
+                drill.scenario.regions().join(", ")
+            ));
+        } else if struck.len() == nodes.regions().len()
+            && faults.iter().all(|fault| fault.kind == Kind::Crash)
+        {
+            why.push("no region would be left that is not struck".to_owned());
+        }
         for (number, fault) in (1..).zip(faults) {
             if let Some(place) = nodes.unknown_place(fault) {
                 why.push(format!(
@@ -149,6 +164,16 @@ impl Sight {
                     }
                     Err(error) => why.push(format!("fault {number}: {error:#}")),
                 },
+            }
+            let most = MAX_LIFE - SPARE;
+            if fault
+                .lasts
+                .is_some_and(|lasts| Duration::from_micros(lasts) > most)
+            {
+                why.push(format!(
+                    "fault {number} ({}) lasts longer than {most:?}, the longest that a node takes",
+                    fault.kind.name()
+                ));
             }
             if fault.lasts.is_none() && fault.kind != Kind::Rolling {
                 why.push(format!(
@@ -261,7 +286,13 @@ impl<R: Reach> Target for Cluster<R> {
                 for name in &names {
                     self.ends(name).await?;
                 }
-                self.asker.inject(&self.nodes, &self.reach, fault).await
+                let injected = self.asker.inject(&self.nodes, &self.reach, fault).await;
+                if injected.is_err() {
+                    // Those that were not told go on, and are not waited for.
+                    let asker = &self.asker;
+                    self.ended.retain(|name, _| asker.has_struck(name, fault));
+                }
+                injected
             }
             Kind::Rolling => {
                 for node in names {

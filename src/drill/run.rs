@@ -76,6 +76,7 @@ pub async fn on(
     if let Some(why) = &broken_off {
         tell(&format!("broken off ({why}): what was struck is mended"));
         crew.recorder().note(What::Aborted { why: why.clone() });
+        crew.quiet().await;
         for fault in active {
             let fault: usize = fault;
             if let Err(error) = target.mend(&faults[fault]).await {
@@ -83,8 +84,8 @@ pub async fn on(
             }
         }
     }
-    crew.quiet().await;
     if broken_off.is_none() {
+        crew.quiet().await;
         let within = Duration::from_micros(drill.terms.settle);
         broken_off = tokio::select! {
             () = settle(&crew, within, tell) => None,
@@ -123,15 +124,18 @@ async fn course(
             late[step.fault] = recorder.now().saturating_sub(due);
             let text = describe(fault);
             tell(&text);
-            let lag = tokio::time::timeout(LAG_WITHIN, target.lag())
-                .await
-                .ok()
-                .flatten();
-            let waits = match lag {
-                Some(lag) => lag.to_string(),
-                None => format!("not known: nodes had no answer within {LAG_WITHIN:?}"),
-            };
-            observed.push((format!("lag as fault {} began", step.fault + 1), waits));
+            // Nodes that are away already would be waited for.
+            if active.is_empty() {
+                let lag = tokio::time::timeout(LAG_WITHIN, target.lag())
+                    .await
+                    .ok()
+                    .flatten();
+                let waits = match lag {
+                    Some(lag) => lag.to_string(),
+                    None => format!("not known: nodes had no answer within {LAG_WITHIN:?}"),
+                };
+                observed.push((format!("lag as fault {} began", step.fault + 1), waits));
+            }
             active.push(step.fault);
             recorder.note(What::Begins {
                 fault: step.fault,

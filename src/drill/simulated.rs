@@ -390,15 +390,13 @@ mod tests {
             Defect::DepositLost,
             Defect::Core(Core::KeepsOwn),
         ] {
-            let done = simulated("edge-crash", 1, Some(defect));
-            let measures = measure(&done.clients, &done.faults, &done.log);
-            println!(
-                "{defect:?}: {:?}; {} lost, {} twice",
-                done.found(),
-                measures.lost.count,
-                measures.duplicates.count
-            );
-            assert!(done.found().is_some(), "{defect:?}");
+            // Whether a run gives a defect its chance is up to its seed.
+            let found = (1..=10).find_map(|seed| {
+                let done = simulated("edge-crash", seed, Some(defect));
+                Some((seed, done.found()?))
+            });
+            println!("{defect:?}: {found:?}");
+            assert!(found.is_some(), "{defect:?}");
         }
     }
 

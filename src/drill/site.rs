@@ -151,6 +151,8 @@ impl Site {
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(log)
+                // Ctrl-C goes to the whole group of a terminal: it is the drill that ends its nodes.
+                .process_group(0)
                 .kill_on_drop(true);
             let child = command
                 .spawn()

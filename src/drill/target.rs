@@ -15,7 +15,7 @@ use crate::core::ids::{NodeName, RegionId};
 use crate::sim::fault::{Fault, Kind};
 
 /// A fault that the drill ends lasts so much longer by itself.
-const SPARE: Duration = Duration::from_secs(2);
+pub(super) const SPARE: Duration = Duration::from_secs(2);
 
 /// A cluster of real nodes.
 pub trait Target {
@@ -101,6 +101,11 @@ impl Asker {
             }
         }
         Ok(())
+    }
+
+    /// Whether a fault was injected into a node.
+    pub fn has_struck(&self, node: &NodeName, fault: &Fault) -> bool {
+        self.injected.iter().any(|(of, at, _)| of == fault && at == node)
     }
 
     /// Ends what was injected for a fault.

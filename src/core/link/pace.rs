@@ -90,8 +90,8 @@ mod tests {
         assert_eq!(pace.allows(1_000, 0, at(501)), Ok(1));
         pace.took(300);
         pace.was(300, 100);
-        assert_eq!(pace.allows(1_000, 0, at(700)), Err(SHORTEST));
-        assert_eq!(pace.allows(1_000, 0, at(701)), Ok(1));
+        assert_eq!(pace.allows(1_000, 0, at(600)), Err(SHORTEST));
+        assert_eq!(pace.allows(1_000, 0, at(601)), Ok(1));
         // A long silence gives no more than the burst.
         assert_eq!(pace.allows(1_000, 0, at(100_000)), Ok(100));
     }

@@ -23,8 +23,9 @@ pub struct Recovery {
     pub pinned: u64,
     /// How many of `clients` sent nothing after it began and have a session at the end: of them nothing is known.
     pub silent: u64,
-    /// From the beginning until the first message that a client sent afterwards was accepted, for each of `clients` that
-    /// is not silent. `worst` is the RTO, and `missing` the clients that never came back.
+    /// From the beginning until the first message that a client sent afterwards was accepted, or where it works at first
+    /// and is cut off later, the longest that one of its messages then waited: the longer of both, for each of `clients`
+    /// that is not silent. `worst` is the RTO, and `missing` the clients that never came back.
     pub rto: Awaited,
     /// The same for the pinned ones.
     pub rto_pinned: Awaited,
@@ -100,7 +101,13 @@ pub fn struck(track: &Track, span: &FaultSpan, begins: Micros) -> Vec<usize> {
 pub fn recovery(track: &Track, senders: &Senders, struck: &[usize], window: Window) -> Measured {
     let is_pinned = |client: &usize| track.clients.get(*client).is_some_and(|client| client.pinned);
     let (pinned, clients): (Vec<usize>, Vec<usize>) = struck.iter().partition(|client| is_pinned(client));
-    let back = |client: &usize| back(track, senders.by(*client), *client, window);
+    let back = |client: &usize| {
+        let own = senders.by(*client);
+        let back = back(track, own, *client, window)?;
+        // The first message may pass before the fault is felt: a process stands still a moment after it was told to.
+        let waited = longest_wait(own, window).flatten();
+        Some(back.map(|back| back.max(waited.unwrap_or(0))))
+    };
     let rto: Vec<Option<Micros>> = clients.iter().filter_map(back).collect();
     let rto_pinned: Vec<Option<Micros>> = pinned.iter().filter_map(back).collect();
     let outage = clients

@@ -190,6 +190,19 @@ fn rto_is_that_of_the_slowest_client_that_was_struck() {
 }
 
 #[test]
+fn a_client_that_works_at_first_and_is_cut_off_then_is_not_back_before_its_messages_are_answered() {
+    let mut story = Story::connected();
+    story.begin(10_000, 0);
+    // A node that was told to stand still takes this one, and nothing more for eight seconds.
+    story.pass(10_010, 1, 0, 1);
+    story.send(10_300, 2, 0, 1);
+    story.accept(18_300, 2);
+    story.handle(18_310, 2, 1);
+    let measures = story.measure(&[eu(0)]);
+    assert_eq!(measures.rto.worst, Some(8_000 * MS));
+}
+
+#[test]
 fn a_client_that_never_comes_back_is_not_a_silent_one() {
     let mut story = Story::connected();
     story.begin(10_000, 0);
