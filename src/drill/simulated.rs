@@ -295,7 +295,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::core::defect::Defect as Core;
     use crate::drill::measure::measure;
     use crate::drill::plan;
 
@@ -384,12 +383,7 @@ mod tests {
     /// What clients see of a defect, and what the checkers do.
     #[test]
     fn a_defect_is_found() {
-        for defect in [
-            Defect::DeliverLost,
-            Defect::DedupOff,
-            Defect::DepositLost,
-            Defect::Core(Core::KeepsOwn),
-        ] {
+        for defect in [Defect::DeliverLost, Defect::DedupOff, Defect::DepositLost] {
             // Whether a run gives a defect its chance is up to its seed.
             let found = (1..=10).find_map(|seed| {
                 let done = simulated("edge-crash", seed, Some(defect));
