@@ -57,6 +57,9 @@ pub struct Tuning {
     pub remembered: usize,
     /// Messages handed over and not consumed; beyond it the client closes. Servers give far fewer.
     pub unconsumed: usize,
+    /// Only the regions that the application gave are used, whatever servers tell: for one that is to show whether a region
+    /// can be reached.
+    pub stays: bool,
     /// For a connection.
     pub connect_timeout: Duration,
     /// From the connection to `Welcome`: more than the server takes to give up on an attach (10 s).
@@ -92,6 +95,7 @@ impl Default for Tuning {
             outbox_bytes: 64 * 1024 * 1024,
             remembered: 16 * 1024,
             unconsumed: 64 * 1024,
+            stays: false,
             connect_timeout: Duration::from_secs(3),
             greet_timeout: Duration::from_secs(12),
             backoff_min: Duration::from_millis(250),
@@ -298,7 +302,8 @@ impl Machine {
             config.region.clone(),
             tuning.backoff_min,
             tuning.backoff_max,
-        );
+        )
+        .staying(tuning.stays);
         let mut machine = Self {
             inbox: Inbox::new(seed, state.cursor, state.remembered, tuning.remembered),
             rng,

@@ -52,6 +52,7 @@ impl Access {
                 for (region, endpoints) in regions.into_iter().take(known) {
                     config.endpoints_of(region.clone(), endpoints.clone());
                 }
+                config.tuning.stays = pinned;
                 let client = log::Client {
                     name,
                     home: home.to_string(),

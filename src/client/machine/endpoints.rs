@@ -45,6 +45,8 @@ pub(super) enum Was {
 pub(super) struct Endpoints {
     /// As given by the application; stays at the end of what servers tell.
     given: Vec<RegionEndpoints>,
+    /// Only regions that were given are used.
+    stays: bool,
     known: Vec<RegionEndpoints>,
     /// Where the application wants to be: the region that it named, or the first that it gave.
     preferred: Option<RegionId>,
@@ -74,6 +76,7 @@ impl Endpoints {
         Self {
             known: given.clone(),
             given,
+            stays: false,
             preferred: home.clone().or(first),
             home,
             round: VecDeque::new(),
@@ -83,6 +86,11 @@ impl Endpoints {
             min,
             max,
         }
+    }
+
+    /// Whether only regions that were given are used, whatever servers tell.
+    pub(super) fn staying(self, stays: bool) -> Self {
+        Self { stays, ..self }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -176,7 +184,10 @@ impl Endpoints {
     }
 
     fn learn(&mut self, told: Vec<RegionEndpoints>) {
-        let told = sane(told);
+        let mut told = sane(told);
+        if self.stays {
+            told.retain(|told| self.given.iter().any(|given| given.region == told.region));
+        }
         if told.is_empty() {
             return;
         }
@@ -349,6 +360,23 @@ mod tests {
         assert_eq!(all.len(), MAX_REGIONS - 1 + 3 + 1);
         assert_eq!(all[2], from);
         assert!(all.iter().all(|t| t.endpoint.len() <= MAX_ENDPOINT_LEN));
+    }
+
+    #[test]
+    fn one_that_stays_learns_of_no_other_region() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let (min, max) = (Duration::from_millis(100), Duration::from_secs(30));
+        let home = RegionId::new("home").unwrap();
+        let told = vec![region("home", &["h1", "h2"]), region("far", &["f1"])];
+        for stays in [true, false] {
+            let given = vec![region("home", &["h1"])];
+            let mut endpoints = Endpoints::new(given, None, min, max).staying(stays);
+            endpoints.welcomed(&home, told.clone());
+            let next = (0..6).map(|_| endpoints.next(&mut rng).unwrap().endpoint);
+            let tried: std::collections::BTreeSet<String> = next.collect();
+            assert!(tried.contains("h2"), "{tried:?}");
+            assert_eq!(tried.contains("f1"), !stays, "{tried:?}");
+        }
     }
 
     #[test]
