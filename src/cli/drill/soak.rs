@@ -123,8 +123,8 @@ impl Soak {
         let bout = Bout::draw(soaked.seed, number, rounds, site.nodes());
         let drill = bout.drill(number)?;
         let faults = drill.real_faults()?.to_vec();
-        // Users of their own: what a bout left for them is not taken for another one's.
-        site.set_prefix(format!("bout-{number}-"));
+        // Users of their own: what a bout left for them, or the same one when it was broken off, is not taken for this one's.
+        site.set_prefix(format!("bout-{number}-{}-", one::now_ms()));
         let began = Instant::now();
         let mut tell = |_: &str| {};
         let done = run::on(&drill, &faults, site, stop, &mut tell).await?;
