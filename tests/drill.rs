@@ -207,12 +207,12 @@ async fn a_running_cluster_is_struck_only_where_it_is_well_and_is_as_before_afte
     // that is cut, clients that are moved.
     let each = [
         fault("crash", "on = [\"us-east/edge-1\"]", "1s", "2s"),
-        fault("cut", "from = [\"us-east\"]\nto = [\"eu-west\"]", "2s", "2s"),
+        fault("cut", "from = [\"us-east\"]\nto = [\"eu-west\"]", "4s", "2s"),
         fault("pause", "on = [\"eu-west/edge-1\"]", "5s", "500ms"),
-        fault("rolling", "on = [\"eu-west/edge-1\"]", "6s", "1s"),
-        fault("evacuate", "on = [\"eu-west\"]", "8s", "2s"),
+        fault("rolling", "on = [\"eu-west/edge-1\"]", "7s", "1s"),
+        fault("evacuate", "on = [\"eu-west\"]", "9s", "2s"),
     ];
-    let passes = plan_of(folder.path(), "each-kind", "12s", &each);
+    let passes = plan_of(folder.path(), "each-kind", "13s", &each);
     let (code, stdout, stderr) = ended("the drill", drill_at(&passes, &reports, &running)).await;
     assert_eq!(code, 0, "{stdout}{stderr}");
     let report: Value = serde_json::from_str(&stdout).unwrap();
