@@ -295,7 +295,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::drill::measure::measure;
     use crate::drill::plan;
 
     /// The built-in regions: those of every shipped drill.
