@@ -99,27 +99,25 @@ fn flags_of_one_target_are_refused_by_the_other() {
     }
 }
 
-/// The limits of the files are not met by luck.
+/// The limits of the files are not met by luck; `.ci/long` takes twenty seeds.
 #[test]
-fn the_shipped_drills_pass_with_other_seeds() {
-    let mut failed = Vec::new();
+fn the_shipped_drills_pass_with_another_seed() {
+    let (seed, mut failed) = (2, Vec::new());
     for drill in plan::shipped().unwrap() {
-        for seed in 2..5 {
-            let done = simulated::run(&drill, &Regions::built_in(), seed, None).unwrap();
-            let measures = measure(&done.clients, &done.faults, &done.log);
-            let broken = drill
-                .limits()
-                .judge(&measures)
-                .into_iter()
-                .filter(|verdict| !verdict.kept);
-            let broken: Vec<String> = broken.map(|verdict| format!("{verdict:?}")).collect();
-            if done.found().is_some() || !broken.is_empty() {
-                failed.push(format!(
-                    "{} seed {seed}: {:?} {broken:?}",
-                    drill.scenario.name,
-                    done.found()
-                ));
-            }
+        let done = simulated::run(&drill, &Regions::built_in(), seed, None).unwrap();
+        let measures = measure(&done.clients, &done.faults, &done.log);
+        let broken = drill
+            .limits()
+            .judge(&measures)
+            .into_iter()
+            .filter(|verdict| !verdict.kept);
+        let broken: Vec<String> = broken.map(|verdict| format!("{verdict:?}")).collect();
+        if done.found().is_some() || !broken.is_empty() {
+            failed.push(format!(
+                "{} seed {seed}: {:?} {broken:?}",
+                drill.scenario.name,
+                done.found()
+            ));
         }
     }
     assert!(failed.is_empty(), "{failed:#?}");
