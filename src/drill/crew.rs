@@ -112,7 +112,7 @@ impl Recorder {
 }
 
 impl Crew {
-    /// Begins to connect them; each watches all others.
+    /// Begins to connect them; those that stay in their regions watch each other.
     ///
     /// # Errors
     /// Where a client cannot be set up at all.

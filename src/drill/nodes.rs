@@ -175,27 +175,29 @@ impl Nodes {
     }
 }
 
+/// Three regions, each of a core and two edges.
+#[cfg(test)]
+pub(super) fn three_regions() -> Nodes {
+    let node = |region: &str, name: &str| Node {
+        region: region.parse().unwrap(),
+        name: format!("{region}-{name}").parse().unwrap(),
+        core: name == "core-1",
+    };
+    let regions = ["us-east", "eu-west", "ap-south"];
+    Nodes::new(
+        regions
+            .into_iter()
+            .flat_map(|region| ["core-1", "edge-1", "edge-2"].map(|name| node(region, name))),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn nodes() -> Nodes {
-        let node = |region: &str, name: &str| Node {
-            region: region.parse().unwrap(),
-            name: format!("{region}-{name}").parse().unwrap(),
-            core: name == "core-1",
-        };
-        let regions = ["us-east", "eu-west", "ap-south"];
-        Nodes::new(
-            regions
-                .into_iter()
-                .flat_map(|region| ["core-1", "edge-1", "edge-2"].map(|name| node(region, name))),
-        )
-    }
-
     #[test]
     fn places_are_those_of_scenarios() {
-        let nodes = nodes();
+        let nodes = three_regions();
         let names =
             |place: &str| -> Vec<String> { nodes.of(place).map(|node| node.name.to_string()).collect() };
         assert_eq!(names("all").len(), 9);
@@ -222,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_way_is_cut_where_packets_leave() {
-        let nodes = nodes();
+        let nodes = three_regions();
         let mut cut = Fault::new(0, Kind::Cut);
         (cut.from, cut.to) = (vec!["eu-west".to_owned()], vec!["us-east/core".to_owned()]);
         let both = nodes.injected(&cut).unwrap();
@@ -261,13 +263,13 @@ mod tests {
     #[test]
     fn stores_fail_only_where_there_are_some() {
         let full = Fault::new(0, Kind::StoreFull).on("us-east");
-        let injected = nodes().injected(&full).unwrap();
+        let injected = three_regions().injected(&full).unwrap();
         assert_eq!(
             injected,
             [("us-east-core-1".parse().unwrap(), Injected::StoreFull)]
         );
         assert!(
-            nodes()
+            three_regions()
                 .injected(&Fault::new(0, Kind::Backup).on("us-east"))
                 .is_err()
         );

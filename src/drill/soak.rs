@@ -168,25 +168,12 @@ fn idle_regions<'a>(nodes: &'a Nodes, busy: &BTreeSet<&Node>) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drill::nodes::three_regions;
     use crate::sim::fault::Kind;
-
-    fn nodes() -> Nodes {
-        let node = |region: &str, name: &str| Node {
-            region: region.parse().unwrap(),
-            name: format!("{region}-{name}").parse().unwrap(),
-            core: name == "core-1",
-        };
-        let regions = ["us-east", "eu-west", "ap-south"];
-        Nodes::new(
-            regions
-                .into_iter()
-                .flat_map(|region| ["core-1", "edge-1", "edge-2"].map(|name| node(region, name))),
-        )
-    }
 
     #[test]
     fn bouts_are_drawn_by_the_seed_and_kill_no_process_twice_at_once() {
-        let nodes = nodes();
+        let nodes = three_regions();
         let mut kinds = BTreeSet::new();
         let mut overlaps = 0;
         for number in 0..50 {
