@@ -3,7 +3,7 @@
 //! The file: magic `IRISCLNT`, version u16, length u64 and xxh3-64 of what follows (all big-endian), then MessagePack. It
 //! is replaced as a whole: written beside, synced, renamed. A lock file beside it keeps a second process out.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::event::OutgoingMessage;
 use crate::core::ids::{Coord, DeviceId, MessageId, UserId};
 use crate::core::vector::Vector;
+use crate::store::file_lock::{FileLock, FileLockError};
 
 /// Version of the file.
 pub const STATE_VERSION: u16 = 1;
@@ -114,7 +115,7 @@ impl std::fmt::Display for Owner {
 pub struct StateFile {
     path: PathBuf,
     owner: Owner,
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl StateFile {
@@ -131,17 +132,11 @@ impl StateFile {
             fs::create_dir_all(folder).map_err(io("make the folder", folder))?;
         }
         let lock_path = beside(path, "lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(io("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StateError::InUse { path: path.into() }),
-            Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
-        }
+        let lock = match FileLock::take(&lock_path) {
+            Ok(lock) => lock,
+            Err(FileLockError::Held { .. }) => return Err(StateError::InUse { path: path.into() }),
+            Err(FileLockError::Io { tried, source }) => return Err(io(tried, &lock_path)(source)),
+        };
         let state = match File::open(path) {
             Ok(file) => read(file, path, &owner)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => SavedState::default(),

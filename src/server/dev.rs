@@ -14,8 +14,8 @@
 //! the configurations name files relative to themselves.
 
 use std::collections::BTreeSet;
-use std::fs::{self, TryLockError};
-use std::io::{ErrorKind, Write as _};
+use std::fs;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
@@ -31,12 +31,13 @@ use super::node::Create;
 use super::regions::{RegionFile, Regions, Role};
 use super::token::{KeyError, KeyFiles};
 use crate::net::certs::{CertError, ClusterCa, server_dns_name};
+use crate::store::file_lock::{FileLock, FileLockError};
 
 /// What clients on this machine read. A folder with it is one of ours.
 const INFO: &str = "dev.json";
 /// What is in a folder that was not made to the end, or that only had its keys made.
 const BEFORE_INFO: [&str; 5] = [LOCK, "regions.new", "regions", "ca", "keys"];
-/// Held with `flock` by the `iris dev` that uses the folder, and contains its process id.
+/// Locked by the `iris dev` that uses the folder, and contains its process id.
 const LOCK: &str = "dev.lock";
 
 /// Name in the certificates that clients on this machine check.
@@ -191,7 +192,7 @@ fn is_fresh(data: &Path, core: bool) -> bool {
 /// The folder of the one `iris dev` that uses it; the kernel lets it go with the process.
 #[derive(Debug)]
 pub struct DevLock {
-    _file: fs::File,
+    _file: FileLock,
 }
 
 impl DevLock {
@@ -208,30 +209,17 @@ impl DevLock {
             path: path.clone(),
             source,
         };
-        let mut file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(io)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                // Who has just begun has not noted itself yet.
-                let noted = fs::read_to_string(&path).unwrap_or_default();
-                let noted = noted.trim();
-                let pid = if noted.is_empty() { "unknown" } else { noted };
+        let file = match FileLock::take(&path) {
+            Ok(file) => file,
+            Err(FileLockError::Held { pid }) => {
                 return Err(DevError::InUse {
                     folder: data,
-                    pid: pid.to_owned(),
+                    // Who has just begun has not noted itself yet.
+                    pid: pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string()),
                 });
             }
-            Err(TryLockError::Error(error)) => return Err(io(error)),
-        }
-        file.set_len(0)
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(io)?;
+            Err(FileLockError::Io { source, .. }) => return Err(io(source)),
+        };
         Ok(Self { _file: file })
     }
 }

@@ -1,20 +1,18 @@
 //! A folder of the file system.
 
 use super::{Disk, DiskFile};
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::store::background;
+use crate::store::file_lock::{FileLock, FileLockError};
 
-/// The lock file: held with `flock` for as long as the [`RealDisk`] lives, contains the process id of its holder.
+/// Locked for as long as the [`RealDisk`] lives.
 const LOCK_FILE: &str = "lock";
-
-/// More than any process id in decimal digits: what is read of a lock file.
-const MAX_PID_DIGITS: u64 = 20;
 
 /// A folder of the file system, locked: at most one `RealDisk` of a folder exists at a time, in all processes.
 #[derive(Debug)]
@@ -22,8 +20,7 @@ pub struct RealDisk {
     folder: PathBuf,
     /// What [`Disk::remove_in_order`] began.
     removing: Mutex<Option<JoinHandle<io::Result<()>>>>,
-    /// The kernel drops the lock with this handle, also when the process is killed.
-    _lock: File,
+    _lock: FileLock,
 }
 
 /// A file of a [`RealDisk`].
@@ -53,27 +50,16 @@ impl RealDisk {
     pub fn open(folder: impl Into<PathBuf>) -> io::Result<Self> {
         let folder = folder.into();
         let path = folder.join(LOCK_FILE);
-        let mut lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(|e| context(e, "open the lock file", &path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let pid = holder(&mut lock);
+        let lock = match FileLock::take(&path) {
+            Ok(lock) => lock,
+            Err(FileLockError::Held { pid }) => {
                 return Err(io::Error::new(
                     io::ErrorKind::ResourceBusy,
                     Locked { folder, pid },
                 ));
             }
-            Err(TryLockError::Error(e)) => return Err(context(e, "lock", &path)),
-        }
-        lock.set_len(0)
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
-            .map_err(|e| context(e, "write the process id into", &path))?;
+            Err(FileLockError::Io { tried, source }) => return Err(context(source, tried, &path)),
+        };
         Ok(Self {
             folder,
             removing: Mutex::new(None),
@@ -272,12 +258,6 @@ fn sync_directory(folder: &Path) -> io::Result<()> {
 }
 
 /// Who wrote the lock file. `None` if it cannot be told: the holder may be about to write it.
-fn holder(lock: &mut File) -> Option<u32> {
-    let mut text = String::new();
-    lock.take(MAX_PID_DIGITS).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
-}
-
 /// The same kind of error, with what was tried and where in its text.
 fn context(error: io::Error, tried: &str, path: &Path) -> io::Error {
     io::Error::new(
