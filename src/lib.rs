@@ -25,6 +25,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`core`] | all that Iris decides: sessions, inboxes, commits, replication, presence; deterministic, without IO |
+//! | `file_lock` | a file that says that a folder is in use |
 //! | [`store`] | engines that make commits durable: a journal with tables behind it, and one in memory |
 //! | [`net`] | QUIC between clients and nodes, mutual TLS between nodes, membership by gossip |
 //! | [`server`] | a node: configuration, the tasks that drive the core, what operators see |
@@ -41,6 +42,7 @@ pub mod cli;
 pub mod client;
 pub mod core;
 pub mod drill;
+mod file_lock;
 pub mod net;
 pub mod server;
 pub mod sim;

@@ -11,7 +11,7 @@ use std::process::Stdio;
 
 use common::{PATIENCE, regions, until, within};
 use processes::Processes;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -85,73 +85,125 @@ async fn a_drill_is_judged_by_what_its_clients_saw() {
 
     // A limit that cannot be kept.
     let fails = plan(folder.path(), "too-much", "4s", "accepted_at_least = 1000000\n");
-    let (code, stdout, stderr) = ended("the drill", drill(&fails, &reports)).await;
-    assert_eq!(code, 1, "{stdout}{stderr}");
+    let mut child = drill(&fails, &reports);
+    // Nobody listens to how it goes, which is no reason to end.
+    drop(child.stderr.take());
+    let (code, stdout, _) = ended("the drill", child).await;
+    assert_eq!(code, 1, "{stdout}");
     let report: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(report["passed"], false, "{report}");
 
     // Both are in the list, with their verdicts.
-    let list = Command::new(env!("CARGO_BIN_EXE_iris"))
-        .args(["drill", "report", "--reports"])
-        .arg(&reports)
-        .output();
-    let list = within("the list", list).await.unwrap();
-    let list = String::from_utf8(list.stdout).unwrap();
-    assert!(list.contains("edge-dies") && list.contains("too-much"), "{list}");
+    let list = async |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_iris"));
+        command
+            .args(["drill", "report", "--reports"])
+            .arg(&reports)
+            .args(more);
+        let list = within("the list", command.output()).await.unwrap();
+        String::from_utf8(list.stdout).unwrap()
+    };
+    let text = list(&[]).await;
+    assert!(text.contains("edge-dies") && text.contains("too-much"), "{text}");
+    let rows: Value = serde_json::from_str(&list(&["--form", "json"]).await).unwrap();
+    assert_eq!(
+        (&rows[0]["name"], &rows[0]["rpo_us"]),
+        (&"edge-dies".into(), &0.into())
+    );
+    assert_eq!(
+        (&rows[1]["name"], &rows[1]["passed"]),
+        (&"too-much".into(), &false.into())
+    );
+}
+
+/// A drill of its own group, as a terminal starts it, that gets a signal once it says something; what it printed, and the folder of
+/// its nodes.
+async fn broken_off(
+    plan: &Path,
+    reports: &Path,
+    when: &str,
+    signal: Signal,
+) -> (i32, String, Vec<String>, PathBuf) {
+    let mut command = Command::from(processes::iris());
+    command.args(["drill", "run", "--output", "json", "--reports"]);
+    command
+        .arg(reports)
+        .arg(plan)
+        .stdin(Stdio::null())
+        .process_group(0);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (mut said, mut nodes) = (Vec::new(), None);
+    let told = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if let Some(folder) = line.strip_prefix("starting nodes in ") {
+                nodes = Some(PathBuf::from(folder));
+            }
+            let now = line.contains(when);
+            said.push(line);
+            if now {
+                return;
+            }
+        }
+        panic!("it ended before it said {when:?}: {said:?}");
+    };
+    within(when, told).await;
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    // Ctrl-C of a terminal goes to all of its group.
+    kill_process_group(pid, signal).unwrap();
+    let rest = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            said.push(line);
+        }
+        let (mut stdout, mut out) = (String::new(), child.stdout.take().unwrap());
+        out.read_to_string(&mut stdout).await.unwrap();
+        (child.wait().await.unwrap().code().unwrap_or(-1), stdout)
+    };
+    let rest = tokio::time::timeout(PATIENCE * 2, rest).await;
+    let (code, stdout) = rest.expect("it ends");
+    (code, stdout, said, nodes.expect("it names its folder"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drill_that_is_broken_off_mends_what_it_struck_and_ends_its_nodes() {
     let folder = tempfile::tempdir().unwrap();
     let reports = folder.path().join("reports");
-    let long = plan(folder.path(), "long", "10m", "lost = 0\n");
-    let mut child = drill(&long, &reports);
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let mut nodes = None;
-    let struck = async {
-        while let Some(line) = lines.next_line().await.unwrap() {
-            if let Some(folder) = line.strip_prefix("starting nodes in ") {
-                nodes = Some(PathBuf::from(folder));
-            }
-            if line.starts_with("crash on us-east/edge-1") {
-                return;
-            }
-        }
-        panic!("it ended before its fault");
-    };
-    within("the fault", struck).await;
-    let nodes = nodes.unwrap();
-    assert!(nodes.is_dir());
-    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
-    kill_process(pid, Signal::INT).unwrap();
-    let mut said = Vec::new();
-    let rest = async {
-        while let Some(line) = lines.next_line().await.unwrap() {
-            said.push(line);
-        }
-        let mut stdout = String::new();
-        child
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut stdout)
-            .await
-            .unwrap();
-        (child.wait().await.unwrap(), stdout)
-    };
-    let (status, stdout) = tokio::time::timeout(PATIENCE * 2, rest).await.unwrap();
-    assert_eq!(status.code(), Some(1), "{said:?}");
-    let report: Value = serde_json::from_str(&stdout).unwrap();
-    assert!(
-        report["aborted"].is_string() && report["passed"] == false,
-        "{report}"
+    let long = plan(
+        folder.path(),
+        "long",
+        "10m",
+        "lost = 0\naccepted_at_least = 1000000\n",
     );
+    for (when, signal) in [
+        ("the load begins", Signal::HUP),
+        ("crash on us-east/edge-1", Signal::INT),
+    ] {
+        let (code, stdout, said, nodes) = broken_off(&long, &reports, when, signal).await;
+        assert_eq!(code, 1, "{said:?}");
+        let report: Value = serde_json::from_str(&stdout).unwrap();
+        assert!(
+            report["aborted"].is_string() && report["passed"] == false,
+            "{report}"
+        );
+        // What was cut short is not judged.
+        assert_eq!(report["reasons"].as_array().unwrap().len(), 1, "{report}");
+        assert!(
+            said.iter().any(|line| line.contains("what was struck is mended")),
+            "{said:?}"
+        );
+        assert!(
+            !said.iter().any(|line| line.contains("cannot be mended")),
+            "{said:?}"
+        );
+        assert!(!nodes.exists(), "its folder is left");
+    }
+    // Before anything is struck there is nothing to report.
+    let (code, stdout, said, nodes) = broken_off(&long, &reports, "starting nodes", Signal::TERM).await;
+    assert_eq!((code, stdout.as_str()), (1, ""), "{said:?}");
     assert!(
-        said.iter().any(|line| line.contains("what was struck is mended")),
-        "{said:?}"
-    );
-    assert!(
-        !said.iter().any(|line| line.contains("cannot be mended")),
+        said.iter()
+            .any(|line| line.contains("SIGTERM before the drill began")),
         "{said:?}"
     );
     assert!(!nodes.exists(), "its folder is left");
@@ -228,8 +280,10 @@ async fn a_running_cluster_is_struck_only_where_it_is_well_and_is_as_before_afte
     // The node that died stayed away, although it was started again at once.
     let away = faults[0]["ends"].as_u64().unwrap() - faults[0]["begins"].as_u64().unwrap();
     assert!(away >= 2_000_000, "{away}");
-    // One begins while another lasts.
-    assert_eq!(report["observed"].as_array().unwrap().len(), 4, "{report}");
+    // One begins while another lasts; and what repair took.
+    let observed = report["observed"].as_array().unwrap();
+    assert_eq!(observed.len(), 5, "{report}");
+    assert_eq!(observed[4][0], "repair", "{report}");
     healthy(data).await;
 
     // Hands are needed for this one, and this cluster has no such region.

@@ -315,6 +315,12 @@ pub struct NodeReport {
     /// Whether it takes any: `faults.allowed`.
     #[serde(default)]
     pub faults_allowed: bool,
+    /// Why it can be neither paused nor crashed, if it cannot.
+    #[serde(default)]
+    pub cannot_end: Option<String>,
+    /// Bytes that it sent to other regions to repair presence, since its start.
+    #[serde(default)]
+    pub presence_repair_bytes: u64,
 }
 
 /// What an operator last said about where the clients of a region are to be.

@@ -153,6 +153,8 @@ fn report(node: &Inspector) -> NodeReport {
         sees: seen(node),
         faults: faults::rows(node),
         faults_allowed: node.faults().allowed(),
+        cannot_end: node.faults().cannot_end(),
+        presence_repair_bytes: status.iter().map(|status| status.presence_repair_bytes).sum(),
     }
 }
 

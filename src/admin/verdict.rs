@@ -362,6 +362,8 @@ mod tests {
             sees: Vec::new(),
             faults: Vec::new(),
             faults_allowed: false,
+            cannot_end: None,
+            presence_repair_bytes: 0,
         };
         NodeRow {
             node: key(region, name),

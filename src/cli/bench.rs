@@ -29,6 +29,7 @@ use self::observe::{Meanwhile, Servers, Sight, own_cpu_ms};
 use self::plan::{Plan, Shape};
 use self::report::{Idle, Report};
 use super::{args, output};
+use crate::cli::output::say;
 use crate::client::{Client, ClientConfig, connector};
 use crate::core::ids::{DeviceId, RegionId, UserId};
 use crate::core::op::MAX_BODY;
@@ -383,7 +384,7 @@ impl<'a> Runner<'a> {
                 }
             }
         }
-        eprintln!(
+        say!(
             "{} {what} connections after {:.1} s",
             clients.len(),
             started.elapsed().as_secs_f64()
@@ -426,7 +427,7 @@ impl<'a> Runner<'a> {
                 return (self.servers.look().await, own_cpu_ms());
             }
             let per_s = |old: u64, new: u64| (new - old) as f64 * 1e9 / (at - last.1) as f64;
-            eprintln!(
+            say!(
                 "{phase} {:>5.1} s: {:>8.0} sent/s {:>8.0} accepted/s {:>8.0} delivered/s, {} unanswered",
                 (at.saturating_sub(load.times.start)) as f64 / 1e9,
                 per_s(last.0.0, now.0),
@@ -470,7 +471,7 @@ impl<'a> Runner<'a> {
             }
             if said.elapsed() >= DRAIN_SAID {
                 said = Instant::now();
-                eprintln!("{}", draining(&load.totals(), started.elapsed(), self.args.drain));
+                say!("{}", draining(&load.totals(), started.elapsed(), self.args.drain));
             }
             tokio::time::sleep(DRAIN_EVERY).await;
         }

@@ -13,6 +13,7 @@ use clap::Args;
 
 use super::{args, output, serve};
 use crate::admin::server::AdminServer;
+use crate::cli::output::{aside, say};
 use crate::server::config::LogConfig;
 use crate::server::dev::{DevCluster, DevLock, DevNode, Ports, single_region};
 use crate::server::node::Node;
@@ -80,12 +81,12 @@ impl Dev {
             PortChoice::Free => Ports::Free,
         };
         let data = &self.data.data;
-        eprintln!("preparing {}", data.display());
+        say!("preparing {}", data.display());
         let unusable = || format!("the data folder {} cannot be used", data.display());
         let _lock = DevLock::take(data).with_context(unusable)?;
         let cluster = DevCluster::prepare(data, &regions, ports).with_context(unusable)?;
         if self.wan {
-            eprintln!("{}", around_the_world(&cluster));
+            say!("{}", around_the_world(&cluster));
         }
         serve::run_to_end(async {
             let signal = serve::stop_signal(self.stop_with_stdin)?;
@@ -117,13 +118,13 @@ async fn in_process(
         }
         why = &mut signal => {
             let again = serve::interrupts()?;
-            eprintln!("\n{why}: draining what had started; {}", serve::AGAIN);
+            say!("\n{why}: draining what had started; {}", serve::AGAIN);
             serve::drain(again, stop_all(running)).await??;
-            eprintln!("stopped; everything accepted is in {}", data.display());
+            say!("stopped; everything accepted is in {}", data.display());
             return Ok(ExitCode::SUCCESS);
         }
     }
-    eprintln!("{}", all_ready(running.len(), started.elapsed()));
+    say!("{}", all_ready(running.len(), started.elapsed()));
     let pids: Vec<(String, u32)> = cluster
         .nodes
         .iter()
@@ -146,7 +147,7 @@ async fn in_process(
         tokio::select! {
             why = &mut signal => {
                 let again = serve::interrupts()?;
-                eprintln!("{why}: draining; {}", serve::AGAIN);
+                say!("{why}: draining; {}", serve::AGAIN);
                 break again;
             }
             Some(Ok((key, ended))) = failures.join_next() => {
@@ -157,7 +158,7 @@ async fn in_process(
                 return Err(anyhow::Error::new(ended).context(format!("node {key} {outcome}")));
             }
             Some(Ok(key)) = drains.join_next() => {
-                eprintln!("an operator drains {key}; it stays stopped until the next start");
+                say!("an operator drains {key}; it stays stopped until the next start");
                 if let Some(at) = running.iter().position(|(node, _)| *node.key() == key) {
                     stopping.spawn(stop(running.swap_remove(at)));
                 }
@@ -171,7 +172,7 @@ async fn in_process(
         stop_all(running).await
     };
     serve::drain(again, stopped).await??;
-    eprintln!("stopped; everything accepted is in {}", data.display());
+    say!("stopped; everything accepted is in {}", data.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -234,7 +235,7 @@ async fn start_all(
     running: &mut Vec<Running>,
 ) -> anyhow::Result<()> {
     for node in &cluster.nodes {
-        eprint!("starting {} ... ", node.name);
+        aside(format_args!("starting {} ... ", node.name));
         let mut config = cluster.config(node)?;
         if wan {
             (config.faults.allowed, config.faults.wan) = (true, true);
@@ -244,10 +245,10 @@ async fn start_all(
             .with_context(|| format!("node {} cannot start{}", node.name, advice(taken, &node.name)))?;
         let admin = AdminServer::start(node.inspector()).await;
         let admin = admin.with_context(|| format!("node {} cannot start", node.key()))?;
-        eprintln!("listens");
+        say!("listens");
         running.push((node, admin));
     }
-    eprintln!("waiting until all are ready; new stores fill from the first region's");
+    say!("waiting until all are ready; new stores fill from the first region's");
     for (node, _) in running {
         if tokio::time::timeout(READY_TIMEOUT, node.ready()).await.is_err() {
             let reasons: Vec<String> = node
@@ -321,7 +322,7 @@ fn welcome(cluster: &DevCluster, data: &Path, pids: &[(String, u32)]) -> anyhow:
         .find(|id| **id == "ap-south")
         .unwrap_or(&ids[ids.len() - 1]);
     let middle = ids.iter().find(|id| **id == "eu-west").unwrap_or(&ids[0]);
-    eprintln!(
+    say!(
         "
 Try it in other terminals:
 

@@ -37,6 +37,19 @@ pub fn print_aside(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Tells on stderr how it goes, with the arguments of `format!`. A reader that went away is no reason to stop what is under way.
+macro_rules! say {
+    ($($arg:tt)*) => {
+        $crate::cli::output::aside(format_args!("{}\n", format_args!($($arg)*)))
+    };
+}
+pub(crate) use say;
+
+/// Prints to stderr, come what may.
+pub fn aside(text: std::fmt::Arguments<'_>) {
+    let _ = io::stderr().lock().write_fmt(text);
+}
+
 /// Prints a JSON value and a line end to stdout.
 pub fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     print(&(serde_json::to_string_pretty(value).context("cannot write JSON")? + "\n"))

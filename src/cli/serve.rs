@@ -183,11 +183,56 @@ pub(super) async fn drain<T>(mut again: Signal, draining: impl Future<Output = T
     }
 }
 
-/// Completes on SIGTERM, Ctrl-C or, where asked for, the end of stdin; says which.
+/// What asks a command to end: SIGTERM, Ctrl-C, and that its terminal is gone, unless it was started to go on then (`nohup`).
+pub(super) struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Option<Signal>,
+}
+
+impl Stops {
+    /// From now on.
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let hangup = match ignores_hangup() {
+            true => None,
+            false => Some(signal(SignalKind::hangup()).context("SIGHUP cannot be handled")?),
+        };
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?,
+            interrupt: interrupts()?,
+            hangup,
+        })
+    }
+
+    /// The next one; says which.
+    pub(super) async fn next(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => _ = hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "Ctrl-C",
+            () = hangup => "SIGHUP",
+        }
+    }
+}
+
+/// Whether SIGHUP is ignored; where the system does not tell it counts as that, since handling it would undo it.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // SIGHUP is signal 1, and its bit the lowest.
+    mask.is_none_or(|mask| mask & 1 == 1)
+}
+
+/// Completes as [`Stops::next`] or, where asked for, at the end of stdin; says which.
 pub(super) fn stop_signal(with_stdin: bool) -> anyhow::Result<impl Future<Output = &'static str>> {
     use tokio::io::AsyncReadExt as _;
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
-    let mut interrupt = interrupts()?;
+    let mut stops = Stops::new()?;
     Ok(async move {
         let stdin = async {
             if with_stdin {
@@ -199,8 +244,7 @@ pub(super) fn stop_signal(with_stdin: bool) -> anyhow::Result<impl Future<Output
             }
         };
         tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "Ctrl-C",
+            why = stops.next() => why,
             () = stdin => "the parent is gone",
         }
     })

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::event::OutgoingMessage;
 use crate::core::ids::{Coord, DeviceId, MessageId, UserId};
 use crate::core::vector::Vector;
-use crate::store::file_lock::{FileLock, FileLockError};
+use crate::file_lock::{FileLock, FileLockError};
 
 /// Version of the file.
 pub const STATE_VERSION: u16 = 1;

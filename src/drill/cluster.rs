@@ -13,7 +13,7 @@ use super::access::Access;
 use super::crew::Place;
 use super::nodes::{Node, Nodes};
 use super::plan::Drill;
-use super::target::{Asker, LagSeen, Reach, SPARE, Target, ask, call, lag};
+use super::target::{Asker, LagSeen, Reach, Repairs, SPARE, Target, ask, call, lag, repairs};
 use crate::admin::data::{
     ClusterStatus, NodeList, NodeReport, NodeRow, PartReply, RegionDetail, Reply, Verdict,
 };
@@ -36,6 +36,8 @@ pub struct Cluster<R> {
     asker: Asker,
     /// The incarnations of nodes that were told to end.
     ended: BTreeMap<NodeName, u64>,
+    /// How many faults were begun and not ended.
+    open: u32,
 }
 
 /// What a cluster says of itself before a drill.
@@ -156,8 +158,14 @@ impl Sight {
                             let row = self.nodes.nodes.iter().find(|row| row.node.node == node);
                             let report = row.and_then(|row| row.report.as_ref());
                             let allowed = report.is_some_and(|report| report.faults_allowed);
-                            let text = format!("node {node} has faults.allowed = false");
-                            if !allowed && !why.contains(&text) {
+                            let text = match report.and_then(|report| report.cannot_end.clone()) {
+                                _ if !allowed => format!("node {node} has faults.allowed = false"),
+                                Some(why) if matches!(fault.kind, Kind::Crash | Kind::Pause) => {
+                                    format!("fault {number} is {}: {why}", fault.kind.name())
+                                }
+                                _ => continue,
+                            };
+                            if !why.contains(&text) {
                                 why.push(text);
                             }
                         }
@@ -182,7 +190,33 @@ impl Sight {
                 ));
             }
         }
+        why.extend(nodes.clash(faults));
         why
+    }
+
+    /// Whether the regions that an operator says are meant by those of a drill are there.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check_names(&self, drill: &Drill, names: &BTreeMap<String, String>) -> anyhow::Result<()> {
+        let nodes = self.layout();
+        let there: Vec<&str> = nodes.regions().into_iter().map(RegionId::as_str).collect();
+        let meant = drill.scenario.regions();
+        for (from, to) in names {
+            if !meant.contains(from) {
+                bail!(
+                    "--region {from}={to}: the drill has no region {from}: expected one of {}",
+                    meant.join(", ")
+                );
+            }
+            if !there.contains(&to.as_str()) {
+                bail!(
+                    "--region {from}={to}: this cluster has no region {to}: expected one of {}",
+                    there.join(", ")
+                );
+            }
+        }
+        Ok(())
     }
 }
 
@@ -212,7 +246,28 @@ impl<R: Reach> Cluster<R> {
             prefix,
             asker: Asker::default(),
             ended: BTreeMap::new(),
+            open: 0,
         }
+    }
+
+    /// A drill that somebody else began meanwhile is not mixed with this one.
+    async fn refuse_others(&self) -> anyhow::Result<()> {
+        for node in self.nodes.iter() {
+            let asked = call(&self.reach, &node.name, Call::Cluster(Request::FaultList)).await;
+            let Ok(Ok(Reply::Faults(list))) = asked else {
+                continue;
+            };
+            let mut others = list.faults.iter().filter(|row| row.ends_ms.is_some());
+            if let Some(row) = others.find(|row| !self.asker.has_injected(&row.node.node, row.id)) {
+                bail!(
+                    "somebody else injected {} into node {}: this drill would not measure its own faults alone",
+                    row.fault,
+                    row.node.node
+                );
+            }
+            return Ok(());
+        }
+        Ok(())
     }
 
     /// Notes which incarnation of a node is about to end.
@@ -280,6 +335,11 @@ impl<R: Reach> Target for Cluster<R> {
     }
 
     async fn strike(&mut self, fault: &Fault) -> anyhow::Result<()> {
+        // While something is struck nodes may not answer.
+        if self.open == 0 {
+            self.refuse_others().await?;
+        }
+        self.open += 1;
         let names = self.nodes.struck(fault);
         match fault.kind {
             Kind::Crash => {
@@ -308,6 +368,7 @@ impl<R: Reach> Target for Cluster<R> {
     }
 
     async fn mend(&mut self, fault: &Fault) -> anyhow::Result<()> {
+        self.open = self.open.saturating_sub(1);
         let names = self.nodes.struck(fault);
         match fault.kind {
             // They end by themselves.
@@ -319,6 +380,10 @@ impl<R: Reach> Target for Cluster<R> {
 
     async fn lag(&self) -> Option<LagSeen> {
         lag(&self.nodes, &self.reach).await
+    }
+
+    async fn repairs(&self) -> Repairs {
+        repairs(&self.nodes, &self.reach).await
     }
 }
 

@@ -20,7 +20,7 @@ pub mod track;
 
 use serde::{Deserialize, Serialize};
 
-use self::messages::{Counts, Found, Late, Phase};
+use self::messages::{Counts, Found, Late, Phase, PhaseName};
 use self::presence::{Lie, Presence};
 use self::recovery::{Measured, Recovery, Senders};
 use self::spread::Awaited;
@@ -58,8 +58,8 @@ pub struct Measures {
     pub counts: Counts,
     /// RPO: accepted and handled by nobody by the end of the log. None may be.
     pub lost: Found,
-    /// How long before its fault the oldest lost message was accepted: the greatest of all faults. None if none is lost
-    /// that was accepted before a fault.
+    /// How long before its fault the oldest lost message was accepted: the greatest of all faults, 0 if none is lost. None if one
+    /// is lost that was sent after its fault had begun, or without any fault: no point in time explains that.
     pub rpo: Option<Micros>,
     /// Handled again by the same client: duplicates in effect. None may be.
     pub duplicates: Found,
@@ -86,13 +86,22 @@ pub struct Measures {
     pub back: Awaited,
     /// Presence that was not so.
     pub presence: Presence,
-    /// From the last end of a fault or the end of the load, whichever is later, until every accepted message is handled
-    /// and every watcher shows what is so, and goes on to. None if that is not reached, or nothing ended.
+    /// From the last end of a fault or the end of the load, whichever is later, until every accepted message is handled, but
+    /// those that are [lost](Self::lost), and every watcher shows what is so, and goes on to. None if that is not reached, if
+    /// nothing ended, or if the drill was broken off.
     pub convergence: Option<Micros>,
     /// Latencies by phase: before, during and after each fault, and in total; messages belong where they were sent.
     pub phases: Vec<Phase>,
     /// Each fault of the plan, in its order.
     pub faults: Vec<FaultMeasures>,
+}
+
+impl Measures {
+    /// The p99 from sending to handled over the whole drill, if anything was handled.
+    pub fn p99_handled(&self) -> Option<Micros> {
+        let total = self.phases.iter().find(|phase| phase.name == PhaseName::Total)?;
+        Some(total.handled?.p99)
+    }
 }
 
 /// What a log says of a fault.
@@ -109,7 +118,7 @@ pub struct FaultMeasures {
     pub recovery: Recovery,
     /// Lost messages that are put down to it: accepted while it was under way, or before it and after the fault before.
     pub lost: Found,
-    /// How long before its beginning the oldest of them was accepted; none if none was accepted before it.
+    /// How long before its beginning the oldest of them was accepted; 0 if none is lost, none if one of them was sent after it.
     pub rpo: Option<Micros>,
     /// Accepted before it and handled only after its end: late, not lost.
     pub late: Late,
@@ -118,8 +127,8 @@ pub struct FaultMeasures {
     pub unreachable: Awaited,
     /// From its end until the watcher is shown the client online again, for each pair that was told unreachable.
     pub back: Awaited,
-    /// From its end until all that was accepted before its end is handled, and for a moment at least every watcher shows
-    /// what is so. None if that is not reached.
+    /// From its end until all that was accepted before its end is handled, but what is lost, and for a moment at least every
+    /// watcher shows what is so. None if that is not reached.
     pub settled: Option<Micros>,
 }
 
@@ -157,7 +166,7 @@ pub fn measure(clients: &[Client], faults: &[FaultSpan], log: &[Entry]) -> Measu
         aborted: track.aborted.map(|(_, why)| why.to_owned()),
         counts: messages::counts(&track),
         lost: messages::which(&track, |message| message.lost()),
-        rpo: each.iter().filter_map(|fault| fault.rpo).max(),
+        rpo: rpo(&track, &windows, &each),
         duplicates: messages::duplicates(&track),
         disorder,
         overtaken,
@@ -236,6 +245,7 @@ fn of_fault(
         unreachable: Awaited::of(&told.unreachable),
         back: Awaited::of(&told.back),
         settled: window.ends.and_then(|ends| settled(track, lies, ends)),
+        rpo: Some(0),
         ..FaultMeasures::default()
     };
     totals.rto.extend(rto);
@@ -257,13 +267,27 @@ fn blame(track: &Track, windows: &[(usize, Window)], each: &mut [FaultMeasures])
             continue;
         };
         lost[place].push(*number);
-        let begins = each[place].begins.filter(|begins| accepted < *begins);
-        let age = begins.map(|begins| begins - accepted);
-        each[place].rpo = each[place].rpo.max(age);
+        // What was sent before it and heard of as accepted after it was accepted around its beginning.
+        let begins = each[place].begins.filter(|begins| message.sent < *begins);
+        let age = begins.map(|begins| begins.saturating_sub(accepted));
+        each[place].rpo = each[place].rpo.zip(age).map(|(most, age)| most.max(age));
     }
     for (fault, lost) in each.iter_mut().zip(lost) {
         fault.lost = lost.into_iter().collect();
     }
+}
+
+/// Of all faults that began.
+fn rpo(track: &Track, windows: &[(usize, Window)], each: &[FaultMeasures]) -> Option<Micros> {
+    if windows.is_empty() {
+        let lost = track.messages.values().any(|message| message.lost());
+        return (!lost).then_some(0);
+    }
+    let mut most = 0;
+    for (place, _) in windows {
+        most = most.max(each[*place].rpo?);
+    }
+    Some(most)
 }
 
 /// The numbers of messages in the order in which their recipients first handled them, and within what their order is promised.
@@ -290,13 +314,11 @@ fn first_handlings(track: &Track, log: &[Entry]) -> Vec<(u64, Option<Stream>)> {
 
 /// From the later of the last fault's and the load's end until nothing is open.
 fn convergence(track: &Track, lies: &[Lie]) -> Option<Micros> {
-    let from = track.ends.values().copied().chain(track.load_ends).max()?;
-    let mut until = from;
-    for message in track.messages.values() {
-        if message.accepted.is_some() {
-            until = until.max(*message.handled.first()?);
-        }
+    if track.aborted.is_some() {
+        return None;
     }
+    let from = track.ends.values().copied().chain(track.load_ends).max()?;
+    let mut until = handled_until(track, from, Micros::MAX);
     for lie in lies {
         if lie.open {
             return None;
@@ -308,11 +330,14 @@ fn convergence(track: &Track, lies: &[Lie]) -> Option<Micros> {
 
 /// From a fault's end until what was accepted by then is handled, and nothing wrong is shown.
 fn settled(track: &Track, lies: &[Lie], ends: Micros) -> Option<Micros> {
-    let mut until = presence::first_true(lies, ends)?;
-    for message in track.messages.values() {
-        if message.accepted.is_some_and(|accepted| accepted <= ends) {
-            until = until.max(*message.handled.first()?);
-        }
-    }
+    let until = handled_until(track, presence::first_true(lies, ends)?, ends);
     Some(until - ends)
+}
+
+/// When the last of those was handled that were accepted until then, and not before a time. What is lost is counted as that.
+fn handled_until(track: &Track, not_before: Micros, accepted: Micros) -> Micros {
+    let all = track.messages.values();
+    let those = all.filter(|message| message.accepted.is_some_and(|at| at <= accepted));
+    let handled = those.filter_map(|message| message.handled.first().copied());
+    handled.fold(not_before, Micros::max)
 }

@@ -158,6 +158,59 @@ impl Nodes {
         Ok(selectors)
     }
 
+    /// The nodes that must run for a fault to begin and to end.
+    fn asked(&self, fault: &Fault) -> Vec<NodeName> {
+        match fault.kind {
+            Kind::Evacuate => {
+                let regions = self.regions_struck(fault);
+                let first = regions.iter().filter_map(|region| self.first_of(region).ok());
+                first.cloned().collect()
+            }
+            _ => match self.injected(fault) {
+                Ok(injected) => injected.into_iter().map(|(node, _)| node).collect(),
+                Err(_) => self.struck(fault),
+            },
+        }
+    }
+
+    /// A fault that is to begin or to end at a node which another one has down then: that cannot be done.
+    pub fn clash(&self, faults: &[Fault]) -> Option<String> {
+        let found = |begins| {
+            let mut pairs = (0..faults.len()).flat_map(|n| (0..faults.len()).map(move |m| (n, m)));
+            pairs.find_map(|(n, m)| self.clash_of(faults, begins, n, m))
+        };
+        found(true).or_else(|| found(false))
+    }
+
+    /// Whether the first of two begins, or ends, while the second has one of its nodes down. Of steps at the same time ends come
+    /// first, and then those of the fault that is named first.
+    fn clash_of(&self, faults: &[Fault], begins: bool, n: usize, m: usize) -> Option<String> {
+        let (fault, other) = (&faults[n], &faults[m]);
+        let downs = [Kind::Crash, Kind::Pause, Kind::DiskReplaced, Kind::Restore];
+        if n == m || !downs.contains(&other.kind) {
+            return None;
+        }
+        let until = other.at.saturating_add(other.lasts?);
+        let within = match begins {
+            true => fault.at < until && (other.at, m) < (fault.at, n),
+            false => {
+                let ends = fault.at.saturating_add(fault.lasts?);
+                other.at < ends && (ends, n) < (until, m)
+            }
+        };
+        let down = self.struck(other);
+        let node = self.asked(fault).into_iter().find(|node| down.contains(node));
+        let node = node.filter(|_| within)?;
+        Some(format!(
+            "fault {} ({}) {} at node {node} while fault {} ({}) has it down: choose other times, or other nodes",
+            n + 1,
+            fault.kind.name(),
+            if begins { "begins" } else { "ends" },
+            m + 1,
+            other.kind.name()
+        ))
+    }
+
     /// The first place of a fault where there is no node.
     pub fn unknown_place<'a>(&self, fault: &'a Fault) -> Option<&'a str> {
         let places = fault.on.iter().chain(&fault.from).chain(&fault.to);
@@ -194,6 +247,47 @@ pub(super) fn three_regions() -> Nodes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drill::plan;
+    use crate::sim::trace::Micros;
+
+    #[test]
+    fn a_fault_at_a_node_that_another_one_has_down_is_found_before() {
+        let nodes = three_regions();
+        let at = |at: Micros, kind, on: &str, lasts| Fault::new(at, kind).on(on).lasting(lasts);
+        let clash = |faults: &[Fault]| nodes.clash(faults);
+        let core = |from, lasts| at(from, Kind::Crash, "us-east/core", lasts);
+        let edge = |from, lasts| at(from, Kind::Pause, "us-east/edge-1", lasts);
+        let cut = |from, lasts| {
+            let mut cut = Fault::new(from, Kind::Cut).lasting(lasts);
+            (cut.from, cut.to) = (vec!["us-east".to_owned()], vec!["eu-west".to_owned()]);
+            cut
+        };
+        assert_eq!(clash(&[core(10, 10), edge(15, 10)]), None);
+        assert_eq!(clash(&[core(10, 10), core(20, 10)]), None);
+        assert_eq!(clash(&[core(10, 10), cut(20, 10)]), None);
+        assert_eq!(clash(&[cut(5, 5), core(10, 10)]), None);
+        // It begins before, and ends after.
+        assert_eq!(clash(&[cut(5, 20), core(10, 10)]), None);
+        for faults in [
+            [core(10, 10), core(19, 10)],
+            [core(10, 10), cut(10, 20)],
+            [core(10, 10), cut(19, 20)],
+            [at(10, Kind::Crash, "eu-west", 10), cut(19, 20)],
+            [core(10, 10), at(12, Kind::Evacuate, "us-east", 20)],
+        ] {
+            let clash = clash(&faults).unwrap_or_default();
+            assert!(clash.contains("fault 2") && clash.contains("begins"), "{clash}");
+        }
+        let clash = clash(&[cut(5, 6), core(10, 10)]).unwrap_or_default();
+        assert!(clash.contains("fault 1 (cut) ends"), "{clash}");
+    }
+
+    #[test]
+    fn no_shipped_drill_asks_a_node_that_it_has_down() {
+        for drill in plan::shipped().unwrap() {
+            assert_eq!(three_regions().clash(drill.real_faults().unwrap()), None);
+        }
+    }
 
     #[test]
     fn places_are_those_of_scenarios() {

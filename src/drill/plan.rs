@@ -162,6 +162,7 @@ impl Drill {
             rto_us: limits.rto,
             outage_us: limits.outage,
             lost: limits.lost,
+            rpo_us: limits.rpo,
             duplicates: limits.duplicates,
             disorder: limits.disorder,
             never_answered: limits.never_answered,
@@ -202,6 +203,12 @@ mod tests {
             );
             assert!(
                 drill.terms.limits.accepted_at_least > Some(0),
+                "{}",
+                drill.scenario.name
+            );
+            let limits = &drill.terms.limits;
+            assert!(
+                limits.lost == Some(0) || limits.rpo.is_some(),
                 "{}",
                 drill.scenario.name
             );

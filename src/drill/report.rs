@@ -100,8 +100,8 @@ impl Report {
         limits: Limits,
         aborted: Option<String>,
     ) -> Self {
-        let verdicts = limits.judge(&measures);
         let aborted = aborted.or_else(|| measures.aborted.clone());
+        let verdicts = limits.judge(&measures, aborted.is_some());
         let reasons = reasons(&measures, &verdicts, aborted.as_deref());
         Self {
             format: FORMAT,
@@ -184,16 +184,17 @@ fn reasons(measures: &Measures, verdicts: &[Verdict], aborted: Option<&str>) -> 
     let mut reasons = Vec::new();
     if let Some(why) = aborted {
         reasons.push(format!("it was broken off: {why}"));
-    }
-    if measures.counts.accepted == 0 {
-        reasons.push("no message was accepted at all: it shows nothing".to_owned());
-    }
-    for fault in measures.faults.iter().filter(|fault| fault.begins.is_none()) {
-        reasons.push(format!(
-            "fault {} never began: {}",
-            words::ordinal(fault.span.fault),
-            fault.span.text
-        ));
+    } else {
+        if measures.counts.accepted == 0 {
+            reasons.push("no message was accepted at all: it shows nothing".to_owned());
+        }
+        for fault in measures.faults.iter().filter(|fault| fault.begins.is_none()) {
+            reasons.push(format!(
+                "fault {} never began: {}",
+                words::ordinal(fault.span.fault),
+                fault.span.text
+            ));
+        }
     }
     let broken = verdicts.iter().filter(|verdict| !verdict.kept);
     reasons.extend(broken.map(Verdict::sentence));

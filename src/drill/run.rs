@@ -1,13 +1,12 @@
 //! A drill from its first client to its last message.
 
-use std::future::Future;
 use std::time::Duration;
 
 use super::crew::{Crew, Progress};
 use super::log::{Client, Entry, Micros, What};
 use super::measure::{Open, open};
 use super::plan::Drill;
-use super::target::Target;
+use super::target::{LagSeen, Target, repaired_between};
 use crate::sim::fault::Fault;
 use crate::sim::span;
 
@@ -17,8 +16,8 @@ const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
 const TELL_EVERY: Duration = Duration::from_secs(2);
 /// Between two looks whether everything that was accepted is handled.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The lag at the moment of a fault is asked for so long: the fault does not wait for it.
-const LAG_WITHIN: Duration = Duration::from_secs(2);
+/// Nodes are asked for so long for what is only shown: the drill does not wait for it.
+const ASKED_WITHIN: Duration = Duration::from_secs(2);
 /// What comes twice has so long to come.
 const TWICE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -44,7 +43,8 @@ struct Step {
     fault: usize,
 }
 
-/// Runs a drill with these faults against real nodes. `stop` breaks it off; `tell` is told how it goes.
+/// Runs a drill with these faults against real nodes. The first `stop` breaks it off, and the next one the mending that follows;
+/// `tell` is told how it goes.
 ///
 /// # Errors
 /// What kept it from beginning. What goes wrong later breaks it off.
@@ -52,36 +52,43 @@ pub async fn on(
     drill: &Drill,
     faults: &[Fault],
     target: &mut impl Target,
-    stop: impl Future<Output = &'static str>,
+    stop: &mut impl AsyncFnMut() -> &'static str,
     tell: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Done> {
+    if let Some(clash) = target.nodes().clash(faults) {
+        anyhow::bail!(clash);
+    }
     let mut crew = Crew::start(target.places(drill.terms.clients)?)?;
-    crew.connected(CONNECTED_WITHIN)
-        .await
-        .map_err(anyhow::Error::msg)?;
+    tokio::select! {
+        connected = crew.connected(CONNECTED_WITHIN) => connected.map_err(anyhow::Error::msg)?,
+        why = stop() => anyhow::bail!("{why} before the load began: nothing was struck"),
+    }
     tell(&format!(
         "{} clients are connected; the load begins",
         crew.clients().len()
     ));
     crew.send(Duration::from_micros(drill.terms.every));
     let (mut active, mut observed) = (Vec::new(), Vec::new());
-    tokio::pin!(stop);
+    let before = within(target.repairs()).await;
     let mut broken_off = {
         let course = course(drill, faults, target, &crew, &mut active, &mut observed, tell);
         tokio::select! {
             done = course => done.err().map(|error| format!("{error:#}")),
-            why = &mut stop => Some(why.to_owned()),
+            why = stop() => Some(why.to_owned()),
         }
     };
     if let Some(why) = &broken_off {
-        tell(&format!("broken off ({why}): what was struck is mended"));
+        tell(&format!(
+            "broken off ({why}): what was struck is mended; Ctrl-C again does not wait for it"
+        ));
         crew.recorder().note(What::Aborted { why: why.clone() });
         crew.quiet().await;
-        for fault in active {
-            let fault: usize = fault;
-            if let Err(error) = target.mend(&faults[fault]).await {
-                tell(&format!("fault {} cannot be mended: {error:#}", fault + 1));
-            }
+        let mended = tokio::select! {
+            () = mend(faults, &active, target, tell) => true,
+            _ = stop() => false,
+        };
+        if !mended {
+            tell("not all was mended: what was injected ends by itself");
         }
     }
     if broken_off.is_none() {
@@ -89,8 +96,12 @@ pub async fn on(
         let within = Duration::from_micros(drill.terms.settle);
         broken_off = tokio::select! {
             () = settle(&crew, within, tell) => None,
-            why = stop => Some(why.to_owned()),
+            why = stop() => Some(why.to_owned()),
         };
+    }
+    let after = within(target.repairs()).await;
+    if let Some((before, after)) = before.zip(after) {
+        observed.push(repaired_between(&before, &after));
     }
     let (clients, log) = crew.close().await;
     Ok(Done {
@@ -126,15 +137,8 @@ async fn course(
             tell(&text);
             // Nodes that are away already would be waited for.
             if active.is_empty() {
-                let lag = tokio::time::timeout(LAG_WITHIN, target.lag())
-                    .await
-                    .ok()
-                    .flatten();
-                let waits = match lag {
-                    Some(lag) => lag.to_string(),
-                    None => format!("not known: nodes had no answer within {LAG_WITHIN:?}"),
-                };
-                observed.push((format!("lag as fault {} began", step.fault + 1), waits));
+                let lag = within(target.lag()).await.flatten();
+                observed.push(LagSeen::observed(lag, step.fault));
             }
             active.push(step.fault);
             recorder.note(What::Begins {
@@ -151,6 +155,20 @@ async fn course(
     }
     wait_until(crew, began + work, tell).await;
     Ok(())
+}
+
+/// What nodes say in time.
+async fn within<T>(asked: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(ASKED_WITHIN, asked).await.ok()
+}
+
+/// Mends what was struck, as far as that can be done.
+async fn mend(faults: &[Fault], active: &[usize], target: &mut impl Target, tell: &mut dyn FnMut(&str)) {
+    for fault in active {
+        if let Err(error) = target.mend(&faults[*fault]).await {
+            tell(&format!("fault {} cannot be mended: {error:#}", fault + 1));
+        }
+    }
 }
 
 /// In order of their times. What has no length ends as soon as it was done, or with the load.
@@ -230,8 +248,78 @@ pub fn describe(fault: &Fault) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Notify;
+
     use super::*;
+    use crate::drill::crew::Place;
+    use crate::drill::nodes::{Nodes, three_regions};
+    use crate::drill::target::Repairs;
+    use crate::server::config::TomlText;
     use crate::sim::fault::Kind;
+
+    /// What was struck here never becomes whole.
+    struct Hopeless {
+        nodes: Nodes,
+        struck: std::sync::Arc<Notify>,
+    }
+
+    impl Target for Hopeless {
+        fn nodes(&self) -> &Nodes {
+            &self.nodes
+        }
+
+        fn places(&self, _: u32) -> anyhow::Result<Vec<Place>> {
+            Ok(Vec::new())
+        }
+
+        async fn strike(&mut self, _: &Fault) -> anyhow::Result<()> {
+            self.struck.notify_one();
+            Ok(())
+        }
+
+        async fn mend(&mut self, _: &Fault) -> anyhow::Result<()> {
+            std::future::pending().await
+        }
+
+        async fn lag(&self) -> Option<LagSeen> {
+            None
+        }
+
+        async fn repairs(&self) -> Repairs {
+            Repairs::new()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mending_that_does_not_end_can_be_broken_off_as_well() {
+        let text = "title = \"t\"\nregions = [\"us-east\"]\nwork = \"1h\"\n[[fault]]\nat = \"0s\"\nkind = \"crash\"\non = \
+                    [\"us-east\"]\nlasts = \"30m\"\n[drill]\nhypothesis = \"h\"\n";
+        let drill = Drill::parse(TomlText::new("mine.toml", text.to_owned()).unwrap()).unwrap();
+        let struck = std::sync::Arc::new(Notify::new());
+        let mut target = Hopeless {
+            nodes: three_regions(),
+            struck: struck.clone(),
+        };
+        let (mut stopped, mut said) = (false, Vec::new());
+        // The first comes with the fault, and the next at once.
+        let mut stop = async || {
+            if !stopped {
+                struck.notified().await;
+                stopped = true;
+            }
+            "Ctrl-C"
+        };
+        let faults = drill.real_faults().unwrap();
+        let mut tell = |line: &str| said.push(line.to_owned());
+        let done = on(&drill, faults, &mut target, &mut stop, &mut tell)
+            .await
+            .unwrap();
+        assert_eq!(done.aborted.as_deref(), Some("Ctrl-C"));
+        assert!(
+            said.iter().any(|line| line.starts_with("not all was mended")),
+            "{said:?}"
+        );
+    }
 
     #[test]
     fn faults_begin_and_end_in_order_of_their_times() {

@@ -10,6 +10,7 @@ use super::log::{Client, Entry, Micros, Shown, Stream, What};
 use super::measure::FaultSpan;
 use super::plan::Drill;
 use super::run::describe;
+use super::target::{LagSeen, repaired};
 use crate::core::ids::RegionId;
 use crate::core::limits::CoreLimits;
 use crate::server::config::Timeouts;
@@ -40,6 +41,8 @@ pub struct Done {
     pub log: Vec<Entry>,
     /// The faults, in the order of their times.
     pub faults: Vec<FaultSpan>,
+    /// What nodes would have said: shown, never judged.
+    pub observed: Vec<(String, String)>,
     /// What became of the run.
     pub run: sim::Report,
 }
@@ -69,14 +72,37 @@ pub fn run(drill: &Drill, regions: &Regions, seed: u64, defect: Option<Defect>) 
     };
     let mut run = sim::case_with_story(case, options);
     let until = drill.terms.settle;
-    let log = log(&std::mem::take(&mut run.notes), &run.case, until);
+    let notes = std::mem::take(&mut run.notes);
+    let log = log(&notes, &run.case, until);
     let faults = spans(&run.case);
+    let observed = observed(&notes, &run.stats);
     Ok(Done {
         clients,
         log,
         faults,
+        observed,
         run,
     })
+}
+
+fn observed(notes: &[Noted], stats: &sim::Stats) -> Vec<(String, String)> {
+    let lag = |noted: &Noted| match noted.what {
+        witness::What::Begins {
+            fault,
+            operations,
+            oldest_ms,
+        } => {
+            let lag = LagSeen {
+                operations,
+                oldest_ms,
+            };
+            Some(LagSeen::observed(Some(lag), fault))
+        }
+        _ => None,
+    };
+    let mut observed: Vec<_> = notes.iter().filter_map(lag).collect();
+    observed.push(repaired(stats.presence_repair_bytes, ""));
+    observed
 }
 
 /// The drill's clients, and the case that they are in.
@@ -261,7 +287,7 @@ fn what(noted: &witness::What, case: &Case) -> What {
                 (false, _) => Shown::Online,
             },
         },
-        Saw::Begins { fault } => What::Begins {
+        Saw::Begins { fault, .. } => What::Begins {
             fault,
             text: case.faults.get(fault).map(describe).unwrap_or_default(),
         },

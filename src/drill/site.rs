@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use super::access::Access;
 use super::crew::Place;
 use super::nodes::{Node, Nodes};
-use super::target::{Asker, LagSeen, Reach, Target, lag};
+use super::target::{Asker, LagSeen, Reach, Repairs, Target, lag, repairs};
 use crate::admin::client::AdminClient;
 use crate::client::connector;
 use crate::core::ids::NodeName;
@@ -328,6 +328,10 @@ impl Target for Site {
 
     async fn lag(&self) -> Option<LagSeen> {
         lag(&self.nodes, &self.sockets).await
+    }
+
+    async fn repairs(&self) -> Repairs {
+        repairs(&self.nodes, &self.sockets).await
     }
 }
 

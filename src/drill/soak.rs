@@ -182,6 +182,7 @@ mod tests {
             assert_ne!(bout, Bout::draw(8, number, ROUNDS, &nodes));
             let drill = bout.drill(number).unwrap();
             let faults = drill.real_faults().unwrap();
+            assert_eq!(nodes.clash(faults), None);
             assert_eq!(faults.len(), ROUNDS as usize);
             let mut away: Vec<(Micros, String)> = Vec::new();
             for fault in faults {

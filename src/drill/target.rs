@@ -1,5 +1,6 @@
 //! What a drill strikes, and what both kinds of clusters have in common: their nodes are asked by the admin interface.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use anyhow::{Context as _, bail};
 use super::crew::Place;
 use super::nodes::Nodes;
 use crate::admin::client::AdminClient;
-use crate::admin::data::{LinkList, Reply};
-use crate::admin::request::{Call, Change, Request};
+use crate::admin::data::{LinkList, PartReply, Reply};
+use crate::admin::request::{Call, Change, Part, Request};
 use crate::admin::wire::ErrorCode;
 use crate::core::ids::{NodeName, RegionId};
 use crate::sim::fault::{Fault, Kind};
@@ -42,7 +43,13 @@ pub trait Target {
 
     /// What waits on links between regions, as nodes that answer say.
     fn lag(&self) -> impl Future<Output = Option<LagSeen>>;
+
+    /// What the nodes that answer sent to repair presence.
+    fn repairs(&self) -> impl Future<Output = Repairs>;
 }
+
+/// Bytes that each node sent to other regions to repair presence, and in which incarnation.
+pub type Repairs = BTreeMap<NodeName, (u64, u64)>;
 
 /// Connects to nodes for [`Asker`].
 pub trait Reach {
@@ -60,6 +67,36 @@ pub struct LagSeen {
     pub operations: u64,
     /// For how long the oldest of them does.
     pub oldest_ms: u64,
+}
+
+impl LagSeen {
+    /// As a line of a report: of the moment when a fault of this number began.
+    pub(super) fn observed(lag: Option<Self>, fault: usize) -> (String, String) {
+        let not_known = || "not known: no node answered in time".to_owned();
+        let lag = lag.map_or_else(not_known, |lag| lag.to_string());
+        (format!("lag as fault {} began", fault + 1), lag)
+    }
+}
+
+/// As a line of a report.
+pub(super) fn repaired(bytes: u64, but: &str) -> (String, String) {
+    let sent =
+        format!("{bytes} bytes were sent between regions to find and repair what differed in presence{but}");
+    ("repair".to_owned(), sent)
+}
+
+/// What was sent between two looks; of a node that was started meanwhile, since then.
+pub(super) fn repaired_between(before: &Repairs, after: &Repairs) -> (String, String) {
+    let mut but = "";
+    let of = |(node, (incarnation, bytes)): (&NodeName, &(u64, u64))| match before.get(node) {
+        Some((same, earlier)) if same == incarnation => bytes.saturating_sub(*earlier),
+        _ => {
+            but = ", without what nodes had sent that were started again";
+            *bytes
+        }
+    };
+    let bytes = after.iter().map(of).sum();
+    repaired(bytes, but)
 }
 
 impl std::fmt::Display for LagSeen {
@@ -106,6 +143,13 @@ impl Asker {
     /// Whether a fault was injected into a node.
     pub fn has_struck(&self, node: &NodeName, fault: &Fault) -> bool {
         self.injected.iter().any(|(of, at, _)| of == fault && at == node)
+    }
+
+    /// Whether it injected the fault of this number into a node.
+    pub fn has_injected(&self, node: &NodeName, id: u64) -> bool {
+        self.injected
+            .iter()
+            .any(|(_, at, injected)| at == node && *injected == id)
     }
 
     /// Ends what was injected for a fault.
@@ -219,6 +263,20 @@ pub async fn lag(nodes: &Nodes, reach: &impl Reach) -> Option<LagSeen> {
         }
     }
     None
+}
+
+/// What cores sent to repair presence, of those that answer.
+pub async fn repairs(nodes: &Nodes, reach: &impl Reach) -> Repairs {
+    let mut repairs = Repairs::new();
+    for node in nodes.iter().filter(|node| node.core) {
+        if let Ok(Ok(Reply::Part(part))) = call(reach, &node.name, Call::Node(Part::Node)).await
+            && let PartReply::Node(report, _) = *part
+        {
+            let sent = (report.generation, report.presence_repair_bytes);
+            repairs.insert(node.name.clone(), sent);
+        }
+    }
+    repairs
 }
 
 fn seen(list: &LinkList) -> LagSeen {

@@ -30,8 +30,8 @@ use super::folder::foreign_entry;
 use super::node::Create;
 use super::regions::{RegionFile, Regions, Role};
 use super::token::{KeyError, KeyFiles};
+use crate::file_lock::{FileLock, FileLockError};
 use crate::net::certs::{CertError, ClusterCa, server_dns_name};
-use crate::store::file_lock::{FileLock, FileLockError};
 
 /// What clients on this machine read. A folder with it is one of ours.
 const INFO: &str = "dev.json";

@@ -165,6 +165,23 @@ impl Faults {
         self.0.config.allowed
     }
 
+    /// Why this node can be neither paused nor crashed, if it cannot.
+    pub fn cannot_end(&self) -> Option<String> {
+        let node = &self.0.here.node;
+        if self.0.watcher.get().is_none() {
+            return Some(format!(
+                "the process of node {node} may be shared by others, and must not stop for one: start `iris dev` with \
+                 --processes, or each node with `iris serve`"
+            ));
+        }
+        process::is_first().then(|| {
+            format!(
+                "the process of node {node} is number 1 of its container, which the system does not let be stopped from within: \
+                 start it below an init (docker run --init)"
+            )
+        })
+    }
+
     /// Injects a fault. It is in force when this returns, but for one of the process: that follows in a moment. A node that
     /// crashes stays away for `lasts`, which may be none at all.
     ///
@@ -288,17 +305,10 @@ impl Faults {
             );
             return Err(FaultError::NotHere(why));
         }
-        if matches!(fault, Fault::Pause | Fault::Crash) && self.0.watcher.get().is_none() {
-            return Err(FaultError::Shared(fault.kind()));
-        }
-        if matches!(fault, Fault::Pause | Fault::Crash) && process::is_first() {
-            let why = format!(
-                "{}: the process of node {} is number 1 of its container, which the system does not let be stopped from within: \
-                 start it below an init (docker run --init)",
-                fault.kind(),
-                here.node
-            );
-            return Err(FaultError::NotHere(why));
+        if matches!(fault, Fault::Pause | Fault::Crash)
+            && let Some(why) = self.cannot_end()
+        {
+            return Err(FaultError::NotHere(format!("{}: {why}", fault.kind())));
         }
         let held = self.held();
         let pauses = held.faults.iter().any(|held| held.fault == Fault::Pause);

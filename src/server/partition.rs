@@ -147,6 +147,8 @@ pub struct PartitionStatus {
     pub holders: Holders,
     /// Shards that this region does not keep any more.
     pub removed: usize,
+    /// Bytes sent to other regions to repair presence, since the node started.
+    pub presence_repair_bytes: u64,
 }
 
 /// What a partition's task works with.
@@ -647,6 +649,7 @@ impl PartitionTask {
             recovery_why: self.recovered.1.clone(),
             holders: self.holders.clone(),
             removed: owner.removed_count(),
+            presence_repair_bytes: self.core.links().stats().presence_repair_bytes,
             served_by: self.served_elsewhere(),
             unserved: match self.core.edge().routes_version() {
                 same if same == self.routes_version => self.status.borrow().unserved.clone(),

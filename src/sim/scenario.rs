@@ -118,6 +118,9 @@ pub struct TermLimits {
     pub outage: Option<Micros>,
     /// Messages that were accepted and that nobody got.
     pub lost: Option<u64>,
+    /// How long before the fault a message may have been accepted that nobody got.
+    #[serde(with = "span::option")]
+    pub rpo: Option<Micros>,
     /// Messages that an application was given twice.
     pub duplicates: Option<u64>,
     /// Messages that overtook earlier ones of their sender.

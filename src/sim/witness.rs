@@ -100,6 +100,10 @@ pub enum What {
     Begins {
         /// Its place in the case.
         fault: usize,
+        /// Operations that waited on links between regions as it began, by the nodes that ran.
+        operations: u64,
+        /// For how long the oldest of them did, by its node's clock.
+        oldest_ms: u64,
     },
     /// What a fault broke is whole.
     Ends {
@@ -236,13 +240,37 @@ impl World {
         if !self.witness.wanted {
             return;
         }
-        self.witness.note(self.now, What::Begins { fault: index });
+        let (operations, oldest_ms) = self.waits();
+        let begins = What::Begins {
+            fault: index,
+            operations,
+            oldest_ms,
+        };
+        self.witness.note(self.now, begins);
         let fault = &self.plan.faults[index];
         if !keeps(fault.kind) {
             let nodes = self.stopped_by(fault);
             let until = self.now.saturating_add(lasts(fault, nodes.len()));
             self.witness.open.insert(index, Open { until, nodes });
         }
+    }
+
+    /// What waits on links between regions: how many operations, and for how many milliseconds the oldest.
+    fn waits(&self) -> (u64, u64) {
+        let (mut operations, mut oldest) = (0, 0);
+        for (number, node) in self.nodes.iter().enumerate() {
+            let now = self.clocks(number);
+            let tasks = node.process.iter().flat_map(|process| &process.tasks);
+            let links = tasks.flat_map(|task| task.machine.links().snapshot(now));
+            for behind in links.filter_map(|link| Some(link.serve?.behind)) {
+                operations += behind.operations;
+                let since = behind
+                    .since_ms
+                    .map_or(0, |since| now.wall_ms.saturating_sub(since));
+                oldest = oldest.max(since);
+            }
+        }
+        (operations, oldest)
     }
 
     /// A fault that holds until it ends has ended.

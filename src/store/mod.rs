@@ -15,7 +15,6 @@ mod background;
 pub mod disk;
 pub mod embedded;
 pub mod engine;
-pub(crate) mod file_lock;
 pub mod journal;
 pub mod keys;
 pub mod memory;

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::refuse_existing;
 use crate::cli::args::DataArg;
-use crate::cli::output;
+use crate::cli::output::{self, say};
 use crate::net::certs::ClusterCa;
 
 /// Make a certificate of the operator role, signed by the cluster's CA: whoever has it may ask any node anything with --connect.
@@ -42,7 +42,7 @@ impl Operator {
         let identity = ca.issue_operator(&self.name).context("no certificate was made")?;
         let (cert, key) = identity.save(&self.out, "operator")?;
         output::print(&format!("{}\n{}\n", cert.display(), key.display()))?;
-        eprintln!(
+        say!(
             "nodes log this operator as certificate {}",
             identity.fingerprint()
         );

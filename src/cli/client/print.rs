@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use crate::cli::output::Format;
+use crate::cli::output::{Format, say};
 use crate::client::{Client, ClientEvent, CloseCause, DisconnectReason, Incoming};
 use crate::core::wire::{Code, Hole, HoleReason, PresenceEvent, Status};
 
@@ -147,20 +147,20 @@ pub fn notice(event: &ClientEvent) {
             node,
             endpoint,
             ..
-        } => eprintln!("connected to {node} of {region} at {endpoint}"),
+        } => say!("connected to {node} of {region} at {endpoint}"),
         ClientEvent::Disconnected {
             endpoint,
             reason,
             retry_in,
-        } => eprintln!(
+        } => say!(
             "{endpoint}: {}; trying again in {:.1} s",
             visible(&reason.to_string()),
             retry_in.as_secs_f64()
         ),
         ClientEvent::TooManyWatches { wanted, limit } => {
-            eprintln!("warning: {wanted} users are to be watched, and the server allows {limit}");
+            say!("warning: {wanted} users are to be watched, and the server allows {limit}");
         }
-        ClientEvent::StateNotSaved(reason) => eprintln!("warning: the state was not saved: {reason}"),
+        ClientEvent::StateNotSaved(reason) => say!("warning: the state was not saved: {reason}"),
         _ => {}
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
+use crate::cli::output::say;
 use crate::cli::{args, output};
 use crate::server::config::TomlText;
 use crate::server::log;
@@ -54,7 +55,7 @@ impl Check {
         ))?;
         if !node.data.join("generation").exists() {
             let data = node.data.display();
-            eprintln!(
+            say!(
                 "note: node.data = {data} holds no node yet: its first start needs --create, that of a cluster --new-cluster"
             );
         }

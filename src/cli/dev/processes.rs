@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::{READY_TIMEOUT, Taken, advice, all_ready, taken, welcome};
+use crate::cli::output::say;
 use crate::cli::serve;
 use crate::server::dev::{DevCluster, DevNode};
 
@@ -73,13 +74,13 @@ pub(super) async fn run(
     serve::drain(again, async {
         while let Some(node) = nodes.join_next().await {
             if let Err(error) = node {
-                eprintln!("a supervisor of a node was lost: {error}");
+                say!("a supervisor of a node was lost: {error}");
             }
         }
     })
     .await?;
     ended?;
-    eprintln!("stopped; everything accepted is in {}", data.display());
+    say!("stopped; everything accepted is in {}", data.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -102,7 +103,7 @@ async fn watch_nodes(
         tokio::select! {
             why = &mut signal => {
                 let again = serve::interrupts()?;
-                eprintln!("{why}: draining; {}", serve::AGAIN);
+                say!("{why}: draining; {}", serve::AGAIN);
                 return Ok(again);
             }
             () = &mut late, if waiting => {
@@ -116,16 +117,16 @@ async fn watch_nodes(
                     write_pids(data, &known)?;
                 }
                 Told::Ready(pid) if waiting => {
-                    eprintln!("{name} is ready");
+                    say!("{name} is ready");
                     note_pid(&mut known, (name.clone(), pid));
                     ready.insert(name);
                     if ready.len() == cluster.nodes.len() {
                         waiting = false;
-                        eprintln!("{}", all_ready(ready.len(), started.elapsed()));
+                        say!("{}", all_ready(ready.len(), started.elapsed()));
                         welcome(cluster, data, &known)?;
                     }
                 }
-                Told::Ready(pid) => eprintln!("{name} is ready again, as process {pid}"),
+                Told::Ready(pid) => say!("{name} is ready again, as process {pid}"),
                 Told::Exited(status) if waiting => {
                     let advice = advice(taken, &name);
                     anyhow::bail!("node {name} ended before all nodes were ready: {status}; its log is above{advice}");
@@ -171,7 +172,7 @@ impl Supervisor {
             if born.elapsed() > LASTED {
                 pause = RESTART_AFTER;
             }
-            eprintln!("node {name} {why}: trying again in {pause:?}");
+            say!("node {name} {why}: trying again in {pause:?}");
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = self.stop.changed() => return,
@@ -199,7 +200,7 @@ impl Supervisor {
                         return Some(status);
                     }
                     Err(error) => {
-                        eprintln!("node {}: its process cannot be waited for: {error}", self.node.name);
+                        say!("node {}: its process cannot be waited for: {error}", self.node.name);
                         // Dropping it kills it.
                         return Some(ExitStatus::default());
                     }
@@ -212,7 +213,7 @@ impl Supervisor {
                     // The end of its stdin tells it to drain.
                     drop(stdin);
                     if let Err(error) = child.wait().await {
-                        eprintln!("node {}: its process cannot be waited for: {error}", self.node.name);
+                        say!("node {}: its process cannot be waited for: {error}", self.node.name);
                     }
                     return None;
                 }

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::{ReportsArg, read};
 use crate::cli::output;
-use crate::drill::report::trend;
+use crate::drill::report::{Report, trend};
 
 /// Show past drills in the order of their times, or one report.
 ///
@@ -18,13 +19,14 @@ use crate::drill::report::trend;
 #[command(after_help = "\
 Examples:
   iris drill report
+  iris drill report --form json | jq -r '.[] | select(.passed | not) | .file'
   iris drill report drill-reports/region-lost-1795945016703.json
   iris drill report drill-reports/region-lost-1795945016703.json --form markdown")]
 pub struct Show {
     /// The JSON file of one report; all of the folder in a list otherwise.
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The form of one report.
+    /// The form of one report, or of the list (text or JSON).
     #[arg(long, value_enum, default_value_t)]
     form: Form,
     #[command(flatten)]
@@ -40,6 +42,49 @@ enum Form {
     Markdown,
     /// JSON.
     Json,
+}
+
+/// A report in the list; its file has the rest.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    file: &'a str,
+    name: &'a str,
+    target: &'a str,
+    seed: u64,
+    started_ms: u64,
+    passed: bool,
+    aborted: bool,
+    rto_us: Option<u64>,
+    rpo_us: Option<u64>,
+    convergence_us: Option<u64>,
+    accepted: u64,
+    lost: u64,
+    duplicates: u64,
+    disorder: u64,
+    p99_handled_us: Option<u64>,
+}
+
+impl<'a> Line<'a> {
+    fn of(file: &'a str, report: &'a Report) -> Self {
+        let (identity, measures) = (&report.identity, &report.measures);
+        Self {
+            file,
+            name: &identity.name,
+            target: &identity.target,
+            seed: identity.seed,
+            started_ms: identity.started_ms,
+            passed: report.passed(),
+            aborted: report.aborted.is_some(),
+            rto_us: measures.rto.worst,
+            rpo_us: measures.rpo,
+            convergence_us: measures.convergence,
+            accepted: measures.counts.accepted,
+            lost: measures.lost.count,
+            duplicates: measures.duplicates.count,
+            disorder: measures.disorder.count,
+            p99_handled_us: measures.p99_handled(),
+        }
+    }
 }
 
 impl Show {
@@ -64,15 +109,28 @@ impl Show {
                 folder.display()
             )
         })?;
+        if self.form == Form::Markdown {
+            bail!("--form markdown is for one report: name its file, or take --form json for the list");
+        }
         let mut reports = Vec::new();
         for file in files {
             let path = file?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.ends_with(".json") && !name.ends_with(".log.json") {
-                reports.push(read(&path)?);
+                reports.push((path.display().to_string(), read(&path)?));
             }
         }
-        output::print(&trend(&reports))?;
+        reports.sort_by_key(|(_, report)| (report.identity.started_ms, report.identity.name.clone()));
+        match self.form {
+            Form::Json => {
+                let lines: Vec<Line> = reports
+                    .iter()
+                    .map(|(file, report)| Line::of(file, report))
+                    .collect();
+                output::print_json(&lines)?;
+            }
+            Form::Text | Form::Markdown => output::print(&trend(reports.iter().map(|(_, report)| report)))?,
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -13,8 +13,8 @@ use clap::{Args, ValueEnum};
 use super::ReportsArg;
 use crate::admin::client::AdminClient;
 use crate::cli::admin::{self, REFUSED};
-use crate::cli::output::{self, Format};
-use crate::cli::serve;
+use crate::cli::output::{self, Format, say};
+use crate::cli::serve::{self, Stops};
 use crate::client::connector;
 use crate::core::ids::{NodeName, RegionId};
 use crate::drill::access::Access;
@@ -29,11 +29,16 @@ use crate::drill::site::Site;
 use crate::drill::target::{Reach, Target as _};
 use crate::net::certs::{CA_CERT_FILE, Roots};
 use crate::server::config::TomlText;
-use crate::server::dev::DevInfo;
+use crate::server::dev::{DevInfo, DevLock};
 use crate::server::regions::{Durability, Regions};
 use crate::server::token::{KeyFiles, Signer};
 use crate::sim::Defect;
 use crate::sim::fault::Fault;
+
+/// The folder of a drill's nodes begins with this, and with this where it is kept.
+const FOLDER: &str = "iris-drill-";
+/// See [`FOLDER`].
+const KEPT: &str = "iris-kept-drill-";
 
 /// Run a drill, and judge what its clients saw against the limits in its file.
 ///
@@ -126,7 +131,7 @@ impl Run {
         self.only_simulated()?;
         let faults = drill.real_faults()?.to_vec();
         let started_ms = now_ms();
-        eprintln!("{}: {}", drill.scenario.name, drill.scenario.title);
+        say!("{}: {}", drill.scenario.name, drill.scenario.title);
         let over = match self.target {
             Target::Dev => Some(self.on_dev(&drill, &faults, started_ms)?),
             Target::Cluster => self.on_cluster(&drill, &faults, started_ms)?,
@@ -156,17 +161,28 @@ impl Run {
 
     /// With nodes of its own.
     fn on_dev(&self, drill: &Drill, faults: &[Fault], started_ms: u64) -> anyhow::Result<Over> {
-        let folder = std::env::temp_dir().join(format!("iris-drill-{}-{started_ms}", std::process::id()));
         let regions = regions(drill)?;
+        remove_left(started_ms);
+        let name = if self.keep { KEPT } else { FOLDER };
+        let folder = std::env::temp_dir().join(format!("{name}{started_ms}-{}", std::process::id()));
+        let lock = DevLock::take(&folder)?;
         let over = serve::run_to_end_with(async {
-            let mut tell = |line: &str| eprintln!("{line}");
+            let mut tell = |line: &str| say!("{line}");
             tell(&format!("starting nodes in {}", folder.display()));
-            let stop = serve::stop_signal(false)?;
-            let mut site = Site::start(&folder, &regions).await?;
+            let mut stops = Stops::new()?;
+            let mut stop = async || stops.next().await;
+            let mut site = tokio::select! {
+                site = Site::start(&folder, &regions) => site?,
+                why = stop() => bail!("{why} before the drill began: nothing was struck"),
+            };
             let spans = spans(faults, site.nodes());
-            let done = run::on(drill, faults, &mut site, stop, &mut tell).await;
+            let done = run::on(drill, faults, &mut site, &mut stop, &mut tell).await;
             tell("stopping the nodes");
-            site.stop().await;
+            tokio::select! {
+                () = site.stop() => {}
+                // They are killed with what holds them.
+                _ = stop() => {}
+            }
             Ok(Over {
                 done: done?,
                 spans,
@@ -174,11 +190,12 @@ impl Run {
             })
         });
         if self.keep {
-            eprintln!("the nodes' folder is kept: {}", folder.display());
+            say!("the nodes' folder is kept: {}", folder.display());
         } else {
             // What is left of it is in the system's folder for such things.
             let _ = std::fs::remove_dir_all(&folder);
         }
+        drop(lock);
         over
     }
 
@@ -193,9 +210,10 @@ impl Run {
         let names: BTreeMap<String, String> = running.regions.iter().cloned().collect();
         let faults: Vec<Fault> = faults.iter().map(|fault| renamed(fault, &names)).collect();
         serve::run_to_end_with(async {
-            let mut tell = |line: &str| eprintln!("{line}");
-            let stop = serve::stop_signal(false)?;
+            let mut tell = |line: &str| say!("{line}");
+            let mut stops = Stops::new()?;
             let sight = Sight::of(&mut running.ask.connect().await?).await?;
+            sight.check_names(drill, &names)?;
             let why = sight.in_the_way(drill, &faults);
             if !why.is_empty() {
                 tell(&format!(
@@ -225,7 +243,8 @@ impl Run {
                 peers: peers(&sight.nodes.nodes),
             };
             let mut cluster = Cluster::new(reach, &sight, access, format!("drill-{started_ms}-"));
-            let done = run::on(drill, &faults, &mut cluster, stop, &mut tell).await?;
+            let mut stop = async || stops.next().await;
+            let done = run::on(drill, &faults, &mut cluster, &mut stop, &mut tell).await?;
             Ok(Some(Over {
                 done,
                 spans: spans(&faults, &nodes),
@@ -250,7 +269,7 @@ impl Run {
         write(&format!("{stem}.json"), &report.to_json()?)?;
         write(&format!("{stem}.md"), &report.markdown())?;
         let page = write(&format!("{stem}.html"), &report.page(log))?;
-        eprintln!("the report's page: {}", page.display());
+        say!("the report's page: {}", page.display());
         Ok(report)
     }
 }
@@ -349,6 +368,29 @@ impl Reach for Reached<'_> {
     async fn reach(&self, node: &NodeName) -> anyhow::Result<AdminClient> {
         let peer = self.peers.get(node).context("there is no such node")?;
         self.ask.connect_node(node, peer).await
+    }
+}
+
+/// Removes the folders of drills that were killed.
+fn remove_left(now_ms: u64) {
+    let left = std::fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten();
+    for folder in left {
+        let name = folder.file_name();
+        let of_drill = name.to_str().and_then(|name| name.strip_prefix(FOLDER));
+        let Some((started_ms, _)) = of_drill.and_then(|rest| rest.split_once('-')) else {
+            continue;
+        };
+        // One that has just begun may not have locked it yet.
+        let old = started_ms
+            .parse::<u64>()
+            .is_ok_and(|started_ms| now_ms.saturating_sub(started_ms) > 60_000);
+        if let Some(Ok(_lock)) = old.then(|| DevLock::take(&folder.path())) {
+            // Of somebody else, or the system's to remove.
+            let _ = std::fs::remove_dir_all(folder.path());
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::run::{self as one, spans};
-use crate::cli::output::{self, Format};
-use crate::cli::serve;
+use crate::cli::admin::PARTIAL;
+use crate::cli::output::{self, Format, say};
+use crate::cli::serve::{self, Stops};
 use crate::drill::measure::{Measures, measure};
 use crate::drill::run;
 use crate::drill::site::Site;
@@ -25,7 +26,7 @@ const STATE: &str = "soak.json";
 ///
 /// Nodes and regions are killed (SIGKILL) and started again, nodes stand still, ways between regions are cut, under load. After
 /// each bout of 25 rounds all that was accepted must have come, once and in order. What was done is kept in the folder: the
-/// same command goes on where the one before ended. The exit code is 1 where something was lost, came twice or out of order, or
+/// same command goes on where the one before ended. The exit code is 3 where rounds are left, and 1 where something was lost, came twice or out of order, or
 /// did not come; the plan, the log and the report of that bout are in the folder then, and `iris drill run` runs the plan again.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -50,12 +51,12 @@ pub struct Soak {
 
 impl Soak {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let mut soaked = self.begin()?;
         let lock = DevLock::take(&self.data)?;
-        let whole = serve::run_to_end_with(async {
-            let stop = serve::stop_signal(false)?;
-            tokio::pin!(stop);
-            eprintln!(
+        let mut soaked = self.begin()?;
+        let ended = serve::run_to_end_with(async {
+            let mut stops = Stops::new()?;
+            let mut stop = async || stops.next().await;
+            say!(
                 "seed {}; {} of {} rounds are done; starting nodes in {}",
                 soaked.seed,
                 soaked.rounds,
@@ -63,29 +64,30 @@ impl Soak {
                 self.data.display()
             );
             let mut site = Site::start(&self.data, &Regions::built_in()).await?;
-            let whole = loop {
-                if soaked.rounds >= self.rounds {
-                    break true;
-                }
-                match self.bout(&mut site, &mut soaked, &mut stop).await? {
-                    Ended::Well => {}
-                    Ended::Stopped => break true,
-                    Ended::Broken => break false,
-                }
-            };
-            eprintln!("stopping the nodes");
-            site.stop().await;
-            Ok(whole)
+            // The seed, before anything is done with it.
+            self.keep(&soaked)?;
+            let mut ended = Ended::Well;
+            while matches!(ended, Ended::Well) && soaked.rounds < self.rounds {
+                ended = self.bout(&mut site, &mut soaked, &mut stop).await?;
+            }
+            say!("stopping the nodes");
+            tokio::select! {
+                () = site.stop() => {}
+                // They are killed with what holds them.
+                _ = stop() => {}
+            }
+            Ok(ended)
         })?;
         drop(lock);
         match self.output {
             Format::Json => output::print_json(&soaked)?,
-            Format::Table if whole => output::print(&text(&soaked))?,
+            Format::Table if ended != Ended::Broken => output::print(&text(&soaked))?,
             Format::Table => {}
         }
-        Ok(match whole {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::FAILURE,
+        Ok(match ended {
+            Ended::Well => ExitCode::SUCCESS,
+            Ended::Stopped => ExitCode::from(PARTIAL),
+            Ended::Broken => ExitCode::FAILURE,
         })
     }
 
@@ -113,11 +115,18 @@ impl Soak {
         Ok(soaked)
     }
 
+    fn keep(&self, soaked: &Soaked) -> anyhow::Result<()> {
+        let draft = self.data.join("soak.json.new");
+        std::fs::write(&draft, serde_json::to_string_pretty(soaked)?)
+            .and_then(|()| std::fs::rename(&draft, self.data.join(STATE)))
+            .with_context(|| format!("what was done cannot be kept in {}", self.data.display()))
+    }
+
     async fn bout(
         &self,
         site: &mut Site,
         soaked: &mut Soaked,
-        stop: impl Future<Output = &'static str>,
+        stop: &mut impl AsyncFnMut() -> &'static str,
     ) -> anyhow::Result<Ended> {
         let (number, rounds) = (soaked.bouts + 1, ROUNDS.min(self.rounds - soaked.rounds));
         let bout = Bout::draw(soaked.seed, number, rounds, site.nodes());
@@ -132,7 +141,7 @@ impl Soak {
         if let Some(why) = &done.aborted
             && is_signal(why)
         {
-            eprintln!("{why}: bout {number} is not counted, and is begun again the next time");
+            say!("{why}: bout {number} is not counted, and is begun again the next time");
             return Ok(Ended::Stopped);
         }
         let (report, log) = one::report(&drill, "dev", Vec::new(), one::now_ms(), done, measures);
@@ -142,19 +151,16 @@ impl Soak {
             std::fs::write(stem.with_extension("log.json"), serde_json::to_string(&log)?)?;
             std::fs::write(stem.with_extension("json"), report.to_json()?)?;
             std::fs::write(stem.with_extension("html"), report.page(&log))?;
-            eprint!("{}", report.text());
-            eprintln!(
+            output::aside(format_args!("{}", report.text()));
+            say!(
                 "bout {number} did not pass; its plan, log and report: {}.*",
                 stem.display()
             );
             return Ok(Ended::Broken);
         }
         add(soaked, &bout.counts, &report.measures, began);
-        let draft = self.data.join("soak.json.new");
-        std::fs::write(&draft, serde_json::to_string_pretty(soaked)?)
-            .and_then(|()| std::fs::rename(&draft, self.data.join(STATE)))
-            .with_context(|| format!("what was done cannot be kept in {}", self.data.display()))?;
-        eprintln!(
+        self.keep(soaked)?;
+        say!(
             "bout {number}: {} rounds in {:.0} s, {} messages accepted, all came once; {} of {} rounds are done",
             rounds,
             began.elapsed().as_secs_f64(),
@@ -166,6 +172,7 @@ impl Soak {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Well,
     Stopped,
@@ -173,7 +180,7 @@ enum Ended {
 }
 
 fn is_signal(why: &str) -> bool {
-    ["Ctrl-C", "SIGTERM"].contains(&why)
+    ["Ctrl-C", "SIGTERM", "SIGHUP"].contains(&why)
 }
 
 fn add(soaked: &mut Soaked, counts: &Soaked, measures: &Measures, began: Instant) {

@@ -11,7 +11,7 @@ use crate::admin::data::{FaultList, NodeRow};
 use crate::admin::request::Change;
 use crate::admin::wire::{AdminError, ErrorCode};
 use crate::cli::admin::{Target, refused};
-use crate::cli::output::{self, Format};
+use crate::cli::output::{self, Format, say};
 use crate::cli::serve;
 use crate::core::ids::{NodeName, RegionId};
 
@@ -105,7 +105,7 @@ impl Clear {
             };
             match self.output {
                 Format::Json => output::print_json(&list)?,
-                Format::Table if list.faults.is_empty() => eprintln!("there was nothing to end"),
+                Format::Table if list.faults.is_empty() => say!("there was nothing to end"),
                 Format::Table => output::print(&format!("ended:\n{}", table(&list.faults)))?,
             }
             Ok(code)

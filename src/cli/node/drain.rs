@@ -9,6 +9,7 @@ use clap::Args;
 use crate::admin::data::{PartReply, Reply};
 use crate::admin::request::{Call, Change, Part};
 use crate::cli::admin::{Target, refused};
+use crate::cli::output::say;
 use crate::cli::{args, output, serve};
 use crate::core::ids::NodeName;
 
@@ -48,7 +49,7 @@ impl Drain {
                 node: self.name.clone(),
             };
             match client.call(&Call::Change(change)).await? {
-                Ok(Reply::Changed(changed)) => eprintln!("{}", changed.text),
+                Ok(Reply::Changed(changed)) => say!("{}", changed.text),
                 Ok(_) => bail!("the node answered another question"),
                 Err(error) => return refused(&error),
             }
@@ -62,7 +63,7 @@ impl Drain {
                     bail!("the node answered another question");
                 };
                 if told != Some(report.sessions) {
-                    eprintln!("sessions left: {}", report.sessions);
+                    say!("sessions left: {}", report.sessions);
                     told = Some(report.sessions);
                 }
                 if started.elapsed() > self.wait {

@@ -12,7 +12,7 @@ use crate::admin::data::{HoldersReport, PartReply, Reply};
 use crate::admin::request::{Call, Change, Part};
 use crate::admin::wire::{AdminError, ErrorCode};
 use crate::cli::admin::{Target, refused};
-use crate::cli::output::{self, Format};
+use crate::cli::output::{self, Format, say};
 use crate::cli::{args, serve};
 use crate::core::ids::RegionId;
 
@@ -106,7 +106,7 @@ impl How {
             let started = Instant::now();
             let mut client = self.target.connect_to_core(&self.region).await?;
             match client.call(&Call::Change(change)).await? {
-                Ok(Reply::Changed(changed)) => eprintln!("{}", changed.text),
+                Ok(Reply::Changed(changed)) => say!("{}", changed.text),
                 Ok(_) => bail!("the node answered another question"),
                 Err(error) => return refused(&error),
             }
@@ -171,7 +171,7 @@ impl How {
             return output::print(&(line + "\n"));
         }
         if !progress.done {
-            eprintln!("{}", progress.left());
+            say!("{}", progress.left());
             return Ok(());
         }
         let took = Duration::from_millis(progress.elapsed_ms).as_secs_f64();

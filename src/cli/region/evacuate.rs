@@ -11,7 +11,7 @@ use crate::admin::client::AdminClient;
 use crate::admin::data::{NodeRow, Reply, Silent};
 use crate::admin::request::{Call, Change, Request};
 use crate::cli::admin::{PARTIAL, Target, refused};
-use crate::cli::output::{self, Format};
+use crate::cli::output::{self, Format, say};
 use crate::cli::{args, serve};
 use crate::core::ids::RegionId;
 
@@ -125,7 +125,7 @@ impl Moves {
             let started = Instant::now();
             let mut client = self.target.connect_in(&self.region).await?;
             match client.call(&Call::Change(change)).await? {
-                Ok(Reply::Changed(changed)) => eprintln!("{}", changed.text),
+                Ok(Reply::Changed(changed)) => say!("{}", changed.text),
                 Ok(_) => bail!("the node answered another question"),
                 Err(error) => return refused(&error),
             }
@@ -186,10 +186,10 @@ impl Moves {
             return output::print(&(line + "\n"));
         }
         for silent in &progress.silent {
-            eprintln!("no answer from {}: {}", silent.node, silent.why);
+            say!("no answer from {}: {}", silent.node, silent.why);
         }
         if !progress.done {
-            eprintln!("{}", progress.left());
+            say!("{}", progress.left());
             return Ok(());
         }
         let took = Duration::from_millis(progress.elapsed_ms).as_secs_f64();

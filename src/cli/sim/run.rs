@@ -13,7 +13,7 @@ use super::source::{self, Places};
 use super::summary::{Row, table};
 use super::swarm::PROGRESS;
 use super::{Twists, failure, jobs};
-use crate::cli::output::{self, Format};
+use crate::cli::output::{self, Format, say};
 use crate::sim::case::SECOND;
 use crate::sim::scenario::Scenario;
 use crate::sim::trace::Micros;
@@ -105,7 +105,7 @@ impl Run {
             trace: self.trace,
             timeline: self.html.is_some(),
             // A single run of a scenario tells its story as it goes.
-            chapter: (alone && scenarios[0].0.is_some()).then_some(say as fn(&str)),
+            chapter: (alone && scenarios[0].0.is_some()).then_some(tell as fn(&str)),
             ..self.twists.options()
         };
         let mut rows: BTreeMap<usize, Row> = BTreeMap::new();
@@ -147,7 +147,7 @@ impl Run {
             (ended, bad) = (ended + 1, bad + u64::from(broken));
             if shown.elapsed() > PROGRESS {
                 shown = Instant::now();
-                eprintln!("{ended} of {all} runs, {bad} broke a promise");
+                say!("{ended} of {all} runs, {bad} broke a promise");
             }
             let talks = self.output == Format::Table;
             if talks && (self.each || (alone && !broken)) {
@@ -155,7 +155,7 @@ impl Run {
             }
             if !same {
                 different += 1;
-                eprintln!("seed {} ran differently the second time: {replay}", report.seed);
+                say!("seed {} ran differently the second time: {replay}", report.seed);
             }
             if broken && talks {
                 output::print(&(failure(&report, &replay) + "\n"))?;
@@ -183,7 +183,7 @@ impl Run {
                 name => format!("{name}, "),
             };
             let (seed, file) = (report.seed, file.display());
-            eprintln!("the picture of {of}seed {seed}{which} is in {file}");
+            say!("the picture of {of}seed {seed}{which} is in {file}");
         }
         let rows: Vec<Row> = rows.into_values().collect();
         let broken: u64 = rows.iter().map(|row| row.broken).sum();
@@ -217,8 +217,8 @@ impl Run {
     }
 }
 
-fn say(line: &str) {
-    eprintln!("{line}");
+fn tell(line: &str) {
+    say!("{line}");
 }
 
 fn line(report: &Report) -> String {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::source::One;
 use super::summary::Failed;
 use super::{Twists, failure};
-use crate::cli::output::{self, Format};
+use crate::cli::output::{self, Format, say};
 use crate::sim::{self, shrink};
 
 /// Make a failing case small, and write it to a file that `replay` takes.
@@ -59,7 +59,7 @@ impl Shrink {
         if let Some(engine) = options.engine {
             case.engine = engine;
         }
-        let small = shrink::shrink(case, options, self.runs, |what| eprintln!("{what}"));
+        let small = shrink::shrink(case, options, self.runs, |what| say!("{what}"));
         let Some(small) = small else {
             bail!("this case breaks no promise: there is nothing to shrink");
         };

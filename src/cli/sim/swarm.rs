@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::summary::{Row, table};
 use super::{Twists, failure, jobs};
-use crate::cli::output::{self, Format};
+use crate::cli::output::{self, Format, say};
 use crate::sim::{self, EngineKind, draw};
 
 /// How often progress is shown.
@@ -80,7 +80,7 @@ impl Swarm {
             if shown.elapsed() > PROGRESS {
                 shown = Instant::now();
                 let seconds = begun.elapsed().as_secs_f64();
-                eprintln!(
+                say!(
                     "{} seeds in {seconds:.0} s, {} broke a promise; {:.0} s simulated, {:.0} times real time",
                     job + 1,
                     all.broken,

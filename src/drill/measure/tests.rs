@@ -342,16 +342,53 @@ fn what_was_accepted_and_never_handled_is_lost() {
     story.handle(4_700, 7, 1);
     let measures = story.measure(&[eu(0), eu(1)]);
     assert_eq!(measures.lost.numbers, [1, 2, 3, 4]);
-    assert_eq!(measures.rpo, Some(800 * MS));
+    // The third was sent while the fault was under way: no point in time before it explains its loss.
+    assert_eq!(measures.rpo, None);
     assert_eq!(measures.faults[0].lost.numbers, [1]);
     assert_eq!(measures.faults[0].rpo, Some(800 * MS));
     // Before the second fault, during it, and after the last: there is no other to put it down to.
     assert_eq!(measures.faults[1].lost.numbers, [2, 3, 4]);
-    assert_eq!(measures.faults[1].rpo, Some(400 * MS));
+    assert_eq!(measures.faults[1].rpo, None);
     assert_eq!(measures.never_answered.numbers, [6, 7]);
     assert_eq!(measures.counts.rejected, 1);
-    assert_eq!(measures.convergence, None);
-    assert_eq!(measures.faults[0].settled, None);
+    // What is lost is counted as that alone.
+    assert_eq!(measures.convergence, Some(0));
+    assert_eq!(measures.faults[0].settled, Some(0));
+}
+
+#[test]
+fn rpo_is_the_age_of_the_oldest_lost_message_at_the_fault() {
+    let story = |sent: u64, accepted: u64| {
+        let mut story = Story::connected();
+        story.send(100, 1, 0, 1);
+        story.accept(200, 1);
+        story.send(300, 2, 0, 1);
+        story.accept(400, 2);
+        story.handle(450, 2, 1);
+        story.begin(1_000, 0);
+        story.end(2_000, 0);
+        story.begin(3_000, 1);
+        story.send(sent, 3, 0, 1);
+        story.accept(accepted, 3);
+        story.end(5_000, 1);
+        story.0.sort_by_key(|entry| entry.at);
+        story.measure(&[eu(0), eu(1), eu(7)])
+    };
+    let rpo = |measures: Measures| {
+        let of: Vec<_> = measures.faults.iter().map(|fault| fault.rpo).collect();
+        (measures.rpo, of)
+    };
+    let ms = |ms: u64| Some(ms * MS);
+    // The last fault of the plan never begins, and explains nothing.
+    assert_eq!(rpo(story(2_100, 2_200)), (ms(800), vec![ms(800), ms(800), None]));
+    assert_eq!(rpo(story(2_100, 2_100)), (ms(900), vec![ms(800), ms(900), None]));
+    // Sent before, and heard of after the fault had begun: accepted around its beginning.
+    assert_eq!(rpo(story(2_999, 3_001)), (ms(800), vec![ms(800), ms(0), None]));
+    assert_eq!(rpo(story(3_000, 3_001)), (None, vec![ms(800), None, None]));
+    let mut none_lost = Story::connected();
+    none_lost.pass(100, 1, 0, 1);
+    none_lost.begin(1_000, 0);
+    assert_eq!(rpo(none_lost.measure(&[eu(0)])), (ms(0), vec![ms(0)]));
 }
 
 #[test]
@@ -636,6 +673,7 @@ proptest! {
     fn a_sound_log_shows_nothing_wrong(log in sound()) {
         let measures = measure(&clients(), &[], &log);
         prop_assert_eq!(measures.lost.count, 0);
+        prop_assert_eq!(measures.rpo, Some(0));
         prop_assert_eq!(measures.duplicates.count, 0);
         prop_assert_eq!(measures.disorder.count, 0);
         prop_assert_eq!(measures.never_answered.count, 0);
@@ -650,7 +688,7 @@ proptest! {
         log.remove(place);
         let measures = measure(&clients(), &[], &log);
         prop_assert_eq!(measures.lost.numbers, [number]);
-        prop_assert_eq!(measures.convergence, None);
+        prop_assert_eq!(measures.rpo, None);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use super::words::{duration, grouped, ordinal};
 use crate::drill::log::Micros;
 use crate::drill::measure::Measures;
-use crate::drill::measure::messages::PhaseName;
 use crate::drill::measure::spread::Awaited;
 
 /// What a drill allows; what is not given is not judged. A limit is kept when what was measured is at most as much. What
@@ -20,6 +19,8 @@ pub struct Limits {
     pub outage_us: Option<Micros>,
     /// Accepted messages that nobody handled: [`Measures::lost`].
     pub lost: Option<u64>,
+    /// RPO in microseconds: [`Measures::rpo`]. Not kept if a message is lost that was sent after its fault had begun.
+    pub rpo_us: Option<Micros>,
     /// Duplicates in effect: [`Measures::duplicates`].
     pub duplicates: Option<u64>,
     /// Messages out of order: [`Measures::disorder`].
@@ -106,12 +107,19 @@ impl Verdict {
 
 impl Limits {
     /// Judges what was measured. That no message reaches anybody but its recipient is judged in every drill.
-    pub fn judge(&self, measures: &Measures) -> Vec<Verdict> {
-        let total = measures
-            .phases
-            .iter()
-            .find(|phase| phase.name == PhaseName::Total);
-        let p99 = total.and_then(|phase| phase.handled).map(|handled| handled.p99);
+    ///
+    /// Of a drill that was broken off only what cannot become right later: all else was cut short with it.
+    pub fn judge(&self, measures: &Measures, broken_off: bool) -> Vec<Verdict> {
+        let whole = if broken_off { Self::default() } else { *self };
+        let lasting = Self {
+            duplicates: self.duplicates,
+            disorder: self.disorder,
+            ..whole
+        };
+        lasting.judge_all(measures)
+    }
+
+    fn judge_all(&self, measures: &Measures) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         let mut judge =
             |name: &str, unit, limit: Option<u64>, measured: Option<u64>, note: Option<String>| {
@@ -133,6 +141,8 @@ impl Limits {
         let outage = &measures.outage;
         let outage_note = awaited(outage, "clients had all their messages answered");
         judge("outage", micros, self.outage_us, outage.worst, outage_note);
+        let note = measures.rpo.is_none().then(|| unexplained(measures));
+        judge("RPO", micros, self.rpo_us, measures.rpo, note);
         let found = [
             ("lost", self.lost, &measures.lost),
             ("duplicates in effect", self.duplicates, &measures.duplicates),
@@ -155,7 +165,8 @@ impl Limits {
         let back = &measures.back;
         let note = awaited(back, "watchers were told");
         judge("online again shown", micros, self.back_us, back.worst, note);
-        let note = measures.convergence.is_none().then(|| unconverged(measures));
+        let note = measures.convergence.is_none();
+        let note = note.then(|| "some watcher is shown what is not so, or nothing ended".to_owned());
         judge(
             "convergence",
             micros,
@@ -163,7 +174,13 @@ impl Limits {
             measures.convergence,
             note,
         );
-        judge("p99 send to handled", micros, self.p99_handled_us, p99, None);
+        judge(
+            "p99 send to handled",
+            micros,
+            self.p99_handled_us,
+            measures.p99_handled(),
+            None,
+        );
         let accepted = measures.counts.accepted;
         verdicts.extend(self.accepted_at_least.map(|limit| Verdict {
             name: "accepted".to_owned(),
@@ -198,11 +215,11 @@ fn unknown_fault(measures: &Measures) -> Option<String> {
     ))
 }
 
-fn unconverged(measures: &Measures) -> String {
-    match measures.lost.count {
-        0 => "some watcher is shown what is not so, or nothing ended".to_owned(),
-        lost => format!("{} not handled", grouped(lost)),
-    }
+fn unexplained(measures: &Measures) -> String {
+    format!(
+        "{} lost, some of them sent after their fault had begun",
+        grouped(measures.lost.count)
+    )
 }
 
 /// The first few numbers of messages.

@@ -33,6 +33,7 @@ pub fn summary(report: &Report) -> String {
     if measures.rto.expected > 0 {
         parts.push(format!("RTO {}", worst(&measures.rto)));
     }
+    parts.push(format!("RPO {}", rpo(measures.rpo, measures.lost.count)));
     parts.push(format!(
         "{} of {} accepted messages lost",
         match measures.lost.count {
@@ -238,7 +239,7 @@ fn recovery(report: &Report) -> Table {
             worst(rto),
             worst(outage),
             grouped(lost),
-            maybe(rpo),
+            self::rpo(rpo, lost),
         ]
     };
     let mut rows = Vec::new();
@@ -265,7 +266,7 @@ fn recovery(report: &Report) -> Table {
         title: "Recovery",
         about: "RTO: from the fault until each client's first message sent afterwards is accepted; outage: the longest that \
                 one of their messages waited for an answer; RPO: how long before the fault the oldest lost message was \
-                accepted; late: accepted before the fault, handled after its end; pinned: as RTO, for the clients that wait for \
+                accepted, 0 where none is lost; late: accepted before the fault, handled after its end; pinned: as RTO, for the clients that wait for \
                 their region.",
         head: vec![
             "#",
@@ -415,6 +416,16 @@ fn wrong(report: &Report) -> Table {
 fn spread(spread: Option<Spread>) -> [String; 4] {
     let of = |of: fn(&Spread) -> Micros| maybe(spread.as_ref().map(of));
     [of(|s| s.p50), of(|s| s.p90), of(|s| s.p99), of(|s| s.max)]
+}
+
+/// An RPO, with so many messages lost.
+pub fn rpo(rpo: Option<Micros>, lost: u64) -> String {
+    match (rpo, lost) {
+        (Some(rpo), _) => duration(rpo),
+        // As a report of an earlier version has it.
+        (None, 0) => duration(0),
+        (None, _) => "unlimited (sent after the fault)".to_owned(),
+    }
 }
 
 /// The time until it had happened to all.

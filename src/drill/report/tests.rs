@@ -29,6 +29,7 @@ fn figures() -> Measures {
         rto: Awaited::of(&[Some(11)]),
         outage: Awaited::of(&[Some(12)]),
         lost: found(13),
+        rpo: Some(22),
         duplicates: found(14),
         disorder: found(15),
         never_answered: found(16),
@@ -53,10 +54,11 @@ fn figures() -> Measures {
 fn each_limit_is_kept_at_it_and_not_beyond() {
     /// A limit's name, what is measured of it, and where it is set.
     type Limit = (&'static str, u64, fn(&mut Limits) -> &mut Option<u64>);
-    let limits: [Limit; 10] = [
+    let limits: [Limit; 11] = [
         ("RTO", 11, |limits| &mut limits.rto_us),
         ("outage", 12, |limits| &mut limits.outage_us),
         ("lost", 13, |limits| &mut limits.lost),
+        ("RPO", 22, |limits| &mut limits.rpo_us),
         ("duplicates in effect", 14, |limits| &mut limits.duplicates),
         ("out of order", 15, |limits| &mut limits.disorder),
         ("never answered", 16, |limits| &mut limits.never_answered),
@@ -100,6 +102,10 @@ fn what_was_not_measured_is_not_kept() {
             ..Limits::default()
         },
         Limits {
+            rpo_us: most,
+            ..Limits::default()
+        },
+        Limits {
             unreachable_us: most,
             ..Limits::default()
         },
@@ -127,6 +133,7 @@ fn what_was_not_measured_is_not_kept() {
             measures.unreachable = awaited.clone();
             measures.back = awaited.clone();
             measures.convergence = None;
+            measures.rpo = None;
             measures.phases.clear();
             let report = report(measures, limits);
             assert!(!report.passed(), "{limits:?}");
@@ -172,6 +179,30 @@ fn some_drills_never_pass() {
     );
     assert!(!aborted.passed());
     assert!(aborted.text().starts_with("ABORTED"));
+    // What was cut short is not judged; what cannot become right later is.
+    let none = Some(0);
+    let limits = Limits {
+        lost: none,
+        duplicates: none,
+        disorder: none,
+        convergence_us: none,
+        accepted_at_least: Some(u64::MAX),
+        ..Limits::default()
+    };
+    let aborted = Report::new(
+        Identity::default(),
+        Vec::new(),
+        figures(),
+        limits,
+        Some("Ctrl-C".to_owned()),
+    );
+    let names: Vec<&str> = aborted
+        .verdicts
+        .iter()
+        .map(|verdict| verdict.name.as_str())
+        .collect();
+    assert_eq!(names, ["duplicates in effect", "out of order", "misdelivered"]);
+    assert_eq!(aborted.reasons.len(), 3, "{:?}", aborted.reasons);
     let changes: [fn(&mut Measures); 4] = [
         |measures| measures.aborted = Some("the log says so".to_owned()),
         |measures| measures.counts.accepted = 0,

@@ -125,12 +125,6 @@ pub enum FaultError {
     /// This node has nothing of that kind that could fail, or not now.
     #[error("{0}")]
     NotHere(String),
-    /// It would hit other nodes, too.
-    #[error(
-        "{0}: the process of this node may be shared by others, and must not stop for one: start `iris dev` with --processes, or \
-         each node with `iris serve`"
-    )]
-    Shared(&'static str),
     /// The system refused what it takes.
     #[error("{what}: {why}")]
     System {

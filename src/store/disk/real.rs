@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::file_lock::{FileLock, FileLockError};
 use crate::store::background;
-use crate::store::file_lock::{FileLock, FileLockError};
 
 /// Locked for as long as the [`RealDisk`] lives.
 const LOCK_FILE: &str = "lock";

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::ensure;
 
 use super::{Run, identity, named, now_ms, regions};
+use crate::cli::output::{aside, say};
 use crate::drill::measure::measure;
 use crate::drill::plan::Drill;
 use crate::drill::report::{Identity, Report};
@@ -22,20 +23,22 @@ impl Run {
         );
         let seed = self.seed.unwrap_or(SEED);
         let started_ms = now_ms();
-        eprintln!(
+        say!(
             "{}: {}, in the simulator with seed {seed}",
-            drill.scenario.name, drill.scenario.title
+            drill.scenario.name,
+            drill.scenario.title
         );
         let regions = regions(drill)?;
         let done = simulated::run(drill, &regions, seed, self.defect)?;
         if done.run.violation.is_some() {
-            eprint!("{}", done.run);
+            aside(format_args!("{}", done.run));
         }
         let measures = measure(&done.clients, &done.faults, &done.log);
         let identity = identity(drill, "sim", vec![named(&regions)], started_ms);
         let identity = of_run(identity, &done);
         let found = done.found();
         let mut report = Report::new(identity, done.clients, measures, drill.limits(), None);
+        report.observed = done.observed;
         if let Some(found) = found {
             report.fail(found);
         }
