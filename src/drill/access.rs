@@ -28,7 +28,8 @@ pub struct Access {
 
 impl Access {
     /// The drill's clients: so many that prefer each region, and one in each that stays there. Their users are named by
-    /// their regions, behind `prefix`: in a cluster that others use, too, they must be nobody else's.
+    /// their regions, behind `prefix`: in a cluster that others use, too, they must be nobody else's. They enter their region at
+    /// its nodes by turns, so that each node has some.
     ///
     /// # Errors
     /// Where no token can be made.
@@ -50,7 +51,14 @@ impl Access {
                 regions.sort_by_key(|(region, _)| region != home);
                 let known = if pinned { 1 } else { regions.len() };
                 for (region, endpoints) in regions.into_iter().take(known) {
-                    config.endpoints_of(region.clone(), endpoints.clone());
+                    let mut endpoints = endpoints.clone();
+                    // Of the others it is told with its first session.
+                    if region == home
+                        && let Some(at) = (n as usize).checked_rem(endpoints.len())
+                    {
+                        endpoints = vec![endpoints.swap_remove(at)];
+                    }
+                    config.endpoints_of(region.clone(), endpoints);
                 }
                 config.tuning.stays = pinned;
                 let client = log::Client {

@@ -171,6 +171,7 @@ impl Drill {
             convergence_us: limits.convergence,
             p99_handled_us: limits.p99_handled,
             accepted_at_least: limits.accepted_at_least,
+            disconnected_at_least: limits.disconnected_at_least,
         }
     }
 

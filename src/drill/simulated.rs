@@ -124,9 +124,11 @@ pub fn case(drill: &Drill, regions: &Regions, seed: u64) -> anyhow::Result<(Vec<
         // A drill has the faults of its plan, and no others.
         case.store.stalls = 0;
     }
-    case.users = clients
-        .iter()
-        .map(|client| user(client, &clients, &mut rng))
+    let in_region = drill.terms.clients + 1;
+    case.users = (0..in_region)
+        .cycle()
+        .zip(&clients)
+        .map(|(enters, client)| user(client, enters, &clients, &mut rng))
         .collect::<Result<_, _>>()?;
     let (every, work) = (drill.terms.every.max(MILLI), case.work);
     let senders = clients.iter().filter(|client| !client.pinned).count() as u64;
@@ -180,7 +182,7 @@ fn clients(case: &Case, count: u32) -> Vec<Client> {
     homes.flat_map(of_region).collect()
 }
 
-fn user(client: &Client, all: &[Client], rng: &mut SimRng) -> anyhow::Result<UserPlan> {
+fn user(client: &Client, enters: u32, all: &[Client], rng: &mut SimRng) -> anyhow::Result<UserPlan> {
     let pinned = all.iter().filter(|other| other.pinned && client.pinned);
     let others = pinned.filter(|other| other.name != client.name);
     let device = DevicePlan {
@@ -188,6 +190,7 @@ fn user(client: &Client, all: &[Client], rng: &mut SimRng) -> anyhow::Result<Use
         home: None,
         watches: Some(others.map(|other| other.name.clone()).collect()),
         stays: client.pinned,
+        enters: Some(enters),
     };
     Ok(UserPlan {
         name: client.name.clone(),

@@ -217,6 +217,9 @@ pub struct DevicePlan {
     /// It goes to no other region, come what may.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stays: bool,
+    /// Of its home's edges it knows this one at first, counted from 0 and around; without it, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enters: Option<u32>,
 }
 
 /// Limits of the stores.

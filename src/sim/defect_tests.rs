@@ -318,6 +318,7 @@ fn apart(mut case: Case) -> Case {
                 home: None,
                 watches: Some(Vec::new()),
                 stays: false,
+                enters: None,
             }],
         })
         .collect();
@@ -474,6 +475,7 @@ fn a_gap_that_is_not_told_is_found() {
                 home: Some(place.clone()),
                 watches: Some(Vec::new()),
                 stays: false,
+                enters: None,
             });
         }
         case

@@ -25,6 +25,7 @@ pub(super) struct Device {
     pub(super) home: usize,
     /// It knows no other.
     pub(super) stays: bool,
+    enters: Option<u32>,
     /// When it comes first; `None` = when all is healed.
     pub(super) first: Option<Micros>,
     /// Counts the runs of its client: events of earlier ones are void.
@@ -39,6 +40,13 @@ pub(super) struct Device {
     /// Not drawn yet where there is none.
     watched: Option<Vec<UserId>>,
     pub(super) seen: BTreeMap<UserId, PresenceEvent>,
+}
+
+/// Keeps the one of this number, around.
+fn keep_one(endpoints: &mut Vec<String>, number: u32) {
+    if let Some(at) = (number as usize).checked_rem(endpoints.len()) {
+        *endpoints = vec![endpoints.swap_remove(at)];
+    }
 }
 
 enum Handed {
@@ -57,6 +65,7 @@ impl Device {
                     device: DeviceId::new(&format!("device-{at}")).expect("a plain name is valid"),
                     home: plan.region(home).unwrap_or_default(),
                     stays: planned.stays,
+                    enters: planned.enters,
                     first: planned.arrives,
                     life: 0,
                     machine: None,
@@ -111,12 +120,19 @@ impl World {
         let (now, home) = (self.now, self.devices[index].home);
         let rng = ChaCha8Rng::from_seed(self.rng.seed());
         let device = &self.devices[index];
+        let mut endpoints = self.endpoints(home);
+        if let Some(enters) = device.enters {
+            let own = endpoints
+                .iter_mut()
+                .filter(|of| of.region == self.plan.places[home].id);
+            own.for_each(|of| keep_one(&mut of.endpoints, enters));
+        }
         let config = MachineConfig {
             token: "token".to_owned(),
             renews_token: false,
             device: device.device.clone(),
             receives: true,
-            endpoints: self.endpoints(home),
+            endpoints,
             region: Some(self.plan.places[home].id.clone()),
             status: device.status,
             status_text: String::new(),

@@ -344,6 +344,7 @@ fn draw_device(rng: &mut SimRng, places: &[Place]) -> DevicePlan {
         home: elsewhere.then(|| places[rng.index(places.len())].id.clone()),
         watches: None,
         stays: false,
+        enters: None,
     }
 }
 

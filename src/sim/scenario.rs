@@ -141,6 +141,8 @@ pub struct TermLimits {
     pub p99_handled: Option<Micros>,
     /// Messages that the drill is to get accepted: with fewer it shows nothing.
     pub accepted_at_least: Option<u64>,
+    /// Clients that are to lose a session by a fault: where none does the fault shows nothing.
+    pub disconnected_at_least: Option<u64>,
 }
 
 fn clients() -> u32 {
@@ -544,6 +546,7 @@ impl Users {
                     home: self.device_regions.get(device).and_then(region),
                     watches: self.watches.clone(),
                     stays: false,
+                    enters: None,
                 });
             }
             users.push(UserPlan {

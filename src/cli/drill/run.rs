@@ -5,7 +5,7 @@ mod simulate;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
@@ -34,6 +34,11 @@ use crate::server::regions::{Durability, Regions};
 use crate::server::token::{KeyFiles, Signer};
 use crate::sim::Defect;
 use crate::sim::fault::Fault;
+
+/// A folder can be removed within this after its nodes were killed.
+const REMOVED_WITHIN: Duration = Duration::from_secs(5);
+/// Between two tries.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The folder of a drill's nodes begins with this, and with this where it is kept.
 const FOLDER: &str = "iris-drill-";
@@ -192,8 +197,7 @@ impl Run {
         if self.keep {
             say!("the nodes' folder is kept: {}", folder.display());
         } else {
-            // What is left of it is in the system's folder for such things.
-            let _ = std::fs::remove_dir_all(&folder);
+            remove(&folder);
         }
         drop(lock);
         over
@@ -368,6 +372,18 @@ impl Reach for Reached<'_> {
     async fn reach(&self, node: &NodeName) -> anyhow::Result<AdminClient> {
         let peer = self.peers.get(node).context("there is no such node")?;
         self.ask.connect_node(node, peer).await
+    }
+}
+
+/// Removes the folder of a drill. Nodes that were killed just now may still make files there for a moment.
+fn remove(folder: &Path) {
+    let began = Instant::now();
+    while let Err(error) = std::fs::remove_dir_all(folder) {
+        // What is left of it is in the system's folder for such things, and the next drill's to remove.
+        if error.kind() == std::io::ErrorKind::NotFound || began.elapsed() > REMOVED_WITHIN {
+            return;
+        }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Limits {
     pub p99_handled_us: Option<Micros>,
     /// At least so many messages must be accepted, so that the rest means something.
     pub accepted_at_least: Option<u64>,
+    /// At least so many clients must lose a session by a fault, each counted with each fault: [`Measures::reconnect`].
+    pub disconnected_at_least: Option<u64>,
 }
 
 /// What a limit counts.
@@ -181,16 +183,24 @@ impl Limits {
             measures.p99_handled(),
             None,
         );
-        let accepted = measures.counts.accepted;
-        verdicts.extend(self.accepted_at_least.map(|limit| Verdict {
-            name: "accepted".to_owned(),
-            unit: Unit::Count,
-            at_least: true,
-            limit,
-            measured: Some(accepted),
-            kept: accepted >= limit,
-            note: None,
-        }));
+        for (name, limit, measured) in [
+            ("accepted", self.accepted_at_least, measures.counts.accepted),
+            (
+                "disconnected",
+                self.disconnected_at_least,
+                measures.reconnect.expected,
+            ),
+        ] {
+            verdicts.extend(limit.map(|limit| Verdict {
+                name: name.to_owned(),
+                unit: Unit::Count,
+                at_least: true,
+                limit,
+                measured: Some(measured),
+                kept: measured >= limit,
+                note: None,
+            }));
+        }
         verdicts
     }
 }

@@ -86,6 +86,13 @@ fn each_limit_is_kept_at_it_and_not_beyond() {
             ..Limits::default()
         };
         assert_eq!(report(figures(), limits).passed(), kept);
+        let mut figures = figures();
+        figures.reconnect = Awaited::of(&[Some(1); 21]);
+        let limits = Limits {
+            disconnected_at_least: Some(least),
+            ..Limits::default()
+        };
+        assert_eq!(report(figures, limits).passed(), kept);
     }
 }
 
