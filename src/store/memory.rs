@@ -275,7 +275,9 @@ impl Engine for MemoryEngine {
                 let row: ShardRow = load::row(rows, &keys::shard(*shard))?;
                 let room = Room::new(*max_items, *max_bytes);
                 let page = log_page(row.logs.get(origin), *after, room, |after| {
-                    let entry = load::log(rows, *shard, *origin, after).next().transpose()?;
+                    let entry = load::log(rows, *shard, *origin, after, Seq::MAX)
+                        .next()
+                        .transpose()?;
                     Ok(entry.map(|(seq, (hash, op))| (seq, hash, op)))
                 });
                 ReadReply::Log(page?)

@@ -132,25 +132,40 @@ fn copies(others: &BTreeSet<Coord>, retired: &BTreeMap<Origin, Seq>) -> Vec<Coor
     others.into_iter().collect()
 }
 
-/// Which part of a series a commit needs: what lies above `after`, and at least a step's worth above `above`.
+/// Which part of a series a commit needs: what lies above `after`, and at least a step's worth above `above`, up to `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// The page begins here (exclusive).
     pub after: Seq,
     /// The last of the needs begins here.
     pub above: Seq,
+    /// Nothing beyond it is needed.
+    pub to: Seq,
 }
 
 impl Window {
     /// The window of one need.
-    pub fn at(after: Seq) -> Self {
-        Self { after, above: after }
+    pub fn of(after: Seq, to: Seq) -> Self {
+        Self {
+            after,
+            above: after,
+            to,
+        }
     }
 
     /// Covers another need, too.
-    pub fn add(&mut self, after: Seq) {
+    pub fn add(&mut self, after: Seq, to: Seq) {
         self.after = self.after.min(after);
         self.above = self.above.max(after);
+        self.to = self.to.max(to);
+    }
+
+    /// How many items it takes at most, by steps of so many.
+    pub fn most(&self, step: usize) -> usize {
+        match self.after == self.above {
+            true => step,
+            false => 4 * step,
+        }
     }
 
     /// Begins the page; `behind` is where the series ends in the engine.
@@ -161,7 +176,7 @@ impl Window {
             above: 0,
             page: Page {
                 after: self.after,
-                to: behind.max(self.after),
+                to: behind.min(self.to).max(self.after),
                 items: Vec::new(),
             },
         }
@@ -191,7 +206,7 @@ impl<T> PageBuilder<T> {
         !full
     }
 
-    /// The page; where items ended before the window was full, nothing lies between them and the end of the series.
+    /// The page; where items ended before the window was full, nothing lies between them and its end.
     pub fn finish(self) -> Page<T> {
         self.page
     }

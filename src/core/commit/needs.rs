@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::StoreOp;
+use crate::core::defect::{self, Defect};
 use crate::core::expire::{self, Expiry};
 use crate::core::holders;
 use crate::core::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
@@ -18,8 +19,9 @@ pub enum Need {
     User(ShardId, UserId),
     /// A dedup record.
     Dedup(ShardId, DedupKey),
-    /// Up to [`TRIM_STEP`](super::TRIM_STEP) log entries above a sequence, as a page where they are not in memory.
-    Log(ShardId, Origin, Seq),
+    /// Up to [`TRIM_STEP`](super::TRIM_STEP) log entries above a sequence and at or below another one, as a page where they are
+    /// not in memory.
+    Log(ShardId, Origin, Seq, Seq),
     /// Up to [`CONSUME_STEP`](super::CONSUME_STEP) inbox entries above a sequence, likewise.
     Inbox(ShardId, UserId, Origin, Seq),
 }
@@ -27,7 +29,7 @@ pub enum Need {
 /// The rows that operations need, first round. The shard rows must be loaded.
 pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
     let mut out = Vec::new();
-    for op in ops {
+    for (index, op) in ops.iter().enumerate() {
         let shard = op.shard();
         match op {
             StoreOp::Append { envelope, .. } => {
@@ -57,9 +59,16 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 }
             }
             StoreOp::Trim { .. } => {
-                if let Some(state) = state.shards.get(&shard) {
-                    let logs = state.row.logs.iter();
-                    out.extend(logs.map(|(origin, log)| Need::Log(shard, *origin, log.floor)));
+                if let Some(known) = state.shards.get(&shard) {
+                    let more = may_trim_more(&ops[..index], shard, known) || defect::on(Defect::TrimByTime);
+                    for (origin, log) in &known.row.logs {
+                        let stable = known.row.trim_to(*origin, &state.identity);
+                        let to = if more { Seq::MAX } else { stable };
+                        // A log that nothing leaves now is not read.
+                        if to > log.floor {
+                            out.push(Need::Log(shard, *origin, log.floor, to));
+                        }
+                    }
                 }
             }
             StoreOp::DropDedup { .. } => {
@@ -67,7 +76,7 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     // Below its floor a log is not there, though confirmations say less where it was retired elsewhere.
                     let logs = known.row.logs.iter().map(|(origin, log)| {
                         let stable = known.row.agreed_to(*origin, &state.identity);
-                        Need::Log(shard, *origin, stable.max(log.floor))
+                        Need::Log(shard, *origin, stable.max(log.floor), Seq::MAX)
                     });
                     out.extend(logs);
                 }
@@ -75,7 +84,7 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
             StoreOp::Merge { cut, page, .. } => {
                 if let Some(known) = state.shards.get(&shard) {
                     let logs = snapshot::covered(&known.row, cut);
-                    out.extend(logs.map(|(origin, floor, _)| Need::Log(shard, origin, floor)));
+                    out.extend(logs.map(|(origin, floor, to)| Need::Log(shard, origin, floor, to)));
                 }
                 for (key, _) in &page.dedup {
                     out.push(Need::Dedup(shard, key.clone()));
@@ -93,7 +102,7 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     let logs = absent
                         .iter()
                         .flat_map(|holder| holders::waits_from(known, holder));
-                    out.extend(logs.map(|(origin, after)| Need::Log(shard, origin, after)));
+                    out.extend(logs.map(|(origin, after)| Need::Log(shard, origin, after, Seq::MAX)));
                 }
             }
             StoreOp::Bump { .. }
@@ -156,22 +165,10 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 }
             }
             StoreOp::Trim { .. } => {
-                // An earlier operation of the batch can make more stable than is now; and where origins are retired
-                // elsewhere, each can that logs something (R23).
-                let mut earlier = ops[..index].iter().filter(|earlier| earlier.shard() == id);
-                let moves = earlier.any(|earlier| {
-                    let moves = matches!(
-                        earlier,
-                        StoreOp::Confirm { .. }
-                            | StoreOp::ApplyRemote { .. }
-                            | StoreOp::Mark { .. }
-                            | StoreOp::Holders { .. }
-                    );
-                    moves || shard.row.may_be_told()
-                });
+                let more = may_trim_more(&ops[..index], id, shard);
                 for (origin, log) in &shard.row.logs {
                     let stable = shard.row.trim_to(*origin, &state.identity);
-                    let to = if moves { Seq::MAX } else { stable };
+                    let to = if more { Seq::MAX } else { stable };
                     let mut users = BTreeSet::new();
                     for (seq, _, op) in trimmable(shard, *origin, log.floor, to) {
                         users.extend(op.recipient());
@@ -201,6 +198,22 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
         }
     }
     out
+}
+
+/// Whether earlier operations of a batch can make more of a shard's logs stable than is now; where origins are retired elsewhere,
+/// each can that logs something (R23).
+fn may_trim_more(earlier: &[StoreOp], id: ShardId, shard: &ShardState) -> bool {
+    let mut earlier = earlier.iter().filter(|earlier| earlier.shard() == id);
+    earlier.any(|earlier| {
+        let moves = matches!(
+            earlier,
+            StoreOp::Confirm { .. }
+                | StoreOp::ApplyRemote { .. }
+                | StoreOp::Mark { .. }
+                | StoreOp::Holders { .. }
+        );
+        moves || shard.row.may_be_told()
+    })
 }
 
 /// Where an operation begins to look for entries that became consumed.
@@ -236,4 +249,66 @@ fn may_consume(shard: &ShardState, envelope: &Envelope, at: Coord) -> bool {
     let mut devices = user.row.devices.values();
     devices.any(|device| device.cursor.covers(at))
         || (!user.row.devices.is_empty() && shard.dedup.contains_key(&DedupKey::of(envelope)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{Epoch, RegionId, Sharding};
+    use crate::core::state::{ConfirmRow, LogRow, StoreIdentity, StoreLimits};
+    use crate::core::time::Hlc;
+    use crate::core::vector::Vector;
+
+    const SHARD: ShardId = ShardId(3);
+    const LOG: Origin = Origin(10);
+
+    /// A log that was trimmed to 5 and goes to 2,000, of which the other holder has as much as it says.
+    fn confirmed_to(seq: Seq) -> State {
+        let region = |name| RegionId::new(name).expect("a plain name is valid");
+        let holders = BTreeSet::from([region("eu-west"), region("us-east")]);
+        let mut state = State::new(StoreIdentity {
+            cluster: 1,
+            region: region("us-east"),
+            origin: LOG,
+            holders: holders.clone(),
+            sharding: Sharding { count: 8, seed: 1 },
+            limits: StoreLimits::default(),
+            joining: false,
+        });
+        let log = LogRow {
+            region: region("us-east"),
+            seq: 2_000,
+            hash: 0,
+            floor: 5,
+            floor_hash: 0,
+            previous: None,
+            hlc: Hlc::default(),
+        };
+        let said = |applied| ConfirmRow {
+            applied: Vector::from_iter([(LOG, applied)]),
+            needed: Vec::new(),
+            at: (Hlc::default(), LOG, 1),
+            retired: None,
+            stale: Vec::new(),
+        };
+        let mut shard = ShardState::default();
+        shard.row.logs = [(LOG, log)].into();
+        shard.row.confirmed = [(region("us-east"), said(2_000)), (region("eu-west"), said(seq))].into();
+        state.shards.insert(SHARD, shard);
+        state
+    }
+
+    #[test]
+    fn a_trim_reads_no_more_of_a_log_than_can_go() {
+        let (shard, epoch) = (SHARD, Epoch(1));
+        let trim = StoreOp::Trim { shard, epoch };
+        let alone = |to| needs(std::slice::from_ref(&trim), &confirmed_to(to));
+        assert_eq!(alone(5), []);
+        assert_eq!(alone(6), [Need::Log(SHARD, LOG, 5, 6)]);
+        assert_eq!(alone(1_999), [Need::Log(SHARD, LOG, 5, 1_999)]);
+        // What stands before it in the batch may let more go.
+        let confirm = StoreOp::Confirm { shard, epoch };
+        let behind = needs(&[confirm, trim], &confirmed_to(5));
+        assert_eq!(behind, [Need::Log(SHARD, LOG, 5, Seq::MAX)]);
+    }
 }

@@ -356,11 +356,12 @@ impl<T: Tables> View<T> {
                     self.load_user(id, &user)?;
                 }
                 Need::Dedup(id, key) => self.load_dedup(id, key)?,
-                Need::Log(id, origin, after) => {
+                Need::Log(id, origin, after, to) => {
                     let shard = self.state.shards.get(&id);
                     let series = shard.and_then(|shard| shard.logs.get(&origin));
                     if series.is_some_and(|series| after < series.behind) {
-                        logs.entry((id, origin)).or_insert(Window::at(after)).add(after);
+                        let window = logs.entry((id, origin));
+                        window.or_insert(Window::of(after, to)).add(after, to);
                     }
                 }
                 Need::Inbox(id, user, origin, after) => {
@@ -372,15 +373,15 @@ impl<T: Tables> View<T> {
                     let series = known.and_then(|known| known.inbox.get(&origin));
                     if series.is_some_and(|series| after < series.behind) {
                         let window = inboxes.entry((id, user, origin));
-                        window.or_insert(Window::at(after)).add(after);
+                        window.or_insert(Window::of(after, Seq::MAX)).add(after, Seq::MAX);
                     }
                 }
             }
         }
         for ((id, origin), window) in logs {
             let behind = self.state.shards[&id].logs[&origin].behind;
-            // The page may end short of its step, never beyond it: four steps bound what is read.
-            let items = self.stored_log(id, origin, window.after, behind, 4 * TRIM_STEP)?;
+            let to = behind.min(window.to);
+            let items = self.stored_log(id, origin, window.after, to, window.most(TRIM_STEP))?;
             let page = window.page(TRIM_STEP, behind).fill(items.into_iter().map(Ok))?;
             let shard = self.state.shards.get_mut(&id);
             if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {

@@ -58,19 +58,19 @@ pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<
                     dedup.insert(key, row);
                 }
             }
-            Need::Log(id, origin, after) => {
+            Need::Log(id, origin, after, to) => {
                 let window = logs.entry((id, origin));
-                window.or_insert(Window::at(after)).add(after);
+                window.or_insert(Window::of(after, to)).add(after, to);
             }
             Need::Inbox(id, user, origin, after) => {
                 let window = inboxes.entry((id, user, origin));
-                window.or_insert(Window::at(after)).add(after);
+                window.or_insert(Window::of(after, Seq::MAX)).add(after, Seq::MAX);
             }
         }
     }
     for ((id, origin), window) in logs {
         if let Some(series) = loaded(state, id).logs.get_mut(&origin) {
-            let items = log(rows, id, origin, window.after);
+            let items = log(rows, id, origin, window.after, window.to);
             series.page = Some(window.page(TRIM_STEP, series.behind).fill(items)?);
         }
     }
@@ -84,15 +84,16 @@ pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<
     Ok(())
 }
 
-/// The log entries above a sequence, in order.
+/// The log entries above a sequence, and at or below another one, in order.
 pub(super) fn log(
     rows: &Rows,
     shard: ShardId,
     origin: Origin,
     after: Seq,
+    to: Seq,
 ) -> impl Iterator<Item = Result<(Seq, (u64, LoggedOp)), StoreError>> {
     let from = keys::log(shard, origin, after.saturating_add(1));
-    let to = keys::log(shard, origin, Seq::MAX);
+    let to = keys::log(shard, origin, to.max(after.saturating_add(1)));
     rows.range(from..=to).map(move |(key, value)| {
         let seq = keys::seq_of(key).map_err(|e| damaged(&e))?;
         let (hash, value) = keys::decode_log(value).map_err(|e| damaged(&e))?;
@@ -155,7 +156,10 @@ impl snapshot::Source for Source<'_> {
     }
 
     fn hash_at(&self, origin: Origin, seq: Seq) -> Result<u64, StoreError> {
-        match log(self.rows, self.shard, origin, seq - 1).next().transpose()? {
+        match log(self.rows, self.shard, origin, seq - 1, seq)
+            .next()
+            .transpose()?
+        {
             Some((at, (hash, _))) if at == seq => Ok(hash),
             _ => Err(StoreError::Corrupt(format!(
                 "the log of {origin:?} has no entry {seq}"
