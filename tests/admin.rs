@@ -672,6 +672,21 @@ async fn the_page_for_operators_is_written() {
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     let text = filled(text, "region", &data).await;
+
+    let text = filled(text, "removed", &data).await;
+    for node in cluster.dev.nodes.iter().filter(|node| node.region == "eu-west") {
+        std::fs::remove_dir_all(&node.data).unwrap();
+    }
+    for name in ["eu-west-core-1", "eu-west-edge-1", "eu-west-edge-2"] {
+        cluster.start_node(name).await;
+    }
+    let text = filled(text, "added", &data).await;
+    cluster.ready().await;
+    let asked = cluster.node("us-east-edge-2").drain_asked();
+    let (text, ()) = tokio::join!(filled(text, "drained", &data), async {
+        within("the drain was asked for", asked).await;
+        cluster.stop_node("us-east-edge-2").await;
+    });
     std::fs::write(page(), text).unwrap();
     cluster.stop().await;
 }
@@ -692,11 +707,16 @@ async fn filled(text: String, state: &str, data: &Path) -> String {
             while lines.next().is_some_and(|line| line != "```") {}
         }
         let args: Vec<&str> = command.split(' ').collect();
-        // The same node answers all along.
-        let asked = [&args[..], &["--node", "us-east-edge-1"]].concat();
+        // The same node answers all along, but where it must be another one.
+        let at: &[&str] = match args[..2] {
+            ["region", "add" | "remove"] => &["--node", "us-east-core-1"],
+            ["node", "drain"] => &[],
+            _ => &["--node", "us-east-edge-1"],
+        };
+        let asked = [&args[..], at].concat();
         let done = iris(data, &asked).await;
         // Commands that wait tell how far it is, and then that it is done.
-        let waits = args.contains(&"evacuate") || args.contains(&"restore");
+        let waits = ["evacuate", "restore", "add", "remove", "drain"].contains(&args[1]);
         let (first, then) = match waits {
             true => (&done.stderr, &done.stdout),
             false => (&done.stdout, &done.stderr),

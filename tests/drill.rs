@@ -295,7 +295,7 @@ async fn a_running_cluster_is_struck_only_where_it_is_well_and_is_as_before_afte
     let (code, _, stderr) = ended("the drill", drill_at(&hands, &reports, &running)).await;
     assert_eq!(code, 6, "{stderr}");
     assert!(
-        stderr.contains("hands are needed") && stderr.contains("--region ap-south=REGION"),
+        stderr.contains("hands are needed") && stderr.contains("--region DRILL=REGION"),
         "{stderr}"
     );
 

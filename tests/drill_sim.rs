@@ -97,6 +97,15 @@ fn flags_of_one_target_are_refused_by_the_other() {
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("--target sim"), "{flags:?}: {said}");
     }
+    for flags in [
+        &["--region", "a=b"][..],
+        &["--data", "elsewhere"],
+        &["--keep", "--target", "cluster"],
+    ] {
+        let (code, _, said) = ran(&drill("edge-crash", reports.path(), flags));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("cluster that runs"), "{flags:?}: {said}");
+    }
 }
 
 /// The limits of the files are not met by luck; `.ci/long` takes twenty seeds.

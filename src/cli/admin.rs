@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::args::{self, DataArg};
+use super::args::{self, DATA, DataArg};
 use super::output::{self, Format};
 use super::serve;
 use crate::admin::client::{AdminClient, AskError};
@@ -249,6 +249,17 @@ impl Target {
     /// Whether no other node than the one that is named can be asked.
     pub fn asks_one(&self) -> bool {
         self.ask.is_some() || self.named_socket().is_some()
+    }
+
+    /// Whether a node is named, in whatever way.
+    pub fn names_one(&self) -> bool {
+        self.ask.is_some() || self.socket.is_some() || self.connect.is_some()
+    }
+
+    /// Whether a data folder is named on the command line, and another one than everybody's.
+    pub fn data_is_named(&self) -> bool {
+        let data = self.data();
+        data != Path::new(DATA) && std::env::var_os("IRIS_DATA").is_none_or(|given| given != data)
     }
 
     /// Connects to the node that is named, and gives its key.

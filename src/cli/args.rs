@@ -8,11 +8,14 @@ use clap::Args;
 
 use crate::server::config::{LoadOptions, Loaded, NodeConfig, Setting as _};
 
+/// The data folder where none is named.
+pub const DATA: &str = "data";
+
 /// The folder of `iris dev`.
 #[derive(Debug, Args)]
 pub struct DataArg {
     /// The data folder of `iris dev`: stores, certificates and keys.
-    #[arg(long, value_name = "DIR", default_value = "data", env = "IRIS_DATA")]
+    #[arg(long, value_name = "DIR", default_value = DATA, env = "IRIS_DATA")]
     pub data: PathBuf,
 }
 

@@ -24,6 +24,8 @@ use crate::sim::fault::{Fault, Kind};
 
 /// A node that ended is ready again within this, or the drill ends.
 const BACK_WITHIN: Duration = Duration::from_secs(120);
+/// A node that was told to end has begun to within this.
+const TOLD_WITHIN: Duration = Duration::from_secs(3);
 /// Between two looks at whether it is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -34,8 +36,8 @@ pub struct Cluster<R> {
     access: Access,
     prefix: String,
     asker: Asker,
-    /// The incarnations of nodes that were told to end.
-    ended: BTreeMap<NodeName, u64>,
+    /// The incarnations of nodes that were to be told to end, and whether they were.
+    ended: BTreeMap<NodeName, (u64, bool)>,
     /// How many faults were begun and not ended.
     open: u32,
 }
@@ -91,6 +93,16 @@ impl Sight {
         }))
     }
 
+    /// What its regions accept a message by: `region`, `geo`, or both where they differ.
+    pub fn durability(&self) -> String {
+        let all: BTreeSet<&str> = self
+            .regions
+            .iter()
+            .map(|region| region.durability.as_str())
+            .collect();
+        all.into_iter().collect::<Vec<_>>().join(", ")
+    }
+
     /// Where each region takes clients, as its nodes say.
     pub fn endpoints(&self) -> Vec<(RegionId, Vec<String>)> {
         let mut regions: BTreeMap<RegionId, Vec<String>> = BTreeMap::new();
@@ -114,35 +126,29 @@ impl Sight {
         }
         let nodes = self.layout();
         for region in &self.regions {
-            let geo = region.durability == "geo";
-            if geo != drill.is_geo() {
-                let wants = if drill.is_geo() { "geo" } else { "region" };
+            // What holds with less holds with more.
+            if drill.is_geo() && region.durability != "geo" {
                 why.push(format!(
-                    "region {} has durability = {:?}, and the drill is for {wants:?}",
+                    "region {} has durability = {:?}, and the drill is for \"geo\"",
                     region.row.region, region.durability
                 ));
             }
         }
-        let struck: BTreeSet<RegionId> = faults
-            .iter()
-            .flat_map(|fault| nodes.regions_struck(fault))
-            .collect();
         if drill.scenario.regions().len() > 1 && nodes.regions().len() < 2 {
             why.push(format!(
                 "the drill is for the regions {}, and this cluster has one: nobody could go elsewhere",
                 drill.scenario.regions().join(", ")
             ));
-        } else if struck.len() == nodes.regions().len()
-            && faults.iter().all(|fault| fault.kind == Kind::Crash)
-        {
+        } else if nodes.regions().len() > 1 && nodes.leaves_nothing(faults) {
             why.push("no region would be left that is not struck".to_owned());
         }
         for (number, fault) in (1..).zip(faults) {
             if let Some(place) = nodes.unknown_place(fault) {
                 why.push(format!(
-                    "fault {number} ({}) is at {place}, where there is no node: {}",
+                    "fault {number} ({}) is at {place}, where there is no node: {}; --region DRILL=REGION says which of its \
+                     regions is meant by one of the drill's",
                     fault.kind.name(),
-                    expected_places(&nodes, place)
+                    nodes.expected_places(place)
                 ));
                 continue;
             }
@@ -183,12 +189,6 @@ impl Sight {
                     fault.kind.name()
                 ));
             }
-            if fault.lasts.is_none() && fault.kind != Kind::Rolling {
-                why.push(format!(
-                    "fault {number} ({}) has no `lasts`, without which it would not end by itself",
-                    fault.kind.name()
-                ));
-            }
         }
         why.extend(nodes.clash(faults));
         why
@@ -217,22 +217,6 @@ impl Sight {
             }
         }
         Ok(())
-    }
-}
-
-/// What could have been meant by a place.
-fn expected_places(nodes: &Nodes, place: &str) -> String {
-    let region = place.split('/').next().unwrap_or(place);
-    let there: Vec<&str> = nodes.of(region).map(|node| node.name.as_str()).collect();
-    match there.is_empty() {
-        false => format!("that region has the nodes {}", there.join(", ")),
-        true => {
-            let known: Vec<&str> = nodes.regions().into_iter().map(RegionId::as_str).collect();
-            format!(
-                "this cluster has the regions {}; say which is meant with --region {region}=REGION",
-                known.join(", ")
-            )
-        }
     }
 }
 
@@ -273,8 +257,15 @@ impl<R: Reach> Cluster<R> {
     /// Notes which incarnation of a node is about to end.
     async fn ends(&mut self, node: &NodeName) -> anyhow::Result<()> {
         let report = self.report(node).await?;
-        self.ended.insert(node.clone(), report.generation);
+        self.ended.insert(node.clone(), (report.generation, false));
         Ok(())
+    }
+
+    /// It was told, and is waited for.
+    fn was_told(&mut self, node: &NodeName) {
+        if let Some((_, told)) = self.ended.get_mut(node) {
+            *told = true;
+        }
     }
 
     async fn report(&self, node: &NodeName) -> anyhow::Result<NodeReport> {
@@ -294,7 +285,13 @@ impl<R: Reach> Cluster<R> {
         loop {
             let seen = self.report(node).await;
             let why = match seen {
-                Ok(report) if ended.is_some_and(|ended| report.generation <= ended) => {
+                Ok(report) if ended.is_some_and(|(ended, _)| report.generation <= ended) => {
+                    let told = ended.is_some_and(|(_, told)| told) || report.draining;
+                    if !told && report.ready && began.elapsed() > TOLD_WITHIN {
+                        // The drill was broken off before it was told.
+                        self.ended.remove(node);
+                        return Ok(());
+                    }
                     "it has not ended yet".to_owned()
                 }
                 Ok(report) if report.ready => {
@@ -347,10 +344,13 @@ impl<R: Reach> Target for Cluster<R> {
                     self.ends(name).await?;
                 }
                 let injected = self.asker.inject(&self.nodes, &self.reach, fault).await;
-                if injected.is_err() {
-                    // Those that were not told go on, and are not waited for.
-                    let asker = &self.asker;
-                    self.ended.retain(|name, _| asker.has_struck(name, fault));
+                for name in names
+                    .iter()
+                    .filter(|name| self.asker.has_struck(name, fault))
+                    .cloned()
+                    .collect::<Vec<_>>()
+                {
+                    self.was_told(&name);
                 }
                 injected
             }
@@ -358,6 +358,7 @@ impl<R: Reach> Target for Cluster<R> {
                 for node in names {
                     self.ends(&node).await?;
                     ask(&self.reach, &node, Change::NodeDrain { node: node.clone() }).await?;
+                    self.was_told(&node);
                     self.back(&node).await?;
                 }
                 Ok(())

@@ -173,6 +173,66 @@ impl Nodes {
         }
     }
 
+    /// What keeps a plan from being gone through here, if something does.
+    pub fn cannot(&self, faults: &[Fault]) -> Option<String> {
+        for (number, fault) in (1..).zip(faults) {
+            if let Some(place) = self.unknown_place(fault) {
+                return Some(format!(
+                    "fault {number} ({}) is at {place}, where there is no node: {}",
+                    fault.kind.name(),
+                    self.expected_places(place)
+                ));
+            }
+        }
+        self.clash(faults)
+    }
+
+    /// What could have been meant by a place.
+    pub fn expected_places(&self, place: &str) -> String {
+        let region = place.split('/').next().unwrap_or(place);
+        let there: Vec<&str> = self.of(region).map(|node| node.name.as_str()).collect();
+        match there.is_empty() {
+            false => format!("that region has the nodes {}", there.join(", ")),
+            true => {
+                let known: Vec<&str> = self.regions().into_iter().map(RegionId::as_str).collect();
+                format!("there are the regions {}", known.join(", "))
+            }
+        }
+    }
+
+    /// Whether at some time no region keeps a core and an edge that no fault stops.
+    pub fn leaves_nothing(&self, faults: &[Fault]) -> bool {
+        let mut times = faults.iter().map(|fault| fault.at);
+        times.any(|at| self.left(faults, at).is_empty())
+    }
+
+    /// The regions that keep a core and an edge that no fault stops at a time.
+    fn left(&self, faults: &[Fault], at: u64) -> BTreeSet<&RegionId> {
+        let stops = [Kind::Crash, Kind::Pause, Kind::StoreErrors, Kind::StoreFull];
+        let stopped = faults.iter().filter(|fault| {
+            let until = fault
+                .lasts
+                .map_or(u64::MAX, |lasts| fault.at.saturating_add(lasts));
+            stops.contains(&fault.kind) && (fault.at..until).contains(&at)
+        });
+        let stopped: BTreeSet<NodeName> = stopped.flat_map(|fault| self.struck(fault)).collect();
+        let with = |core: bool| -> BTreeSet<&RegionId> {
+            let nodes = self.iter().filter(|node| !stopped.contains(&node.name));
+            let nodes = nodes.filter(|node| node.core == core);
+            nodes.map(|node| &node.region).collect()
+        };
+        // Where a region has cores alone, these take clients, too.
+        let (cores, edges) = (with(true), with(false));
+        let alone = |region: &&RegionId| {
+            let mut nodes = self.iter().filter(|node| node.region == **region);
+            nodes.all(|node| node.core)
+        };
+        cores
+            .into_iter()
+            .filter(|region| edges.contains(region) || alone(region))
+            .collect()
+    }
+
     /// A fault that is to begin or to end at a node which another one has down then: that cannot be done.
     pub fn clash(&self, faults: &[Fault]) -> Option<String> {
         let found = |begins| {
@@ -280,6 +340,31 @@ mod tests {
         }
         let clash = clash(&[cut(5, 6), core(10, 10)]).unwrap_or_default();
         assert!(clash.contains("fault 1 (cut) ends"), "{clash}");
+    }
+
+    #[test]
+    fn what_cannot_be_gone_through_is_said_and_what_is_left_is_known() {
+        let nodes = three_regions();
+        let crash = |on: &str| Fault::new(0, Kind::Crash).on(on).lasting(1);
+        assert_eq!(nodes.cannot(&[crash("us-east/edge-2")]), None);
+        let why = nodes.cannot(&[crash("us-east/edge-9")]).unwrap_or_default();
+        assert!(
+            why.contains("us-east/edge-9") && why.contains("us-east-edge-2"),
+            "{why}"
+        );
+        let left = |faults: &[Fault]| nodes.left(faults, 0).len();
+        assert_eq!(left(&[]), 3);
+        assert_eq!(left(&[crash("us-east/edge-1")]), 3);
+        assert_eq!(left(&[crash("us-east/edges"), crash("eu-west/core")]), 1);
+        let pause = Fault::new(0, Kind::Pause).on("cores").lasting(1);
+        assert_eq!(left(&[pause]), 0);
+        let cut = Fault::new(0, Kind::Cut).on("all").lasting(1);
+        assert_eq!(left(&[cut]), 3);
+        let all = |at| ["us-east", "eu-west", "ap-south"].map(|on| Fault { at, ..crash(on) });
+        assert!(nodes.leaves_nothing(&all(7)));
+        let [one, two, _] = all(7);
+        let [.., three] = all(8);
+        assert!(!nodes.leaves_nothing(&[one, two, three]), "one after the other");
     }
 
     #[test]

@@ -58,6 +58,35 @@ pub enum PlanError {
         /// Its kind.
         kind: &'static str,
     },
+    /// A key of a fault that only the simulator heeds.
+    #[error(
+        "{drill}: fault {number} ({kind}) has `{key}`, which only the simulator heeds (--target sim): leave it out, or say what is \
+         wanted in another way"
+    )]
+    KeyOnlySimulated {
+        /// Which.
+        drill: String,
+        /// Its number, from 1.
+        number: usize,
+        /// Its kind.
+        kind: &'static str,
+        /// The key.
+        key: &'static str,
+    },
+    /// A fault of real processes lacks a key.
+    #[error(
+        "{drill}: fault {number} ({kind}) lacks {key}, without which nothing can be done to real processes"
+    )]
+    Lacks {
+        /// Which.
+        drill: String,
+        /// Its number, from 1.
+        number: usize,
+        /// Its kind.
+        kind: &'static str,
+        /// The key.
+        key: &'static str,
+    },
     /// No drill of this name.
     #[error("there is no drill {name}: expected a file, or one of {}", known.join(", "))]
     Unknown {
@@ -70,6 +99,36 @@ pub enum PlanError {
 
 fn names() -> String {
     KINDS.map(Kind::name).join(", ")
+}
+
+/// A key that says something which real processes are not struck with.
+fn unheeded(fault: &Fault) -> Option<&'static str> {
+    // Nodes are drained one after the other, whatever it says; and a store that fails, fails always.
+    let rolling = fault.kind == Kind::Rolling;
+    let heeds_loss = match fault.kind {
+        Kind::Slow => true,
+        Kind::StoreErrors => fault.loss == Some(1000),
+        _ => false,
+    };
+    let keys = [
+        ("factor", fault.factor.is_some()),
+        ("bandwidth", fault.bandwidth.is_some()),
+        ("loss", fault.loss.is_some() && !heeds_loss),
+        ("clients", fault.clients),
+        ("told", fault.told && !rolling),
+        ("every", fault.every.is_some() && !rolling),
+        ("devices", !fault.devices.is_empty()),
+    ];
+    keys.into_iter().find_map(|(key, given)| given.then_some(key))
+}
+
+/// What real processes must be told: how long it lasts, or nobody would end it.
+fn lacking(fault: &Fault) -> Option<&'static str> {
+    let course = matches!(fault.kind, Kind::Rolling | Kind::Backup);
+    if fault.kind == Kind::Slow && fault.extra.is_none() && fault.loss.is_none() {
+        return Some("`extra` or `loss`");
+    }
+    (fault.lasts.is_none() && !course).then_some("`lasts`")
 }
 
 macro_rules! shipped {
@@ -142,17 +201,32 @@ impl Drill {
     /// Its faults, where real processes can be struck with all of them.
     ///
     /// # Errors
-    /// [`PlanError::OnlySimulated`].
+    /// [`PlanError::OnlySimulated`], [`PlanError::KeyOnlySimulated`], [`PlanError::Lacks`].
     pub fn real_faults(&self) -> Result<&[Fault], PlanError> {
         let faults = self.scenario.faults();
-        match faults.iter().position(|fault| !KINDS.contains(&fault.kind)) {
-            None => Ok(faults),
-            Some(at) => Err(PlanError::OnlySimulated {
-                drill: self.scenario.name.clone(),
-                number: at + 1,
-                kind: faults[at].kind.name(),
-            }),
+        for (number, fault) in (1..).zip(faults) {
+            let (drill, kind) = (self.scenario.name.clone(), fault.kind.name());
+            if !KINDS.contains(&fault.kind) {
+                return Err(PlanError::OnlySimulated { drill, number, kind });
+            }
+            if let Some(key) = unheeded(fault) {
+                return Err(PlanError::KeyOnlySimulated {
+                    drill,
+                    number,
+                    kind,
+                    key,
+                });
+            }
+            if let Some(key) = lacking(fault) {
+                return Err(PlanError::Lacks {
+                    drill,
+                    number,
+                    kind,
+                    key,
+                });
+            }
         }
+        Ok(faults)
     }
 
     /// What it allows.
@@ -230,6 +304,24 @@ mod tests {
         assert!(
             error.contains("fault 1") && error.contains("expected one of crash"),
             "{error}"
+        );
+        let cut =
+            "[[fault]]\nat = \"1s\"\nkind = \"cut\"\nfrom = [\"us-east/core\"]\nto = [\"us-east/edges\"]\n";
+        let drill = "[drill]\nhypothesis = \"h\"\n";
+        let lasts = "lasts = \"1s\"\n";
+        let error = |more: &str| {
+            let drill = parse(&format!("{cut}{more}{drill}")).unwrap();
+            drill
+                .real_faults()
+                .map(<[Fault]>::len)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(error(lasts), Ok(1));
+        assert!(error("").unwrap_err().contains("lacks `lasts`"));
+        let clients = error(&format!("{lasts}clients = true\n")).unwrap_err();
+        assert!(
+            clients.contains("has `clients`, which only the simulator heeds"),
+            "{clients}"
         );
         let error = find("nope").unwrap_err().to_string();
         assert!(error.contains("region-lost"), "{error}");

@@ -55,13 +55,22 @@ pub async fn on(
     stop: &mut impl AsyncFnMut() -> &'static str,
     tell: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Done> {
-    if let Some(clash) = target.nodes().clash(faults) {
-        anyhow::bail!(clash);
+    if let Some(why) = target.nodes().cannot(faults) {
+        anyhow::bail!("the drill does not begin: {why}");
     }
     let mut crew = Crew::start(target.places(drill.terms.clients)?)?;
     tokio::select! {
         connected = crew.connected(CONNECTED_WITHIN) => connected.map_err(anyhow::Error::msg)?,
-        why = stop() => anyhow::bail!("{why} before the load began: nothing was struck"),
+        why = stop() => {
+            tell(&format!("{why} before the load began: nothing was struck"));
+            let (clients, log) = crew.close().await;
+            return Ok(Done {
+                clients,
+                log,
+                aborted: Some(why.to_owned()),
+                observed: Vec::new(),
+            });
+        }
     }
     tell(&format!(
         "{} clients are connected; the load begins",

@@ -23,6 +23,10 @@ pub const ROUNDS: u32 = 25;
 const QUIET: Micros = 2_000_000;
 /// How long a fault lasts, at least and at most.
 const LASTS: (Micros, Micros) = (200_000, 2_500_000);
+/// How long one lasts that others are to notice by the silence, which takes them up to six seconds.
+const SILENT: (Micros, Micros) = (7_000_000, 10_000_000);
+/// Of a thousand nodes that stand still, or ways that are cut, so many do so for long.
+const SILENCES: u64 = 250;
 /// Between the end of one and the beginning of the next one.
 const GAP: (Micros, Micros) = (100_000, 1_500_000);
 /// Of a thousand rounds so many begin before the one before is over.
@@ -45,6 +49,9 @@ pub struct Soaked {
     pub pauses: u32,
     /// Ways cut.
     pub cuts: u32,
+    /// Of the nodes that stood still, and of the ways that were cut, those for so long that others noticed the silence.
+    #[serde(default)]
+    pub silences: u32,
     /// Messages accepted, all of which were handled.
     pub accepted: u64,
     /// The longest time from the end of a bout's load until everything was handled and shown as it is.
@@ -82,7 +89,7 @@ impl Bout {
         // The nodes of faults that are not over: each is struck once at a time, and answers when it is to be.
         let mut busy: BTreeSet<&Node> = BTreeSet::new();
         for _ in 0..rounds {
-            let lasts = rng.between(LASTS.0, LASTS.1);
+            let mut lasts = rng.between(LASTS.0, LASTS.1);
             let mut idle = idle_regions(nodes, &busy);
             if at >= until || idle.len() < 2 || !rng.chance(OVERLAPS) {
                 at = until + rng.between(GAP.0, GAP.1);
@@ -92,7 +99,13 @@ impl Bout {
             let free: Vec<&Node> = nodes.iter().filter(|node| !busy.contains(node)).collect();
             let region = idle[rng.index(idle.len())];
             let node = free[rng.index(free.len())];
-            let (kind, places, struck) = match rng.below(10) {
+            let choice = rng.below(10);
+            // A node that died is noticed at once, by what its system says.
+            if choice >= 5 && rng.chance(SILENCES) {
+                lasts = rng.between(SILENT.0, SILENT.1);
+                counts.silences += 1;
+            }
+            let (kind, places, struck) = match choice {
                 0..4 => {
                     counts.crashes += 1;
                     ("crash", on(&format!("{}/{}", node.region, node.name)), vec![node])
@@ -126,7 +139,7 @@ impl Bout {
             );
             until = until.max(at + lasts);
             // Where the next one overlaps, it begins somewhere within this one.
-            at += rng.between(LASTS.0 / 2, lasts);
+            at += rng.between(LASTS.0 / 2, lasts.min(LASTS.1));
         }
         let text = format!(
             "title = \"Bout {number} of seed {seed}: {rounds} random failures\"\nregions = {regions:?}\nwork = \"{}us\"\n{faults}\n\

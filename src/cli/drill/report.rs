@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{ReportsArg, read};
-use crate::cli::output;
+use crate::cli::admin::PARTIAL;
+use crate::cli::output::{self, say};
 use crate::drill::report::{Report, trend};
 
 /// Show past drills in the order of their times, or one report.
@@ -112,12 +113,18 @@ impl Show {
         if self.form == Form::Markdown {
             bail!("--form markdown is for one report: name its file, or take --form json for the list");
         }
-        let mut reports = Vec::new();
+        let (mut reports, mut unreadable) = (Vec::new(), false);
         for file in files {
             let path = file?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.ends_with(".json") && !name.ends_with(".log.json") {
-                reports.push((path.display().to_string(), read(&path)?));
+                match read(&path) {
+                    Ok(report) => reports.push((path.display().to_string(), report)),
+                    Err(error) => {
+                        unreadable = true;
+                        say!("passed over: {error:#}");
+                    }
+                }
             }
         }
         reports.sort_by_key(|(_, report)| (report.identity.started_ms, report.identity.name.clone()));
@@ -131,6 +138,9 @@ impl Show {
             }
             Form::Text | Form::Markdown => output::print(&trend(reports.iter().map(|(_, report)| report)))?,
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(match unreadable {
+            false => ExitCode::SUCCESS,
+            true => ExitCode::from(PARTIAL),
+        })
     }
 }

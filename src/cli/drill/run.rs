@@ -35,6 +35,9 @@ use crate::server::token::{KeyFiles, Signer};
 use crate::sim::Defect;
 use crate::sim::fault::Fault;
 
+/// The fact of a report that names it.
+const DURABILITY: &str = "durability";
+
 /// A folder can be removed within this after its nodes were killed.
 const REMOVED_WITHIN: Duration = Duration::from_secs(5);
 /// Between two tries.
@@ -130,6 +133,25 @@ struct Over {
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let drill = plan::find(&self.drill)?;
+        let running = &self.running;
+        let named = [
+            ("--region", !running.regions.is_empty()),
+            ("--token-key", running.token_key.is_some()),
+            ("--client-ca", running.client_ca.is_some()),
+            ("--server-name", running.server_name.is_some()),
+            ("--node, --socket or --connect", running.ask.names_one()),
+            ("--data", running.ask.data_is_named()),
+        ];
+        if self.target != Target::Cluster
+            && let Some((flag, _)) = named.into_iter().find(|(_, given)| *given)
+        {
+            bail!("{flag} is for a cluster that runs: add --target cluster, or leave it out");
+        }
+        if self.keep && self.target == Target::Cluster {
+            bail!(
+                "--keep is for nodes of the drill's own (--target dev): a cluster that runs keeps its folders"
+            );
+        }
         if self.target == Target::Sim {
             return self.simulate(&drill);
         }
@@ -172,10 +194,10 @@ impl Run {
         let folder = std::env::temp_dir().join(format!("{name}{started_ms}-{}", std::process::id()));
         let lock = DevLock::take(&folder)?;
         let over = serve::run_to_end_with(async {
-            let mut tell = |line: &str| say!("{line}");
-            tell(&format!("starting nodes in {}", folder.display()));
             let mut stops = Stops::new()?;
             let mut stop = async || stops.next().await;
+            let mut tell = |line: &str| say!("{line}");
+            tell(&format!("starting nodes in {}", folder.display()));
             let mut site = tokio::select! {
                 site = Site::start(&folder, &regions) => site?,
                 why = stop() => bail!("{why} before the drill began: nothing was struck"),
@@ -241,6 +263,7 @@ impl Run {
                         .join(", "),
                 ),
                 ("nodes".to_owned(), nodes.iter().count().to_string()),
+                (DURABILITY.to_owned(), sight.durability()),
             ];
             let reach = Reached {
                 ask: &running.ask,
@@ -262,8 +285,10 @@ impl Run {
         let folder = &self.reports.folder;
         let stem = format!("{}-{}", report.identity.name, report.identity.started_ms);
         let write = |name: &str, text: &str| -> anyhow::Result<PathBuf> {
-            let path = folder.join(name);
-            std::fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+            let (path, draft) = (folder.join(name), folder.join(format!("{name}.new")));
+            std::fs::write(&draft, text)
+                .and_then(|()| std::fs::rename(&draft, &path))
+                .with_context(|| format!("{} cannot be written", path.display()))?;
             Ok(path)
         };
         std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
@@ -305,11 +330,14 @@ pub(super) fn report(
 
 /// Which drill it is, with facts of its target and of its load.
 fn identity(drill: &Drill, target: &str, mut facts: Vec<(String, String)>, started_ms: u64) -> Identity {
+    let told = facts.iter().any(|(what, _)| what == DURABILITY);
     let mut fact = |what: &str, fact: String| facts.push((what.to_owned(), fact));
-    fact(
-        "durability",
-        if drill.is_geo() { "geo" } else { "region" }.to_owned(),
-    );
+    if !told {
+        fact(
+            DURABILITY,
+            if drill.is_geo() { "geo" } else { "region" }.to_owned(),
+        );
+    }
     fact("clients of each region", drill.terms.clients.to_string());
     fact(
         "messages a second of each",

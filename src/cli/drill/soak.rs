@@ -63,7 +63,14 @@ impl Soak {
                 self.rounds,
                 self.data.display()
             );
-            let mut site = Site::start(&self.data, &Regions::built_in()).await?;
+            let regions = Regions::built_in();
+            let mut site = tokio::select! {
+                site = Site::start(&self.data, &regions) => site?,
+                why = stop() => {
+                    say!("{why} before the nodes were ready");
+                    return Ok(Ended::Stopped);
+                }
+            };
             // The seed, before anything is done with it.
             self.keep(&soaked)?;
             let mut ended = Ended::Well;
@@ -190,6 +197,7 @@ fn add(soaked: &mut Soaked, counts: &Soaked, measures: &Measures, began: Instant
     soaked.regions += counts.regions;
     soaked.pauses += counts.pauses;
     soaked.cuts += counts.cuts;
+    soaked.silences += counts.silences;
     soaked.accepted += measures.counts.accepted;
     let longest = |most: u64, one: Option<u64>| most.max(one.unwrap_or(0));
     soaked.longest_convergence = longest(soaked.longest_convergence, measures.convergence);
@@ -200,7 +208,7 @@ fn add(soaked: &mut Soaked, counts: &Soaked, measures: &Measures, began: Instant
 fn text(soaked: &Soaked) -> String {
     let seconds = |micros: u64| micros as f64 / 1e6;
     format!(
-        "{} rounds (seed {}): {} nodes killed, {} regions killed, {} nodes that stood still, {} ways cut\n{} messages accepted: \
+        "{} rounds (seed {}): {} nodes killed, {} regions killed, {} nodes that stood still, {} ways cut ({} of both for long)\n{} messages accepted: \
          each came once and in order\nlongest without an answer after a fault {:.1} s; longest until all had come after the \
          load {:.1} s; {:.0} minutes\n",
         soaked.rounds,
@@ -209,6 +217,7 @@ fn text(soaked: &Soaked) -> String {
         soaked.regions,
         soaked.pauses,
         soaked.cuts,
+        soaked.silences,
         soaked.accepted,
         seconds(soaked.longest_rto),
         seconds(soaked.longest_convergence),

@@ -30,6 +30,14 @@ pub struct Table {
 pub fn summary(report: &Report) -> String {
     let measures = &report.measures;
     let mut parts = Vec::new();
+    // What was broken off was cut short: nothing is known of how it would have ended.
+    if report.aborted.is_some() {
+        return format!(
+            "{} messages accepted, {} of them handled by then",
+            grouped(measures.counts.accepted),
+            grouped(measures.counts.accepted.saturating_sub(measures.lost.count))
+        );
+    }
     if measures.rto.expected > 0 {
         parts.push(format!("RTO {}", worst(&measures.rto)));
     }
@@ -46,6 +54,7 @@ pub fn summary(report: &Report) -> String {
         ("handled twice", measures.duplicates.count),
         ("out of order", measures.disorder.count),
         ("never answered", measures.never_answered.count),
+        ("refused", measures.counts.rejected),
     ] {
         if count > 0 {
             parts.push(format!("{} {what}", grouped(count)));
