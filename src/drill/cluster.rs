@@ -344,13 +344,10 @@ impl<R: Reach> Target for Cluster<R> {
                     self.ends(name).await?;
                 }
                 let injected = self.asker.inject(&self.nodes, &self.reach, fault).await;
-                for name in names
-                    .iter()
-                    .filter(|name| self.asker.has_struck(name, fault))
-                    .cloned()
-                    .collect::<Vec<_>>()
-                {
-                    self.was_told(&name);
+                for name in &names {
+                    if self.asker.has_struck(name, fault) {
+                        self.was_told(name);
+                    }
                 }
                 injected
             }
