@@ -8,6 +8,7 @@ mod holes;
 mod moved;
 mod recovery;
 mod sweep;
+mod upkeep;
 
 use bytes::Bytes;
 
