@@ -77,11 +77,6 @@ pub(super) async fn answer(me: &Inspector, request: Request) -> Answer {
                     Durability::Region => "region".to_owned(),
                     Durability::Geo => "geo".to_owned(),
                 },
-                geo_fallback: match (file.durability, file.geo_fallback.unwrap_or_default()) {
-                    (Durability::Region, _) => None,
-                    (_, GeoFallback::Refuse) => Some("refuse".to_owned()),
-                    (_, GeoFallback::Region) => Some("region".to_owned()),
-                },
                 latitude: file.place.latitude,
                 longitude: file.place.longitude,
                 links: overview.links.iter().filter(|link| ends(link)).cloned().collect(),
@@ -533,6 +528,11 @@ fn region_row(
         shards_open: reports().map(|report| report.shards_open).sum(),
         shards_recovering: reports().map(|report| report.shards_recovering).sum(),
         unreachable_ms,
+        geo_fallback: match (file.durability, file.geo_fallback.unwrap_or_default()) {
+            (Durability::Region, _) => None,
+            (_, GeoFallback::Refuse) => Some("refuse".to_owned()),
+            (_, GeoFallback::Region) => Some("region".to_owned()),
+        },
         region,
     })
 }

@@ -153,6 +153,10 @@ pub enum ReasonCode {
     NoCore,
     /// A region has no ready edge node: its clients go elsewhere.
     NoEdge,
+    /// A region accepts no message, because no other one can take it.
+    AcceptsNothing,
+    /// A region accepts messages as durable in itself alone, because no other one can take them.
+    AcceptsAlone,
     /// A link takes no more of some shards until someone acts.
     LinkStopped,
     /// The store of a node stopped.
@@ -426,6 +430,10 @@ pub struct RegionRow {
     /// Since when it is evacuated, unix milliseconds; null where it takes clients.
     #[serde(default)]
     pub evacuated_ms: Option<u64>,
+    /// Where an accepted message is durable in another region too, as its file says: what becomes of one that no other region
+    /// takes in time, `refuse` or `region`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub geo_fallback: Option<String>,
 }
 
 /// Whether a region keeps the shards.
@@ -465,9 +473,6 @@ pub struct RegionDetail {
     pub row: RegionRow,
     /// Where an accepted message is durable, as its file says.
     pub durability: String,
-    /// Where that is `geo`: what becomes of a message that no other region takes in time, `refuse` or `region`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub geo_fallback: Option<String>,
     /// Degrees north.
     pub latitude: f64,
     /// Degrees east.

@@ -32,6 +32,10 @@ pub fn judge(regions: &[RegionRow], nodes: &[NodeRow], links: &[LinkRow]) -> (Ve
         }
     }
     judge_all_evacuated(regions, &mut reasons);
+    let serves = |region: &&RegionRow| region.state != RegionState::Silent && region.keeps == Keeps::Yes;
+    for region in regions.iter().filter(serves) {
+        judge_copies(region, regions, links, &mut reasons);
+    }
     for node in nodes.iter().filter(|node| takes_part(&node.node.region)) {
         // What is wrong with a whole region is said once.
         if states.get(&node.node.region) != Some(&RegionState::Silent) {
@@ -99,6 +103,43 @@ fn judge_region(region: &RegionRow, nodes: &[NodeRow], reasons: &mut Vec<Reason>
 }
 
 /// A region that is being added, or was removed.
+/// With `durability = "geo"` a region needs another one that takes what it was given.
+fn judge_copies(region: &RegionRow, regions: &[RegionRow], links: &[LinkRow], reasons: &mut Vec<Reason>) {
+    let Some(fallback) = region.geo_fallback.as_deref() else {
+        return;
+    };
+    let takes = |to: &RegionId| {
+        let row = regions.iter().find(|row| row.region == *to);
+        row.is_none_or(|row| matches!(row.keeps, Keeps::Yes | Keeps::Coming))
+    };
+    let mut of_it = links.iter().filter(|link| link.from.node.region == region.region);
+    if of_it.any(|link| link.state == LinkState::Live && takes(&link.to.node.region)) {
+        return;
+    }
+    let (severity, code, then) = match fallback {
+        "refuse" => (
+            Verdict::Critical,
+            ReasonCode::AcceptsNothing,
+            "accepts no message until one is back",
+        ),
+        _ => (
+            Verdict::Degraded,
+            ReasonCode::AcceptsAlone,
+            "accepts messages as durable in itself alone",
+        ),
+    };
+    let text = format!(
+        "region {} has no live link to another region, and {then} (durability = \"geo\", geo_fallback = {fallback:?})",
+        region.region
+    );
+    reasons.push(Reason {
+        severity,
+        code,
+        about: region.region.to_string(),
+        text,
+    });
+}
+
 fn judge_moving(region: &RegionRow, reasons: &mut Vec<Reason>) {
     let id = &region.region;
     let (code, text) = if region.keeps == Keeps::Coming {
@@ -394,6 +435,7 @@ mod tests {
             shards_recovering: 0,
             unreachable_ms: 12_300,
             evacuated_ms: None,
+            geo_fallback: None,
         }
     }
 
@@ -489,6 +531,52 @@ mod tests {
         assert_eq!(
             (verdict, reasons[0].code),
             (Verdict::Critical, ReasonCode::NoEdge)
+        );
+    }
+
+    #[test]
+    fn a_region_that_needs_another_one_says_what_it_does_without() {
+        let mut regions = [region("a", READY, 1, 1), region("b", READY, 1, 1)];
+        regions[0].geo_fallback = Some("refuse".to_owned());
+        let found = judge(&regions, &nodes(), &[link(LinkState::Live)]);
+        assert_eq!(codes(found), (Verdict::Healthy, vec![]));
+
+        let (verdict, reasons) = judge(&regions, &nodes(), &[link(LinkState::Down)]);
+        assert_eq!(
+            (verdict, reasons[0].code),
+            (Verdict::Critical, ReasonCode::AcceptsNothing)
+        );
+        assert!(
+            reasons[0].text.contains("region a") && reasons[0].text.contains("accepts no message"),
+            "{}",
+            reasons[0].text
+        );
+        regions[0].geo_fallback = Some("region".to_owned());
+        let found = judge(&regions, &nodes(), &[link(LinkState::Down)]);
+        assert_eq!(
+            codes(found),
+            (
+                Verdict::Degraded,
+                vec![ReasonCode::AcceptsAlone, ReasonCode::LinkDown]
+            )
+        );
+
+        // Nobody who was removed has a copy, and a region that is silent is said to be that.
+        regions[1].keeps = Keeps::Leaving;
+        let (_, reasons) = judge(&regions, &nodes(), &[link(LinkState::Live)]);
+        assert!(
+            reasons
+                .iter()
+                .any(|reason| reason.code == ReasonCode::AcceptsAlone),
+            "{reasons:?}"
+        );
+        regions[0].state = RegionState::Silent;
+        let (_, reasons) = judge(&regions, &nodes(), &[link(LinkState::Down)]);
+        assert!(
+            reasons
+                .iter()
+                .all(|reason| reason.code != ReasonCode::AcceptsAlone),
+            "{reasons:?}"
         );
     }
 

@@ -308,13 +308,15 @@ async fn harm(wan: &Wan, crew: &Crew, fault: usize, scenario: &Scenario) {
         let faults = measured(crew.clients(), log, fault + 1).faults;
         let of_this = faults.iter().filter(|measures| measures.span.fault == fault);
         let open = of_this.filter(|measures| measures.settled.is_none() || measures.back.missing > 0);
-        let open = open.map(|measures| format!("{text}: settled {:?}, back {:?}", measures.settled, measures.back));
+        let open =
+            open.map(|measures| format!("{text}: settled {:?}, back {:?}", measures.settled, measures.back));
         // What nobody handled yet would count as lost, and not as unsettled.
         let track = Track::of(crew.clients(), log);
         let ways = pairs().map(|(from, to)| (from, to, counts(&track, from, to, stands)));
         let waits = ways.filter(|(.., (accepted, handled))| handled < accepted);
-        let waits =
-            waits.map(|(from, to, counts)| format!("{from} to {to}: of {} accepted {} handled", counts.0, counts.1));
+        let waits = waits.map(|(from, to, counts)| {
+            format!("{from} to {to}: of {} accepted {} handled", counts.0, counts.1)
+        });
         open.chain(waits).collect()
     })
     .await;

@@ -42,7 +42,7 @@ impl View for RegionDetail {
         text.push_str(&format!(
             "accepted is durable in: {}{}; at {:.2}, {:.2}\n",
             self.durability,
-            match self.geo_fallback.as_deref() {
+            match self.row.geo_fallback.as_deref() {
                 None => "",
                 Some("region") => " (in the region alone where no other takes it in time)",
                 Some(_) => " (refused for the time being where no other takes it in time)",
