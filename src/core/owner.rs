@@ -2,14 +2,13 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | this | taking shards over, lanes of edges |
+//! | this | taking shards over, lanes of edges, the periodic work of a shard |
 //! | [`deposits`] | judging deposits in order (R21), and answering them |
 //! | [`forget`] | dropping dedup records of ids that cannot come any more (R16) |
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
 //! | [`holes`] | what is gone of an inbox, told in its place |
 //! | [`sweep`] | looking for what expires: messages and devices (R18, R19) |
-//! | [`upkeep`] | the periodic work of shards, few at once |
-//! | [`parts`] | spreads it over time |
+//! | [`parts`] | spreads the periodic work over time |
 //! | [`sessions`] | presence of sessions: admission, ends, probes, watchers |
 //! | `asked` | what is asked of the store, and what for |
 //! | `inspect` | what an operator is shown |
@@ -39,7 +38,6 @@ mod sessions;
 mod sweep;
 #[cfg(test)]
 mod tests;
-mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -212,7 +210,7 @@ pub struct Owner {
     /// Messages that expire at or before this, unix milliseconds, are not given any more.
     expired_ms: u64,
     sweeps: sweep::Sweeps,
-    upkeep: upkeep::Upkeep,
+    upkeep: Parts,
     flush: Parts,
     presence_at: Mono,
     retry_at: Option<Mono>,
@@ -257,8 +255,6 @@ struct Shard {
     watchers: BTreeMap<UserId, BTreeSet<LaneId>>,
     /// Something was logged since the last upkeep.
     dirty: bool,
-    /// It waits for its turn of that.
-    in_turn: bool,
     forget: forget::Forget,
     look: retire::Look,
     sweep: sweep::Sweep,
@@ -283,7 +279,6 @@ impl Shard {
             users: BTreeMap::new(),
             watchers: BTreeMap::new(),
             dirty: false,
-            in_turn: false,
             forget: forget::Forget::default(),
             look: retire::Look::default(),
             sweep: sweep::Sweep::default(),
@@ -350,7 +345,7 @@ impl Owner {
             clocks: Clocks::default(),
             expired_ms: 0,
             sweeps: sweep::Sweeps::default(),
-            upkeep: upkeep::Upkeep::new(now.mono, config.limits.confirm_ms),
+            upkeep: Parts::new(now.mono, config.limits.confirm_ms),
             flush: Parts::new(now.mono, config.limits.cursor_ms),
             presence_at: now.mono + ms(config.limits.presence_ms),
             retry_at: None,
@@ -565,7 +560,6 @@ impl Owner {
         if let Ok(Outcome::Refused(Refusal::Fenced { .. })) = outcome {
             self.stats.fenced += 1;
         }
-        let upkeep = matches!(tag, Tag::Upkeep(_));
         match (tag, outcome) {
             (Tag::Bump(shard), Ok(Outcome::Bumped { epoch })) => {
                 if self.shards.contains_key(&shard) {
@@ -615,9 +609,6 @@ impl Owner {
             }
             (Tag::Holders(_), _) => {}
             (Tag::Upkeep(_) | Tag::Remove(..), _) => {}
-        }
-        if upkeep {
-            self.upkeep_answered(now);
         }
     }
 
@@ -719,12 +710,12 @@ impl Owner {
             missing.into_iter().for_each(|shard| self.take_over(shard));
         }
         for _ in 0..PARTS {
-            let (flush, upkeep) = (self.flush.due(now.mono), self.upkeep.parts.due(now.mono));
+            let (flush, upkeep) = (self.flush.due(now.mono), self.upkeep.due(now.mono));
             if let Some(part) = flush {
                 self.flush_cursors(part);
             }
             if let Some(part) = upkeep {
-                self.begin_upkeep(part, now);
+                self.upkeep(part, now);
             }
             if flush.is_none() && upkeep.is_none() {
                 break;
@@ -741,7 +732,7 @@ impl Owner {
 
     /// When [`Owner::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Mono> {
-        let periodic = self.flush.at.min(self.upkeep.parts.at).min(self.presence_at);
+        let periodic = self.flush.at.min(self.upkeep.at).min(self.presence_at);
         self.retry_at
             .into_iter()
             .chain(self.copies_due())
@@ -884,6 +875,71 @@ impl Owner {
             }
         }
         Some(lane)
+    }
+
+    fn upkeep(&mut self, part: u32, now: Now) {
+        self.forget(part, now);
+        self.sweep(part, now);
+        let mut again = Vec::new();
+        let due = self.shards.iter_mut().filter(|(id, _)| parts::of(**id) == part);
+        for (id, shard) in due {
+            if let Some(output) = shard.recovery.overdue(*id, shard.epoch) {
+                self.out.push_back(output);
+            }
+            let Some(epoch) = shard.epoch else { continue };
+            // Who commits learns it from that; who does not would keep sessions that are given nothing any more.
+            if self.shared {
+                self.out
+                    .push_back(OwnerOutput::Read(Question::Verify(*id, epoch)));
+            }
+            // What recovers says nothing of its own (R4).
+            if shard.recovery.on && !shard.look.told {
+                continue;
+            }
+            if !std::mem::take(&mut shard.dirty) && !shard.holders.looks_due(now.mono) {
+                if shard.look.waits() {
+                    again.push(*id);
+                }
+                continue;
+            }
+            let (first, me) = (&self.config.holders, &self.config.me.node.region);
+            let limits = (self.config.limits.absent_ms, self.clocks.agree);
+            if !shard.recovery.on {
+                self.out
+                    .extend(shard.mark_op(*id, epoch, (first, me), limits, now));
+            }
+            let holders = shard.holders.counting(first).len();
+            let retire = shard.retire_op(*id, epoch, holders);
+            // A region that is removed confirms all the same: the others wait for that.
+            let confirms = !shard.recovery.on;
+            let shard = *id;
+            // Trimmed is what earlier confirmations made stable: nothing is logged and trimmed in one commit, and no entry is
+            // looked at before it can go.
+            self.out.push_back(OwnerOutput::Commit(
+                StoreOp::Trim { shard, epoch },
+                Tag::Upkeep(shard),
+            ));
+            self.out.extend(retire);
+            if confirms {
+                self.out.push_back(OwnerOutput::Commit(
+                    StoreOp::Confirm { shard, epoch },
+                    Tag::Upkeep(shard),
+                ));
+            }
+        }
+        for id in again {
+            self.look_once_more(id);
+        }
+        if part == 0 {
+            self.senders.forget_idle(now.mono);
+        }
+        #[cfg(any(test, feature = "defects"))]
+        if part == 0 && defect::on(Defect::LeaseIsAWrite) {
+            for (id, shard) in &mut self.shards {
+                shard.presence.refresh();
+                self.touched.insert(*id);
+            }
+        }
     }
 }
 

@@ -350,6 +350,44 @@ fn a_log_that_arrives_before_the_one_it_begins_after_waits() {
     assert_eq!(world.regions[1].links[0].owned[&ShardId(0)].held.len(), 0);
 }
 
+/// The subscriber got the older log by another way, and it was retired before this provider could ship it.
+#[test]
+fn a_log_that_begins_after_one_that_is_retired_meanwhile_is_shipped() {
+    let mut world = World::new(19, &[1, 1], 2, tiny());
+    world.cut_both(0, 1);
+    for _ in 0..100 {
+        world.append(0, 0, 50);
+    }
+    let older = world.regions[0].state.identity.origin;
+    world.run(SECOND);
+    world.kill(0);
+    world.start(0);
+    let newer = world.regions[0].state.identity.origin;
+    world.append(0, 0, 50);
+    let shard = ShardId(0);
+    let position = |world: &World| {
+        let serve = world.regions[0].links[0].peers[0].serve.as_ref()?;
+        let position = serve.shards.get(&shard)?.positions.get(&newer)?;
+        Some((position.waits, position.seq))
+    };
+    world.heal(0, 1);
+    let waits = |world: &World| position(world).is_some_and(|(waits, _)| waits.is_some());
+    for _ in 0..10_000 {
+        if waits(&world) {
+            break;
+        }
+        world.run(SECOND / 1000);
+    }
+    assert!(waits(&world), "{:?}", position(&world));
+
+    let seq = world.regions[0].state.shards[&shard].row.logs[&older].seq;
+    let now = world.clocks();
+    world.regions[0].links[0].handle_retired(shard, &BTreeMap::from([(older, seq)]), now);
+    world.drain(0);
+    world.run(SECOND);
+    assert_eq!(position(&world), Some((None, 2)));
+}
+
 #[test]
 fn what_a_log_does_not_have_any_more_comes_as_a_snapshot() {
     let mut world = World::new(6, &[1, 1], 2, CoreLimits::default());

@@ -8,7 +8,6 @@ mod holes;
 mod moved;
 mod recovery;
 mod sweep;
-mod upkeep;
 
 use bytes::Bytes;
 
