@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::commit::{Outcome, Refusal, StoreOp, TRIM_STEP, Work};
+use super::commit::{HOLDER_LOOK, Outcome, Refusal, StoreOp, Work};
 use super::defect::{self, Defect};
 use super::ids::{Coord, Origin, RegionId, Seq};
 use super::op::{Op, kind};
@@ -434,7 +434,7 @@ impl Work<'_> {
         let waits = positions.filter_map(|(origin, after)| {
             let series = shard.logs.get(&origin)?;
             let mut after = after;
-            for _ in 0..TRIM_STEP {
+            for _ in 0..HOLDER_LOOK {
                 match series.next(after) {
                     Next::Item(seq, (_, op)) if op.kind() == kind::CONFIRM => after = seq,
                     Next::Item(_, (_, op)) => return Some(op.hlc().ms),

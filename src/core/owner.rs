@@ -592,7 +592,15 @@ impl Owner {
             (Tag::Upkeep(shard) | Tag::Remove(shard, _), Ok(Outcome::Refused(Refusal::Fenced { .. }))) => {
                 self.handle_fenced(shard, now);
             }
-            (Tag::Upkeep(shard), Ok(Outcome::Done { more: true }) | Err(_)) => {
+            (Tag::Upkeep(shard), Ok(Outcome::Done { more: true })) => {
+                if let Some(epoch) = self.epoch(shard) {
+                    self.out.push_back(OwnerOutput::Commit(
+                        StoreOp::Trim { shard, epoch },
+                        Tag::Upkeep(shard),
+                    ));
+                }
+            }
+            (Tag::Upkeep(shard), Err(_)) => {
                 if let Some(shard) = self.shards.get_mut(&shard) {
                     shard.dirty = true;
                 }

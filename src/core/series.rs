@@ -14,6 +14,8 @@ pub struct Series<T> {
     pub behind: Seq,
     /// A loaded window: every item in `(after, to]`.
     pub page: Option<Page<T>>,
+    /// Further ones, for who needs what lies further on, and not what lies between.
+    pub ahead: Vec<Page<T>>,
     /// Items in rising order.
     pub tail: VecDeque<(Seq, T)>,
 }
@@ -23,6 +25,7 @@ impl<T> Default for Series<T> {
         Self {
             behind: 0,
             page: None,
+            ahead: Vec::new(),
             tail: VecDeque::new(),
         }
     }
@@ -75,8 +78,8 @@ impl<T: Weigh> Series<T> {
     pub fn next(&self, after: Seq) -> Next<'_, T> {
         let mut after = after;
         if after < self.behind {
-            match &self.page {
-                Some(page) if page.after <= after && after < page.to => {
+            match self.loaded(after) {
+                Some(page) => {
                     let from = page.items.partition_point(|(seq, _)| *seq <= after);
                     if let Some((seq, item)) = page.items.get(from) {
                         return Next::Item(*seq, item);
@@ -86,13 +89,28 @@ impl<T: Weigh> Series<T> {
                     }
                     after = self.behind;
                 }
-                _ => return Next::NotLoaded,
+                None => return Next::NotLoaded,
             }
         }
         match self.tail.get(self.tail.partition_point(|(seq, _)| *seq <= after)) {
             Some((seq, item)) => Next::Item(*seq, item),
             None => Next::End,
         }
+    }
+
+    /// The page that tells what follows a sequence.
+    fn loaded(&self, after: Seq) -> Option<&Page<T>> {
+        let mut pages = self.page.iter().chain(&self.ahead);
+        pages.find(|page| page.after <= after && after < page.to)
+    }
+
+    fn pages_mut(&mut self) -> impl Iterator<Item = &mut Page<T>> {
+        self.page.iter_mut().chain(&mut self.ahead)
+    }
+
+    /// Drops what was loaded.
+    pub fn drop_pages(&mut self) {
+        (self.page, self.ahead) = (None, Vec::new());
     }
 
     /// No item has a higher sequence.
@@ -114,7 +132,7 @@ impl<T: Weigh> Series<T> {
         while let Some((_, item)) = self.tail.pop_front_if(|(seq, _)| *seq <= to) {
             weight += item.weight();
         }
-        if let Some(page) = &mut self.page {
+        for page in self.pages_mut() {
             page.items.retain(|(seq, _)| *seq > to);
         }
         weight
@@ -126,7 +144,7 @@ impl<T: Weigh> Series<T> {
         let end = self.tail.partition_point(|(seq, _)| *seq <= to);
         let dropped = self.tail.drain(first..end.max(first));
         let weight = dropped.map(|(_, item)| item.weight()).sum();
-        if let Some(page) = &mut self.page {
+        for page in self.pages_mut() {
             page.items.retain(|(seq, _)| !(from..=to).contains(seq));
         }
         weight
@@ -251,6 +269,26 @@ mod tests {
             items: vec![(3, "three")],
         });
         assert_eq!(series.next(3), Next::NotLoaded);
+        // What lies further on, without what lies between.
+        series.ahead.push(Page {
+            after: 6,
+            to: 8,
+            items: vec![(7, "seven"), (8, "eight")],
+        });
+        assert_eq!(series.next(6), Next::Item(7, &"seven"));
+        assert_eq!(series.next(7), Next::Item(8, &"eight"));
+        assert_eq!(series.next(8), Next::NotLoaded);
+        assert_eq!(series.next(5), Next::NotLoaded);
+        assert_eq!(series.next(0), Next::Item(3, &"three"));
+        series.drop_to(7);
+        assert_eq!(series.next(6), Next::Item(8, &"eight"));
+        series.drop_pages();
+        assert_eq!(series.next(6), Next::NotLoaded);
+        series.page = Some(Page {
+            after: 0,
+            to: 5,
+            items: vec![(3, "three")],
+        });
         series.push(13, "thirteen");
         assert_eq!(series.drop_range(4, 12), "twelve".len());
         assert_eq!(series.next(3), Next::NotLoaded);

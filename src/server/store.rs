@@ -29,6 +29,8 @@ const GROUP_OPS: usize = 32 * 1024;
 /// Reads that are answered before what is collected is committed: most take some 50 us from memory, so a message waits for
 /// them less than for the disk.
 const READS_BEFORE_COMMIT: usize = 16;
+/// Those of what is not in memory take longer: none is begun after so long.
+const READS_FOR: Duration = Duration::from_millis(1);
 /// Room for [`StoreRequest::Close`] and a test's [`StoreRequest::Wake`] beside what partitions ask.
 const QUEUE_SPARE: usize = 2;
 /// The thread's name and kind to the supervisor.
@@ -258,7 +260,11 @@ impl Worker {
     }
 
     fn answer_reads(&mut self) {
+        let began = Instant::now();
         for _ in 0..READS_BEFORE_COMMIT {
+            if began.elapsed() > READS_FOR {
+                return;
+            }
             let Some((partition, token, read)) = self.reads.pop_front() else {
                 return;
             };

@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use super::engine::{InboxEntry, InboxPage, LogPage, MAX_PAGE_ITEMS, StoreError};
+use crate::core::commit::HOLDER_LOOK;
 use crate::core::ids::{Coord, Origin, Seq};
-use crate::core::op::{LogEntry, LoggedOp};
+use crate::core::op::{LogEntry, LoggedOp, kind};
 use crate::core::retire::or_retired;
 use crate::core::state::{LogRow, Page, UserRow};
 use crate::core::storage::InboxHole;
@@ -43,6 +44,14 @@ impl Room {
         self.items = self.items.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
         self.empty = false;
+    }
+
+    /// For at most so many items, one at least.
+    pub fn at_most(self, items: usize) -> Self {
+        Self {
+            items: self.items.min(items.max(1)),
+            ..self
+        }
     }
 
     /// Whether not even a byte is left.
@@ -227,6 +236,33 @@ impl<T> PageBuilder<T> {
         }
         Ok(self.page)
     }
+}
+
+/// The page of a log from `after` to the first entry that is not a confirmation; at most [`HOLDER_LOOK`] entries, and nothing
+/// beyond `behind`, where the log ends in the engine.
+///
+/// # Errors
+/// Those of the items.
+pub fn first_page(
+    after: Seq,
+    behind: Seq,
+    items: impl Iterator<Item = Result<(Seq, (u64, LoggedOp)), StoreError>>,
+) -> Result<Page<(u64, LoggedOp)>, StoreError> {
+    let mut page = Page {
+        after,
+        to: behind,
+        items: Vec::new(),
+    };
+    for item in items.take(HOLDER_LOOK) {
+        let (seq, (hash, op)) = item?;
+        let found = op.kind() != kind::CONFIRM;
+        page.items.push((seq, (hash, op)));
+        if found || page.items.len() == HOLDER_LOOK {
+            page.to = seq;
+            break;
+        }
+    }
+    Ok(page)
 }
 
 /// A run of a log: `entry` gives the running hash and the operation of the first entry above a sequence.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::StoreOp;
+use super::{StoreOp, TRIM_READS};
 use crate::core::defect::{self, Defect};
 use crate::core::expire::{self, Expiry};
 use crate::core::holders;
@@ -22,6 +22,9 @@ pub enum Need {
     /// Up to [`TRIM_STEP`](super::TRIM_STEP) log entries above a sequence and at or below another one, as a page where they are
     /// not in memory.
     Log(ShardId, Origin, Seq, Seq),
+    /// Log entries above a sequence to the first that is not a confirmation, up to [`HOLDER_LOOK`](super::HOLDER_LOOK), as a page
+    /// of their own where they are not in memory.
+    First(ShardId, Origin, Seq),
     /// Up to [`CONSUME_STEP`](super::CONSUME_STEP) inbox entries above a sequence, likewise.
     Inbox(ShardId, UserId, Origin, Seq),
 }
@@ -29,6 +32,7 @@ pub enum Need {
 /// The rows that operations need, first round. The shard rows must be loaded.
 pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
     let mut out = Vec::new();
+    let mut trim_reads = TRIM_READS;
     for (index, op) in ops.iter().enumerate() {
         let shard = op.shard();
         match op {
@@ -63,7 +67,13 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     let more = may_trim_more(&ops[..index], shard, known) || defect::on(Defect::TrimByTime);
                     for (origin, log) in &known.row.logs {
                         let stable = known.row.trim_to(*origin, &state.identity);
-                        let to = if more { Seq::MAX } else { stable };
+                        let mut to = if more { Seq::MAX } else { stable };
+                        let behind = known.logs.get(origin).map_or(log.floor, |series| series.behind);
+                        let reads = to.min(behind).saturating_sub(log.floor);
+                        if reads > trim_reads {
+                            to = log.floor + trim_reads;
+                        }
+                        trim_reads -= reads.min(trim_reads);
                         // A log that nothing leaves now is not read.
                         if to > log.floor {
                             out.push(Need::Log(shard, *origin, log.floor, to));
@@ -102,7 +112,7 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     let logs = absent
                         .iter()
                         .flat_map(|holder| holders::waits_from(known, holder));
-                    out.extend(logs.map(|(origin, after)| Need::Log(shard, origin, after, Seq::MAX)));
+                    out.extend(logs.map(|(origin, after)| Need::First(shard, origin, after)));
                 }
             }
             StoreOp::Bump { .. }
@@ -306,9 +316,53 @@ mod tests {
         assert_eq!(alone(5), []);
         assert_eq!(alone(6), [Need::Log(SHARD, LOG, 5, 6)]);
         assert_eq!(alone(1_999), [Need::Log(SHARD, LOG, 5, 1_999)]);
+        // Of what is not in memory a batch reads so much, whatever its operations are.
+        let cold = |to, behind| {
+            let mut state = confirmed_to(to);
+            let shard = state.shards.get_mut(&SHARD).expect("it is there");
+            shard.logs.entry(LOG).or_default().behind = behind;
+            state
+        };
+        let needed = |ops: &[StoreOp], state: &State| needs(ops, state);
+        assert_eq!(
+            needed(std::slice::from_ref(&trim), &cold(5 + TRIM_READS, 2_000)),
+            [Need::Log(SHARD, LOG, 5, 5 + TRIM_READS)]
+        );
+        assert_eq!(
+            needed(std::slice::from_ref(&trim), &cold(1_999, 2_000)),
+            [Need::Log(SHARD, LOG, 5, 5 + TRIM_READS)]
+        );
+        assert_eq!(
+            needed(std::slice::from_ref(&trim), &cold(1_999, 5 + TRIM_READS)),
+            [Need::Log(SHARD, LOG, 5, 1_999)]
+        );
+        let twice = [trim.clone(), trim.clone()];
+        assert_eq!(
+            needed(&twice, &cold(1_999, 2_000)),
+            [Need::Log(SHARD, LOG, 5, 5 + TRIM_READS)]
+        );
         // What stands before it in the batch may let more go.
         let confirm = StoreOp::Confirm { shard, epoch };
         let behind = needs(&[confirm, trim], &confirmed_to(5));
         assert_eq!(behind, [Need::Log(SHARD, LOG, 5, Seq::MAX)]);
+    }
+
+    #[test]
+    fn who_is_away_is_judged_by_the_first_entry_that_waits() {
+        let (shard, epoch) = (SHARD, Epoch(1));
+        let mark = |absent: &[&str]| StoreOp::Mark {
+            shard,
+            epoch,
+            absent: absent
+                .iter()
+                .map(|name| RegionId::new(name).expect("a plain name is valid"))
+                .collect(),
+            by_time: true,
+        };
+        assert_eq!(needs(&[mark(&[])], &confirmed_to(7)), []);
+        assert_eq!(
+            needs(&[mark(&["eu-west"])], &confirmed_to(7)),
+            [Need::First(SHARD, LOG, 7)]
+        );
     }
 }

@@ -13,7 +13,7 @@ use super::checkpoint::Checkpoint;
 use super::record::{DedupBlock, Extents, StoredDedup, StoredShard, StoredUser};
 use super::snapshot::Source;
 use super::tables::{Table, Tables};
-use crate::core::commit::{CONSUME_STEP, Need, StoreOp, TRIM_STEP, needs, needs_more};
+use crate::core::commit::{CONSUME_STEP, HOLDER_LOOK, Need, StoreOp, TRIM_STEP, needs, needs_more};
 use crate::core::ids::{Origin, Seq, ShardId, UserId};
 use crate::core::op::LoggedOp;
 use crate::core::snapshot::Cut;
@@ -23,7 +23,7 @@ use crate::core::state::{
 use crate::core::vector::Vector;
 use crate::store::engine::{InboxPage, LogPage, Read, ReadReply, StoreError};
 use crate::store::keys::{self, LogValue, RowError};
-use crate::store::paging::{Room, Window, inbox_page, log_page};
+use crate::store::paging::{Room, Window, first_page, inbox_page, log_page};
 use crate::store::snapshot;
 
 /// Items that a read takes from the tables at once.
@@ -166,14 +166,14 @@ impl<T: Tables> View<T> {
                 Paged::Log(id, origin) => {
                     let shard = self.state.shards.get_mut(&id);
                     if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {
-                        series.page = None;
+                        series.drop_pages();
                     }
                 }
                 Paged::Inbox(id, user, origin) => {
                     let shard = self.state.shards.get_mut(&id);
                     let known = shard.and_then(|shard| shard.users.get_mut(&user));
                     if let Some(series) = known.and_then(|known| known.inbox.get_mut(&origin)) {
-                        series.page = None;
+                        series.drop_pages();
                     }
                 }
             }
@@ -349,6 +349,7 @@ impl<T: Tables> View<T> {
 
     fn load_needs(&mut self, needs: Vec<Need>) -> Result<(), StoreError> {
         let mut logs: BTreeMap<(ShardId, Origin), Window> = BTreeMap::new();
+        let mut firsts = Vec::new();
         let mut inboxes: BTreeMap<(ShardId, UserId, Origin), Window> = BTreeMap::new();
         for need in needs {
             match need {
@@ -362,6 +363,13 @@ impl<T: Tables> View<T> {
                     if series.is_some_and(|series| after < series.behind) {
                         let window = logs.entry((id, origin));
                         window.or_insert(Window::of(after, to)).add(after, to);
+                    }
+                }
+                Need::First(id, origin, after) => {
+                    let shard = self.state.shards.get(&id);
+                    let series = shard.and_then(|shard| shard.logs.get(&origin));
+                    if series.is_some_and(|series| after < series.behind) {
+                        firsts.push((id, origin, after));
                     }
                 }
                 Need::Inbox(id, user, origin, after) => {
@@ -386,6 +394,17 @@ impl<T: Tables> View<T> {
             let shard = self.state.shards.get_mut(&id);
             if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {
                 series.page = Some(page);
+                self.paged.push(Paged::Log(id, origin));
+            }
+            self.loads += 1;
+        }
+        for (id, origin, after) in firsts {
+            let behind = self.state.shards[&id].logs[&origin].behind;
+            let items = self.log_items(id, origin, after, behind, HOLDER_LOOK)?;
+            let page = first_page(after, behind, items)?;
+            let shard = self.state.shards.get_mut(&id);
+            if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {
+                series.ahead.push(page);
                 self.paged.push(Paged::Log(id, origin));
             }
             self.loads += 1;
@@ -480,6 +499,8 @@ impl<T: Tables> View<T> {
         let series = shard.and_then(|shard| shard.logs.get(&origin));
         let row = shard.and_then(|shard| shard.row.logs.get(&origin));
         let behind = series.map_or(0, |series| series.behind);
+        // Of what is not in memory few are given at once: whoever commits meanwhile waits for it.
+        let room = if after < behind { room.at_most(CHUNK) } else { room };
         let chunk = CHUNK.min(room.items() + 1);
         let mut ahead: VecDeque<LogItem> = VecDeque::new();
         log_page(row, after, room, |after| {
@@ -544,6 +565,18 @@ impl<T: Tables> View<T> {
         to: Seq,
         max: usize,
     ) -> Result<Vec<LogItem>, StoreError> {
+        self.log_items(id, origin, after, to, max)?.collect()
+    }
+
+    /// The same, of which the messages are read one after the other.
+    fn log_items(
+        &self,
+        id: ShardId,
+        origin: Origin,
+        after: Seq,
+        to: Seq,
+        max: usize,
+    ) -> Result<impl Iterator<Item = Result<LogItem, StoreError>> + use<'_, T>, StoreError> {
         let from = keys::log(id, origin, after + 1);
         let to = keys::log(id, origin, to);
         let mut raw: Vec<(Seq, Bytes)> = Vec::new();
@@ -551,7 +584,7 @@ impl<T: Tables> View<T> {
             raw.push((keys::seq_of(key).map_err(|e| damaged(&e))?, value));
             Ok(raw.len() < max)
         })?;
-        let resolve = |(seq, value): (Seq, Bytes)| {
+        let resolve = move |(seq, value): (Seq, Bytes)| {
             let (hash, value) = keys::decode_log(&value).map_err(|e| damaged(&e))?;
             let op = match value {
                 LogValue::Inline(op) => op,
@@ -567,7 +600,7 @@ impl<T: Tables> View<T> {
             };
             Ok((seq, (hash, op)))
         };
-        raw.into_iter().map(resolve).collect()
+        Ok(raw.into_iter().map(resolve))
     }
 }
 

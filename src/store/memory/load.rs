@@ -14,7 +14,7 @@ use crate::core::state::{DedupKey, Series, ShardRow, ShardState, State, UserRow,
 use crate::core::vector::Vector;
 use crate::store::engine::{InboxPage, StoreError};
 use crate::store::keys::{self, LogValue, Row, RowError};
-use crate::store::paging::{Room, Window, inbox_page};
+use crate::store::paging::{Room, Window, first_page, inbox_page};
 use crate::store::snapshot;
 
 /// A row, or the default where there is none.
@@ -44,6 +44,7 @@ pub(super) fn shard(state: &mut State, rows: &Rows, shard: ShardId) -> Result<()
 /// Loads the rows that a commit needs; those that are loaded already stay as they are, pages are replaced.
 pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<(), StoreError> {
     let mut logs: BTreeMap<(ShardId, Origin), Window> = BTreeMap::new();
+    let mut firsts = Vec::new();
     let mut inboxes: BTreeMap<(ShardId, UserId, Origin), Window> = BTreeMap::new();
     for need in needs {
         match need {
@@ -62,6 +63,7 @@ pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<
                 let window = logs.entry((id, origin));
                 window.or_insert(Window::of(after, to)).add(after, to);
             }
+            Need::First(id, origin, after) => firsts.push((id, origin, after)),
             Need::Inbox(id, user, origin, after) => {
                 let window = inboxes.entry((id, user, origin));
                 window.or_insert(Window::of(after, Seq::MAX)).add(after, Seq::MAX);
@@ -72,6 +74,14 @@ pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<
         if let Some(series) = loaded(state, id).logs.get_mut(&origin) {
             let items = log(rows, id, origin, window.after, window.to);
             series.page = Some(window.page(TRIM_STEP, series.behind).fill(items)?);
+        }
+    }
+    for (id, origin, after) in firsts {
+        if let Some(series) = loaded(state, id).logs.get_mut(&origin)
+            && after < series.behind
+        {
+            let items = log(rows, id, origin, after, series.behind);
+            series.ahead.push(first_page(after, series.behind, items)?);
         }
     }
     for ((id, user, origin), window) in inboxes {
