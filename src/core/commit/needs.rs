@@ -323,22 +323,21 @@ mod tests {
             shard.logs.entry(LOG).or_default().behind = behind;
             state
         };
-        let needed = |ops: &[StoreOp], state: &State| needs(ops, state);
         assert_eq!(
-            needed(std::slice::from_ref(&trim), &cold(5 + TRIM_READS, 2_000)),
+            needs(std::slice::from_ref(&trim), &cold(5 + TRIM_READS, 2_000)),
             [Need::Log(SHARD, LOG, 5, 5 + TRIM_READS)]
         );
         assert_eq!(
-            needed(std::slice::from_ref(&trim), &cold(1_999, 2_000)),
+            needs(std::slice::from_ref(&trim), &cold(1_999, 2_000)),
             [Need::Log(SHARD, LOG, 5, 5 + TRIM_READS)]
         );
         assert_eq!(
-            needed(std::slice::from_ref(&trim), &cold(1_999, 5 + TRIM_READS)),
+            needs(std::slice::from_ref(&trim), &cold(1_999, 5 + TRIM_READS)),
             [Need::Log(SHARD, LOG, 5, 1_999)]
         );
         let twice = [trim.clone(), trim.clone()];
         assert_eq!(
-            needed(&twice, &cold(1_999, 2_000)),
+            needs(&twice, &cold(1_999, 2_000)),
             [Need::Log(SHARD, LOG, 5, 5 + TRIM_READS)]
         );
         // What stands before it in the batch may let more go.

@@ -389,8 +389,8 @@ impl<T: Tables> View<T> {
         for ((id, origin), window) in logs {
             let behind = self.state.shards[&id].logs[&origin].behind;
             let to = behind.min(window.to);
-            let items = self.stored_log(id, origin, window.after, to, window.most(TRIM_STEP))?;
-            let page = window.page(TRIM_STEP, behind).fill(items.into_iter().map(Ok))?;
+            let items = self.log_items(id, origin, window.after, to, window.most(TRIM_STEP))?;
+            let page = window.page(TRIM_STEP, behind).fill(items)?;
             let shard = self.state.shards.get_mut(&id);
             if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {
                 series.page = Some(page);
@@ -505,7 +505,8 @@ impl<T: Tables> View<T> {
         let mut ahead: VecDeque<LogItem> = VecDeque::new();
         log_page(row, after, room, |after| {
             if ahead.is_empty() && after < behind {
-                ahead = self.stored_log(id, origin, after, behind, chunk)?.into();
+                let items = self.log_items(id, origin, after, behind, chunk)?;
+                ahead = items.collect::<Result<_, _>>()?;
             }
             if let Some((seq, (hash, op))) = ahead.pop_front() {
                 return Ok(Some((seq, hash, op)));
@@ -556,19 +557,8 @@ impl<T: Tables> View<T> {
         })
     }
 
-    /// At most `max` entries in `(after, to]`. Of messages the tables have the operation in the inbox.
-    fn stored_log(
-        &self,
-        id: ShardId,
-        origin: Origin,
-        after: Seq,
-        to: Seq,
-        max: usize,
-    ) -> Result<Vec<LogItem>, StoreError> {
-        self.log_items(id, origin, after, to, max)?.collect()
-    }
-
-    /// The same, of which the messages are read one after the other.
+    /// At most `max` entries in `(after, to]`. Of messages the tables have the operation in the inbox, from where each is read in
+    /// its turn.
     fn log_items(
         &self,
         id: ShardId,
