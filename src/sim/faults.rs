@@ -695,6 +695,9 @@ impl World {
         if self.plan.accepts == Accepts::Geo && (0..self.stores.len()).filter(left).count() < 2 {
             return Err("with one region left nothing would be accepted for good");
         }
+        if !self.change_does_without(region) {
+            return Err("the change of the holders that goes on would leave too few");
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::case::{Case, MILLI};
+use super::case::{Accepts, Case, MILLI};
 use super::check::{Durable, number_of};
 use super::ghosts::Disturbed;
 use super::trace::Micros;
@@ -45,6 +45,8 @@ pub(super) enum Way {
     Leaves,
     /// It leaves, and what only it has is given up.
     Forced,
+    /// Likewise, and it does not run any more.
+    Lost,
 }
 
 /// A change of the holders that goes on.
@@ -142,7 +144,7 @@ impl World {
         } else {
             set.remove(&name);
         }
-        if set.is_empty() {
+        if !self.may_hold(&set) {
             return;
         }
         self.parts.version += 1;
@@ -150,7 +152,7 @@ impl World {
             version: self.parts.version,
             set,
             gone: match way {
-                Way::Forced => BTreeSet::from([name.clone()]),
+                Way::Forced | Way::Lost => BTreeSet::from([name.clone()]),
                 _ => BTreeSet::new(),
             },
         };
@@ -159,7 +161,7 @@ impl World {
             let what = match way {
                 Way::Comes => "is added",
                 Way::Leaves => "is removed",
-                Way::Forced => "is removed by force",
+                Way::Forced | Way::Lost => "is removed by force",
             };
             format!(
                 "{name} {what}: holders {:?}, version {}",
@@ -169,7 +171,7 @@ impl World {
         match way {
             Way::Comes => _ = self.parts.out.remove(&region),
             Way::Leaves => {}
-            Way::Forced => _ = self.parts.given_up.insert(region),
+            Way::Forced | Way::Lost => _ = self.parts.given_up.insert(region),
         }
         self.parts.moved.insert(region);
         self.stores[region].begin_with(change.set.clone());
@@ -225,6 +227,58 @@ impl World {
         }
     }
 
+    /// Whether regions can keep the shards: of those that are not lost there must be enough to accept something.
+    fn may_hold(&self, set: &BTreeSet<RegionId>) -> bool {
+        let lost = |name: &&RegionId| {
+            self.wrong
+                .gone
+                .iter()
+                .any(|region| self.region_name(*region) == *name)
+        };
+        let left = set.iter().filter(|name| !lost(name)).count();
+        left > usize::from(self.plan.accepts == Accepts::Geo)
+    }
+
+    /// Whether a region may be lost now: those to which the change that goes on leads can do without it.
+    pub(super) fn change_does_without(&self, region: usize) -> bool {
+        self.parts.running.as_ref().is_none_or(|running| {
+            let mut set = running.change.set.clone();
+            set.remove(self.region_name(region));
+            self.may_hold(&set)
+        })
+    }
+
+    /// A change never settles whose regions include one that is lost: an operator removes that one by force.
+    fn remove_lost(&mut self) {
+        let Some(mut running) = self.parts.running.take() else {
+            return;
+        };
+        let gone = self.wrong.gone.iter().copied();
+        let lost: Vec<usize> = gone
+            .filter(|region| running.change.set.contains(self.region_name(*region)))
+            .collect();
+        for region in &lost {
+            let name = self.region_name(*region).clone();
+            running.change.set.remove(&name);
+            running.change.gone.insert(name);
+            self.parts.given_up.insert(*region);
+            self.parts.out.insert(*region);
+        }
+        if !lost.is_empty() {
+            self.parts.version += 1;
+            running.change.version = self.parts.version;
+            let (now, change) = (self.now, &running.change);
+            self.trace.chapter(now, || {
+                let (gone, set, version) = (&change.gone, &change.set, change.version);
+                format!("{gone:?} is lost, and removed by force: holders {set:?}, version {version}")
+            });
+            if lost.contains(&running.region) {
+                running.way = Way::Lost;
+            }
+        }
+        self.parts.running = Some(running);
+    }
+
     /// Looks how far the change is.
     pub(super) fn look_at_change(&mut self) {
         self.look_at_forced();
@@ -241,6 +295,7 @@ impl World {
         let comes = way == Way::Comes;
         if !settled {
             if !self.is_settled(&change) {
+                self.remove_lost();
                 self.ask_for_change();
                 return self.after(LOOK, Event::Holders);
             }
@@ -262,6 +317,8 @@ impl World {
         if way == Way::Forced {
             self.parts.forced.insert(region);
             self.after(LOOK, Event::Holders);
+        } else if way == Way::Lost {
+            self.parts.moved.remove(&region);
         } else if comes {
             self.parts.moved.remove(&region);
             let took = (self.now - began) / MILLI;
