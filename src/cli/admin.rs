@@ -137,17 +137,22 @@ impl Target {
             let named = |name: &Option<String>| name.as_deref().is_none_or(|name| name == node);
             if !found.is_empty() && !found.iter().any(|(name, _)| named(name)) {
                 let names: Vec<&str> = found.iter().filter_map(|(name, _)| name.as_deref()).collect();
-                bail!(
-                    "no socket of a node {node} is below {}: expected one of {}",
-                    data.display(),
-                    names.join(", ")
-                );
+                return Err(anyhow::Error::new(NoSuchNode {
+                    node: node.to_owned(),
+                    below: data.clone(),
+                    expected: names.join(", "),
+                }));
             }
             found.retain(|(name, _)| name.as_deref().is_none_or(|name| name == node));
         }
         let mut failed = Vec::new();
-        for (_, path) in &found {
-            match self.answering(path, found.len() > 1).await {
+        // All at once, and the first of them counts that answers: several may stand still.
+        let others = found.len() > 1;
+        let asked = found
+            .iter()
+            .map(|(_, path)| tokio::spawn(answering(path.clone(), others, self.timeout)));
+        for asked in asked.collect::<Vec<_>>() {
+            match asked.await.context("a task that asks a node ended")? {
                 Ok(client) => return Ok(client),
                 Err(error) => failed.push(error.to_string()),
             }
@@ -295,17 +300,6 @@ impl Target {
         Ok(connected)
     }
 
-    /// Connects to a socket; where there are others to try, only if the node answers soon: one that stands still takes
-    /// connections all the same.
-    async fn answering(&self, path: &Path, others: bool) -> Result<AdminClient, AskError> {
-        if others {
-            let mut probe = AdminClient::unix(path, PROBE.min(self.timeout)).await?;
-            // Any answer will do.
-            let _ = probe.call(&Call::Node(Part::Node)).await?;
-        }
-        AdminClient::unix(path, self.timeout).await
-    }
-
     async fn connect_quic(&self, connect: &str) -> anyhow::Result<AdminClient> {
         let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
             bail!("--connect needs --cert and --key");
@@ -396,6 +390,34 @@ impl Look {
             }
             Err(error) => Err(error).context("cannot write to stdout"),
         }
+    }
+}
+
+/// Connects to a socket; where there are others to try, only if the node answers soon: one that stands still takes connections
+/// all the same.
+async fn answering(path: PathBuf, others: bool, timeout: Duration) -> Result<AdminClient, AskError> {
+    if others {
+        let mut probe = AdminClient::unix(&path, PROBE.min(timeout)).await?;
+        // Any answer will do.
+        let _ = probe.call(&Call::Node(Part::Node)).await?;
+    }
+    AdminClient::unix(&path, timeout).await
+}
+
+/// No node of the name that was given.
+#[derive(Debug, thiserror::Error)]
+#[error("no socket of a node {node} is below {}: expected one of {expected}", below.display())]
+struct NoSuchNode {
+    node: String,
+    below: PathBuf,
+    expected: String,
+}
+
+/// The exit code of an error: that of what is not there, or of failure.
+pub fn code_of(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<NoSuchNode>() {
+        Some(_) => ExitCode::from(NOT_FOUND),
+        None => ExitCode::FAILURE,
     }
 }
 

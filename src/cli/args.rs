@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
+use crate::core::inspect::MAX_PAGE;
 use crate::server::config::{LoadOptions, Loaded, NodeConfig, Setting as _};
 
 /// The data folder where none is named.
@@ -60,6 +61,12 @@ pub fn load(file: Option<PathBuf>, set: &SetArg) -> anyhow::Result<Loaded> {
 /// For `value_parser`: a duration such as `90s` or `1h`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::from_text(text).ok_or_else(|| format!("expected {}", Duration::EXPECTED))
+}
+
+/// For `value_parser`: how many rows an answer may have at most.
+pub fn rows(text: &str) -> Result<usize, String> {
+    let rows = text.parse().ok().filter(|rows| (1..=MAX_PAGE).contains(rows));
+    rows.ok_or_else(|| format!("expected 1 to {MAX_PAGE}"))
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

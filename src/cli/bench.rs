@@ -42,6 +42,8 @@ use crate::server::token::{KeyFiles, Signer};
 const CONNECTING: usize = 64;
 /// A connection that does not stand by then ends the run.
 const CONNECT: Duration = Duration::from_secs(30);
+/// The same of the first ones: beside their handshakes nothing keeps the servers busy.
+const CONNECT_FIRST: Duration = Duration::from_secs(10);
 /// Between the last connection and the first message: presence of all is told by then.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Idle connections are left alone for so long before memory is read.
@@ -374,13 +376,18 @@ impl<'a> Runner<'a> {
                 clients.push(self.client(first + n, user, device.clone(), *region)?);
             }
             for client in &clients[first..] {
-                let connected = tokio::time::timeout(CONNECT, client.connected()).await;
+                // Where not even one gets a session, nobody is there.
+                let patience = if at == 0 { CONNECT_FIRST } else { CONNECT };
+                let connected = tokio::time::timeout(patience, client.connected()).await;
                 if !matches!(connected, Ok(true)) {
                     let mut why = "no session".to_owned();
                     while let Some(event) = client.try_next() {
                         why = format!("{event:?}");
                     }
-                    anyhow::bail!("a client did not connect within {CONNECT:?}; the last it told: {why}");
+                    anyhow::bail!(
+                        "a client did not connect within {patience:?}, the last it told: {why}; is the cluster running? \
+                         `iris cluster status` tells"
+                    );
                 }
             }
         }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::ValueEnum;
 
+use super::admin;
+
 /// The form of what a command reads out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -60,11 +62,11 @@ pub fn print_table(headings: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()
     print(&table(headings, rows))
 }
 
-/// Prints an error and its causes to stderr; the exit code of failure.
+/// Prints an error and its causes to stderr, and gives its exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     // Nothing is left to do when stderr is gone.
     let _ = io::stderr().lock().write_all(told(error).as_bytes());
-    ExitCode::FAILURE
+    admin::code_of(error)
 }
 
 /// An error, then its causes, outermost first. Many errors tell their cause in their own line: it is not told again.

@@ -653,8 +653,9 @@ impl Work<'_> {
         let known = devices.and_then(|devices| devices.get(device));
         match known {
             None if defect::on(Defect::DeviceStartsAtApplied) => cursor = shard.row.applied(),
-            // One that brings a cursor was known elsewhere when it went.
-            None if claim.is_empty() && row.is_some_and(|row| row.past) => {
+            // Whoever let go of it did not wait for this device, whatever that consumed elsewhere: in a region that was removed
+            // by force, say. Unless it was told already.
+            None if row.is_some_and(|row| row.past) => {
                 cursor.raise(retire::RETIRED, retire::CAME_LATER);
             }
             // While it was expired, what it had not consumed may have gone with retired origins.

@@ -382,7 +382,8 @@ impl Work<'_> {
         let row = &self.row().row;
         let mut changes: Vec<(RegionId, Option<ConfirmAt>)> = Vec::new();
         for holder in row.holding.marked.keys() {
-            if row.is_back(holder) && row.reaches_floors(holder) {
+            // One may have been marked while it left.
+            if !holders.contains(holder) || (row.is_back(holder) && row.reaches_floors(holder)) {
                 changes.push((holder.clone(), None));
             }
         }

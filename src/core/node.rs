@@ -752,6 +752,7 @@ impl Partition {
                         CommitTag::Merge(token, shard) => {
                             let fenced = is_fenced(&outcome);
                             self.links.handle_merged(token, shard, Ok(outcome), now);
+                            self.owner.handle_merged(shard);
                             self.lose_fenced(fenced, shard, now);
                         }
                     }

@@ -7,7 +7,7 @@ use super::trace::Micros;
 use super::world::World;
 use crate::core::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
 use crate::core::op::{DeviceChange, LoggedOp, Op, kind};
-use crate::core::retire::RETIRED;
+use crate::core::retire::{IN_RETIRED, RETIRED};
 use crate::core::state::{Logged, UserRow};
 use crate::core::storage::{InboxHole, Read, ReadReply};
 use crate::core::vector::Vector;
@@ -270,5 +270,7 @@ pub(super) fn at_rest(row: &mut UserRow) {
     for device in row.devices.values_mut() {
         device.life.seen_ms = 0;
         device.life.objected_ms = 0;
+        // Of several words the first that a region applied counts there, until one is stable: never, where a region is lost.
+        device.life.expiry = device.life.expiry.map(|_| IN_RETIRED);
     }
 }

@@ -254,9 +254,11 @@ impl World {
             return;
         };
         let gone = self.wrong.gone.iter().copied();
-        let lost: Vec<usize> = gone
-            .filter(|region| running.change.set.contains(self.region_name(*region)))
-            .collect();
+        let counts = |region: &usize| {
+            let leaves = running.way == Way::Leaves && running.region == *region;
+            leaves || running.change.set.contains(self.region_name(*region))
+        };
+        let lost: Vec<usize> = gone.filter(counts).collect();
         for region in &lost {
             let name = self.region_name(*region).clone();
             running.change.set.remove(&name);
@@ -426,6 +428,8 @@ impl World {
             }
         }
         drop(self.stores[region].replace_disk());
+        // It comes back, if at all, with an empty store: what it had says of itself that it is out.
+        self.stores[region].backup = None;
         self.forget_durable(region, Durable::default());
         self.check.ever[region].clear();
     }
@@ -528,22 +532,47 @@ impl World {
         })
     }
 
+    /// Whether a region may not know another one that keeps the shards: one that comes may be there before the others heard of it,
+    /// and one whose store was put back to an earlier state knows the regions of then.
+    pub(super) fn may_not_know_regions(&self) -> bool {
+        !self.parts.moved.is_empty() || (self.parts.version > 0 && !self.check.losses.is_empty())
+    }
+
+    /// Whether a region that was removed by force runs on.
+    pub(super) fn forced_out_lives(&self) -> bool {
+        let mut given_up = self.parts.given_up.iter();
+        given_up.any(|region| !self.parts.out.contains(region))
+    }
+
+    /// Whether an origin is of a region that was removed by force.
+    pub(super) fn is_given_up(&self, origin: Origin) -> bool {
+        let region = self.check.origins.get(&origin);
+        let mut given_up = self.parts.given_up.iter();
+        region.is_some_and(|name| given_up.any(|region| self.region_name(*region) == name))
+    }
+
     /// Whether a device may be known to a region alone that the others did not wait for.
     pub(super) fn may_forget_devices(&self, shard: ShardId) -> bool {
         self.ever_marked(shard) || !self.parts.given_up.is_empty()
     }
 
-    /// Whether a region heard of a device. Where nobody was ever marked all did before anything goes; who is known to a
-    /// region alone that is away beyond the limits is told what is gone, in the end.
-    pub(super) fn knows_device(&self, region: usize, shard: ShardId, device: usize) -> bool {
+    /// Whether a region heard of a device, and not first by what was logged after the entry at `at`, or by the log of a region
+    /// that was removed by force, for which nobody waited. Where nobody was ever marked all did before anything goes; who is
+    /// known to a region alone that is away beyond the limits, or was removed by force, is told what is gone, in the end.
+    pub(super) fn knows_device(&self, region: usize, shard: ShardId, device: usize, at: Coord) -> bool {
         if !self.may_forget_devices(shard) {
             return true;
         }
         let (of, with) = (&self.devices[device].user, &self.devices[device].device);
         let of_shard = (shard, Origin(0), 0)..=(shard, Origin(u64::MAX), Seq::MAX);
+        let before = self.check.ledger.get(&(shard, at.origin, at.seq));
+        let before = before.map(|entry| entry.op.hlc());
         let mut ledger = self.check.ledger.range(of_shard);
         ledger.any(|((_, origin, seq), entry)| {
             let (origin, seq) = (*origin, *seq);
+            if before.is_some_and(|before| entry.op.hlc() > before) || self.is_given_up(origin) {
+                return false;
+            }
             match entry.op.decode() {
                 Ok(Op::Device { user, device, .. } | Op::Cursor { user, device, .. }) => {
                     (&user, &device) == (of, with)

@@ -79,6 +79,10 @@ impl World {
         if self.stores.len() < 2 {
             return Err("no other region has what the store has");
         }
+        // It gives an empty store what the others gave up with it.
+        if self.forced_out_lives() {
+            return Err("a region that was removed by force does not know it yet");
+        }
         if !(0..self.stores.len()).all(|other| other == region || self.is_whole(other)) {
             return Err("another region does not have everything just now");
         }

@@ -30,7 +30,8 @@ impl World {
             let wrong = regions.find(|(other, (ever, now))| {
                 // What only a region has that was removed by force is given up.
                 let more = now > seq && !self.parts.given_up.contains(other);
-                (self.counts(*other) && ever < seq) || more
+                // Whoever learned by snapshot that it is retired never had it.
+                (self.counts(*other) && ever.max(now) < seq) || more
             });
             let wrong = wrong.map(|(other, _)| other);
             if let Some(other) = wrong {
@@ -169,9 +170,10 @@ impl World {
     /// came (R23).
     pub(super) fn told_gone(&self, device: usize, number: u64) -> bool {
         let seen = &self.check.seen[device];
-        let past = seen.holes.iter().any(|hole| hole.origin == RETIRED) && self.came_after(device, number);
         let sent = &self.check.sent[number as usize];
         let shard = self.plan.sharding().of_user(&sent.to);
+        let unknown = self.came_after(device, number) || self.may_forget_devices(shard);
+        let past = unknown && seen.holes.iter().any(|hole| hole.origin == RETIRED);
         let mut coords = sent.coords.iter();
         coords.any(|at| seen.told(*at) || (past && self.check.retired.contains(&(shard, at.origin))))
     }

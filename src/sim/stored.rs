@@ -149,7 +149,7 @@ impl World {
                     && !seen.consumed.contains(&number)
                     && !self.told_gone(*device, number)
                     && !self.lapsed(*device)
-                    && self.knows_device(region, shard, *device)
+                    && self.knows_device(region, shard, *device, at)
             });
             if let Some(device) = missing.filter(|_| !learned) {
                 let device = self.devices[device].name();

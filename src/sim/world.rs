@@ -613,8 +613,7 @@ impl World {
             Output::Peer { to, message } => self.peer_output(node, partition, to, message),
             Output::Commit { token, ops, now_ms } => self.commit(node, partition, token, ops, now_ms),
             Output::Read { token, read } => self.read(node, partition, token, read),
-            // A region that comes may be there before the others heard of it.
-            Output::Alarm(LinkAlarm::Refused { .. }) if !self.parts.moved.is_empty() => {}
+            Output::Alarm(LinkAlarm::Refused { .. }) if self.may_not_know_regions() => {}
             Output::Alarm(alarm) => self.alarm(node, &format!("{alarm:?}")),
             Output::Recovery {
                 shard,

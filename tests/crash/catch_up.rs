@@ -20,7 +20,7 @@ const MESSAGES: u64 = 20_000;
 const RECIPIENTS: u64 = 100;
 /// Clients that send the backlog.
 const SENDERS: u64 = 8;
-/// Clients of each of the other regions that go on.
+/// Clients of each of the other regions that go on, unless the environment says another number.
 const CLIENTS: usize = 3;
 /// How long they send before the region is lost, to compare with.
 const USUAL: Duration = Duration::from_secs(10);
@@ -71,10 +71,14 @@ async fn waits(data: &Path) -> Option<u64> {
     (given["open"] == true).then(|| given["lag"]["operations"].as_u64())?
 }
 
+fn clients() -> usize {
+    std::env::var("IRIS_TEST_CATCH_UP_CLIENTS").map_or(CLIENTS, |text| text.parse().unwrap())
+}
+
 async fn members(site: &Site, word: &str) -> Vec<Member> {
     let mut members = Vec::new();
     for region in REGIONS.into_iter().filter(|region| *region != AWAY) {
-        for n in 0..CLIENTS {
+        for n in 0..clients() {
             let config = |name: &str| site.config(region, name);
             members.push(Member::start(&format!("{word}-{region}-{n}"), config).await);
         }
@@ -103,7 +107,7 @@ async fn read(client: Client, expected: u64) {
 }
 
 /// `IRIS_TEST_CATCH_UP=1000000 cargo test --release --test crash catch_up -- --nocapture` is the long run; with
-/// `IRIS_TEST_CATCH_UP_RATE=2MiB` at another rate than the default.
+/// `IRIS_TEST_CATCH_UP_RATE=2MiB` at another rate than the default, with `IRIS_TEST_CATCH_UP_CLIENTS=12` beside more of others.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_takes_a_backlog_while_others_go_on() {
     let messages = std::env::var("IRIS_TEST_CATCH_UP").map_or(MESSAGES, |text| text.parse().unwrap());

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::admin::data::{DeviceRow, EntryRow, InboxReport, Reply, Silent};
 use crate::admin::request::{Place, Request};
 use crate::cli::admin::{Look, View, ago, size};
+use crate::cli::args;
 use crate::cli::output;
 use crate::core::ids::{RegionId, UserId};
 
@@ -28,7 +29,7 @@ pub struct Show {
     #[arg(long, value_name = "PLACES", value_delimiter = ',', value_parser = place)]
     after: Option<Vec<Place>>,
     /// At most so many messages, at most 1024.
-    #[arg(long, value_name = "NUMBER", default_value_t = 50)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = args::rows)]
     limit: usize,
     #[command(flatten)]
     look: Look,

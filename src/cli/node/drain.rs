@@ -45,6 +45,11 @@ impl Drain {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         serve::run_to_end(async {
             let mut client = self.target.connect_to(Some(self.name.as_str())).await?;
+            // A node that stands still would carry out later what it is asked for now, when nobody expects it any more.
+            let answer = client.call(&Call::Node(Part::Node)).await;
+            answer.with_context(|| {
+                format!("node {} was not asked to drain: it does not answer", self.name)
+            })??;
             let change = Change::NodeDrain {
                 node: self.name.clone(),
             };

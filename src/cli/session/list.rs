@@ -7,6 +7,7 @@ use clap::Args;
 use crate::admin::data::{Reply, SessionList, SessionRow, Silent};
 use crate::admin::request::Request;
 use crate::cli::admin::{Look, View, ago, or_dash, size, span};
+use crate::cli::args;
 use crate::cli::output;
 use crate::core::ids::{RegionId, UserId};
 use crate::core::inspect::Digits;
@@ -29,7 +30,7 @@ pub struct List {
     #[arg(long, value_name = "SESSION")]
     after: Option<Digits>,
     /// At most so many, at most 1024.
-    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = args::rows)]
     limit: usize,
     #[command(flatten)]
     look: Look,

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::admin::data::{Reply, ShardList, ShardRow, Silent};
 use crate::admin::request::Request;
 use crate::cli::admin::{Look, PARTIAL, View, or_dash};
+use crate::cli::args;
 use crate::cli::output;
 use crate::core::ids::RegionId;
 use crate::core::inspect::ShardState;
@@ -26,7 +27,7 @@ pub struct List {
     #[arg(long, value_name = "SHARD")]
     after: Option<u32>,
     /// At most so many, at most 1024.
-    #[arg(long, value_name = "NUMBER", default_value_t = 32)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 32, value_parser = args::rows)]
     limit: usize,
     #[command(flatten)]
     look: Look,

@@ -3,25 +3,27 @@
 //! ```text
 //! home --no shard served for `fallback_ms`--> the nearest region whose owners are all reached
 //!   ^                                             |                       |
-//!   +------- home's owners reached for a while ---+    no shard served ---+--> the next one, or home
+//!   +-- home's owners reached, and none refused --+    no shard served ---+--> the next one, or home
+//!       a shard for a while
 //! ```
 //!
 //! A session does not move with it: it belongs to the store that it was attached to. An owner of another region ends it
 //! retryably, and its client comes back to this edge, or goes elsewhere, and is resumed from what it consumed (R17).
 //! What was unanswered goes to the owners at hand; where the old ones had taken it, it is a copy (R15).
 //!
-//! That home can be reached does not say that it serves: it may recover for minutes. Each time it was taken up again and did
-//! not serve, the wait before the next try doubles.
+//! That home can be reached does not say that it serves: it may recover for minutes. So its owners are told, twice in that while,
+//! that this edge has no sessions there, and whoever refuses a shard then is waited for. Where home was taken up again and did
+//! not serve all the same, the wait before the next try doubles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::lanes::SERVED;
 use super::{Edge, EdgeConfig, EdgeOutput};
-use crate::core::ids::{NodeKey, RegionId, ShardId};
+use crate::core::ids::{Addr, NodeKey, RegionId, ShardId};
 use crate::core::limits::ms;
 use crate::core::members::Owner;
-use crate::core::msg::ToOwner;
+use crate::core::msg::{ToEdge, ToOwner};
 use crate::core::time::{Mono, Now};
 
 /// A region that did not serve is not asked again for so long, while there are others.
@@ -42,8 +44,11 @@ pub(super) struct Serving {
     owners: BTreeMap<RegionId, Owners>,
     /// Since when no shard is served.
     idle_since: Option<Mono>,
-    /// Since when all of home's owners can be reached, while another region serves.
+    /// Since when all of home's owners can be reached and none refused a shard, while another region serves.
     home_since: Option<Mono>,
+    /// The lanes on which home was told last that no session is there, and when.
+    asked: BTreeSet<u64>,
+    asked_at: Mono,
     /// When home was taken up again last.
     returned: Mono,
     /// How often in a row it did not serve then.
@@ -62,6 +67,8 @@ impl Serving {
             owners: BTreeMap::new(),
             idle_since: None,
             home_since: None,
+            asked: BTreeSet::new(),
+            asked_at: Mono::default(),
             returned: Mono::default(),
             relapses: 0,
             avoided: BTreeMap::new(),
@@ -82,7 +89,11 @@ impl Serving {
         let after = ms(fallback_ms);
         let idle = self.idle_since.map(|since| since + after);
         let home = self.home_since.map(|since| since + self.return_wait(after));
-        let waits = idle.into_iter().chain(home).chain(self.avoided.values().copied());
+        let ask = self
+            .home_since
+            .map(|_| self.asked_at + self.return_wait(after) / 2);
+        let waits = idle.into_iter().chain(home).chain(ask);
+        let waits = waits.chain(self.avoided.values().copied());
         waits.filter(|at| fallback_ms > 0 && *at > self.looked).min()
     }
 }
@@ -138,17 +149,17 @@ impl Edge {
             let home = serving.home.clone();
             let there = self.reaches_owners(&home);
             let serving = &mut self.serving;
-            match there {
-                true if serving.home_since.is_none() => {
-                    serving.home_since = Some(now);
-                    // It may have heard from other regions of sessions that it had here, and would wait for word of them.
-                    self.leave(&home);
-                }
-                true => {}
-                false => serving.home_since = None,
+            let wait = serving.return_wait(after);
+            if !there {
+                serving.home_since = None;
+                serving.asked.clear();
+            } else if serving.home_since.is_none() || serving.asked_at + wait / 2 <= now {
+                serving.home_since.get_or_insert(now);
+                serving.asked_at = now;
+                // It may have heard from other regions of sessions that it had here, and would wait for word of them, too.
+                self.serving.asked = self.leave(&home);
             }
             let serving = &mut self.serving;
-            let wait = serving.return_wait(after);
             if serving.home_since.is_some_and(|since| since + wait <= now) {
                 return self.serve_from(home);
             }
@@ -197,6 +208,7 @@ impl Edge {
         let before = std::mem::replace(&mut self.serving.region, region);
         let serving = &mut self.serving;
         (serving.idle_since, serving.home_since) = (None, None);
+        serving.asked.clear();
         if serving.is_home() {
             serving.returned = now;
         }
@@ -209,8 +221,30 @@ impl Edge {
         self.review_serving();
     }
 
-    /// Tells the owners of a region that this edge has no sessions there any more: an empty set on a lane of its own.
-    fn leave(&mut self, region: &RegionId) {
+    /// An owner answers on a lane that is no route. Whether it is one of home that was asked; if it refuses a shard of its own,
+    /// home does not serve yet.
+    pub(super) fn home_answers(&mut self, from: &Addr, lane: u64, body: &ToEdge) -> bool {
+        let serving = &mut self.serving;
+        let asked = serving.asked.contains(&lane);
+        if let (true, ToEdge::NotOwner(shards)) = (asked, body) {
+            let owners = serving.owners.get(&serving.home);
+            let its = |shard: &ShardId| {
+                owners
+                    .and_then(|owners| owners.get(shard))
+                    .map(|owner| &owner.addr)
+                    == Some(from)
+            };
+            if serving.home_since.is_some() && shards.iter().any(its) {
+                serving.home_since = Some(self.mono);
+            }
+        }
+        asked
+    }
+
+    /// Tells the owners of a region that this edge has no sessions there any more: an empty set on a lane of its own, whose number is
+    /// given.
+    fn leave(&mut self, region: &RegionId) -> BTreeSet<u64> {
+        let mut lanes = BTreeSet::new();
         let owners = self
             .serving
             .owners
@@ -230,6 +264,8 @@ impl Edge {
                 let to = owner.addr.clone();
                 self.ready.push_back(EdgeOutput::ToOwner { to, lane, body });
             }
+            lanes.insert(lane);
         }
+        lanes
     }
 }

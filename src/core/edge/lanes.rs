@@ -291,7 +291,7 @@ impl Edge {
         match self.routing.lane_mut(lane) {
             Some(known) if known.owner.addr == *from => known.owed_from = now.mono,
             _ => {
-                self.stats.stale += 1;
+                self.stats.stale += u64::from(!self.home_answers(from, lane, &body));
                 return;
             }
         }

@@ -194,7 +194,7 @@ impl Owner {
         if self.outlived(lane, &attach) {
             return;
         }
-        // What it names of retired origins is as good as consumed everywhere (R23).
+        // Of retired origins nothing is left to consume (R23).
         let mut retired = Vec::new();
         if let Some(shard) = self.shards.get(&id) {
             let named = attach.claim.iter().map(|(origin, _)| origin);
@@ -222,16 +222,12 @@ impl Owner {
         {
             cursor = cursor.min(&shard.applied);
         }
-        let mut claim = cursor.clone();
-        if !retired.is_empty() {
-            claim.raise(retire::RETIRED, retire::KNOWS);
-        }
         let op = StoreOp::Register {
             shard: id,
             epoch,
             user: user.clone(),
             device: attach.device.clone(),
-            claim,
+            claim: cursor.clone(),
         };
         let mut position = cursor.clone();
         position.merge(&attach.given);

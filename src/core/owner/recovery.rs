@@ -223,6 +223,17 @@ impl Owner {
             self.active += usize::from(self.shards[&id].is_open());
             self.out.push_back(OwnerOutput::Recovering(id, false));
             self.aim_of(row);
+        } else if shard.recovery.on && shard.holders.set != row.holding.set {
+            // What it lacks may be with a region that came since, which is found by this.
+            shard.holders.set.clone_from(&row.holding.set);
+            self.aim_of(row);
+        }
+    }
+
+    /// A part of a snapshot was taken: it may know of other holders.
+    pub fn handle_merged(&mut self, id: ShardId) {
+        if self.shards.get(&id).is_some_and(|shard| shard.recovery.on) {
+            self.out.push_back(OwnerOutput::Read(Question::Recovered(id)));
         }
     }
 

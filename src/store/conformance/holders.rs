@@ -38,6 +38,7 @@ pub(super) const ALL: &[(&str, Case)] = &[
         added_again,
     ),
     ("what a removed region left behind is retired", left),
+    ("a mark goes with the region that it is of", marked_while_it_left),
     (
         "a holder that is marked counts for dedup and devices",
         marked_counts,
@@ -117,6 +118,30 @@ fn marked_by_bytes(harness: &mut dyn Harness) {
         0,
         "for all else it counts"
     );
+}
+
+fn marked_while_it_left(harness: &mut dyn Harness) {
+    let (mut store, mut there) = three(harness);
+    fill(&mut store, 1, 9);
+    assert_eq!(propose(&mut store, change(1, &[HERE, THERE])), done());
+    let knows = vector(&[(10, store.shard().applied().of(Origin(10)))]);
+    store.confirm();
+    confirm_there(&mut store, &mut there);
+    assert_eq!(
+        mark(&mut store, &[THIRD], false),
+        [THIRD],
+        "it counts as it leaves"
+    );
+    store.confirm();
+    confirm_there(&mut store, &mut there);
+    assert_eq!(store.trim(), done());
+    assert!(store.shard().logs[&Origin(20)].floor > 0);
+    // It knows, and does not have all that is gone.
+    let mut third = Remote::new(THIRD, 30, None, T0);
+    third.confirm(T0, knows);
+    assert_eq!(store.apply(&third, 1, 2), applied(2));
+    assert_eq!(counting(&mut store), [HERE, THERE]);
+    assert!(mark(&mut store, &[], false).is_empty());
 }
 
 fn marked_by_time(harness: &mut dyn Harness) {

@@ -290,7 +290,7 @@ impl Model {
                 let known = self.devices.get(&(user.clone(), device.clone()));
                 let mut of_user = self.messages.iter().filter(|m| m.to == *user);
                 let mut past = of_user.any(|m| !self.lists(m.at.origin));
-                past &= known.map_or(claim.is_empty(), |known| known.expired);
+                past &= known.is_none_or(|known| known.expired);
                 if past {
                     cursor.raise(RETIRED, CAME_LATER);
                 }

@@ -134,9 +134,9 @@ fn refused(harness: &mut dyn Harness) {
     store.register("bob", "tablet", vector(&[(10, 2), (20, 1)]));
     store.cursor("bob", "tablet", vector(&[(10, 3)]));
     let bob = store.user("bob");
-    for name in ["phone", "tablet"] {
-        assert_eq!(bob.devices[&device(name)].cursor, vector(&[(20, 1)]), "{name}");
-    }
+    assert_eq!(bob.devices[&device("phone")].cursor, vector(&[(20, 1)]));
+    let came = vector(&[(RETIRED.0, CAME_LATER), (20, 1)]);
+    assert_eq!(bob.devices[&device("tablet")].cursor, came);
     let row = store.shard();
     let said = &row.confirmed[&region(THERE)];
     assert_eq!(
@@ -177,6 +177,7 @@ fn later(harness: &mut dyn Harness) {
     looked(&mut store);
     assert_eq!(store.retire(&[]).retired.len(), 1);
     store.register("bob", "tablet", Vector::new());
+    store.register("bob", "watch", vector(&[(10, 1), (11, 1)]));
     store.register("bob", "laptop", vector(&[(RETIRED.0, KNOWS)]));
     store.register("bob", "phone", vector(&[(RETIRED.0, KNOWS)]));
     store.register("carol", "phone", Vector::new());
@@ -186,9 +187,14 @@ fn later(harness: &mut dyn Harness) {
     };
     assert_eq!(cursor(&mut store, "bob", "tablet"), CAME_LATER);
     assert_eq!(
+        cursor(&mut store, "bob", "watch"),
+        CAME_LATER,
+        "who let go of it did not wait for a device that only a lost region knew"
+    );
+    assert_eq!(
         cursor(&mut store, "bob", "laptop"),
         KNOWS,
-        "it had consumed it elsewhere"
+        "it was told elsewhere"
     );
     assert_eq!(cursor(&mut store, "bob", "phone"), 0, "it was known before");
     assert_eq!(cursor(&mut store, "carol", "phone"), 0, "nothing of hers is gone");

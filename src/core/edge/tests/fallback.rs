@@ -106,7 +106,13 @@ fn the_nearest_region_serves_after_a_while_and_home_again_after_another() {
         nothing,
         "it may think that it has some there"
     );
-    rig.pass(AFTER / 2 - 1);
+    rig.pass(AFTER / 4);
+    assert_eq!(
+        bodies(&rig.out(), &node("one")),
+        nothing,
+        "whether it refuses a shard"
+    );
+    rig.pass(AFTER / 4 - 1);
     assert!(rig.out().owners.is_empty());
     rig.pass(1);
     assert_eq!(rig.edge.served_by().as_str(), "here");
@@ -149,7 +155,36 @@ fn nobody_to_fall_back_to_is_looked_for_until_there_is_somebody() {
     assert_eq!(rig.edge.served_by().as_str(), "near");
 }
 
-/// Home can be reached all the time, and refuses: as while it recovers. It is tried less and less often.
+/// Home can be reached, and recovers: it is not taken up before it serves, and soon after.
+#[test]
+fn a_home_that_recovers_is_waited_for() {
+    let mut rig = rig(&["near"]);
+    lose_home(&mut rig);
+    rig.pass(AFTER);
+    assert_eq!(rig.edge.served_by().as_str(), "near");
+    rig.out();
+    rig.edge.handle_reachable(&node("one"), true, rig.now);
+    tell(&mut rig, true);
+    let mut refusals = 0;
+    for round in 0..100 {
+        assert_eq!(rig.edge.served_by().as_str(), "near", "round {round}");
+        for (to, lane, body) in rig.out().owners {
+            if to.node == node("one") && matches!(body, ToOwner::Synced(_)) {
+                refusals += 1;
+                let some = ToEdge::NotOwner(vec![ShardId(0)]);
+                rig.edge.handle_owner(&to, lane, some, rig.now);
+            }
+        }
+        rig.pass(AFTER / 8);
+    }
+    assert!(refusals > 10, "{refusals}");
+    assert_eq!(rig.edge.stats().stale, 0);
+    // Nothing is refused any more.
+    rig.pass(AFTER);
+    assert_eq!(rig.edge.served_by().as_str(), "here");
+}
+
+/// Home can be reached all the time, refuses whatever it is asked for, and does not say so before: it is tried less and less often.
 #[test]
 fn a_home_that_only_refuses_is_taken_up_less_and_less_often() {
     let mut rig = rig(&["near"]);
@@ -163,8 +198,9 @@ fn a_home_that_only_refuses_is_taken_up_less_and_less_often() {
         if home {
             tries.push(rig.now.mono.since(began).as_millis() as u64 / AFTER);
         }
+        let here = rig.edge.served_by().as_str() == "here";
         for (to, lane, body) in rig.out().owners {
-            if to.node == node("one") && matches!(body, ToOwner::Open { .. }) {
+            if here && to.node == node("one") && matches!(body, ToOwner::Open { .. }) {
                 rig.edge
                     .handle_owner(&to, lane, ToEdge::NotOwner(all.clone()), rig.now);
             }
