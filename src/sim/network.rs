@@ -30,6 +30,8 @@ pub(super) struct End {
     /// When the last message from this side arrives there, for each pair of partitions and stream between them: order is
     /// kept within one, not among them.
     last: BTreeMap<(u8, u8, u8), Micros>,
+    /// The last incarnation on which something that this side sent is lost: nothing arrives behind it.
+    torn: u64,
     /// Numbers what this side sends.
     sent: u64,
     /// When what it sent has left, where the bandwidth is limited.
@@ -169,11 +171,15 @@ impl World {
     }
 
     fn peer_schedule(&mut self, pair: usize, side: usize, number: u64, message: Stalled, extra: Micros) {
+        if self.pairs[pair].ends[side].torn == message.inc {
+            return;
+        }
         let [from, to] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
         let queued = self.queue(pair, side, message.bytes.len());
         let way = self.way(from, to).filter(|_| queued < BEHIND);
         let Some(way) = way else {
-            self.pairs[pair].ends[side].busy_until = self.now;
+            let end = &mut self.pairs[pair].ends[side];
+            (end.busy_until, end.torn) = (self.now, message.inc);
             return self.peer_break(pair);
         };
         let arrives = self.now + way + queued + extra;
