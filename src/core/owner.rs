@@ -789,6 +789,10 @@ impl Owner {
         if shard.is_open() {
             self.active -= 1;
         }
+        // It may have been taken over twice at once.
+        if shard.epoch.is_some_and(|before| before != epoch) {
+            self.senders.shard_given_up(id);
+        }
         shard.epoch = Some(epoch);
         shard.recovery = recovery::Recovery::of(row);
         shard.holders = holders::Holders::of(row, &self.config.me.node.region);
@@ -819,6 +823,7 @@ impl Owner {
                 body: ToEdge::NotOwner(vec![id]),
             });
         }
+        self.senders.shard_given_up(id);
         self.active -= usize::from(shard.is_open());
         if shard.epoch.is_some() {
             self.out.push_back(OwnerOutput::Owned(id, None));

@@ -80,6 +80,8 @@ pub(super) struct Durable {
 #[derive(Debug)]
 pub(super) struct Entry {
     hash: u64,
+    /// When it was logged.
+    pub(super) logged: Micros,
     pub(super) op: LoggedOp,
     pub(super) number: Option<u64>,
 }
@@ -773,6 +775,7 @@ impl World {
         }
         let entry = Entry {
             hash,
+            logged: self.now,
             op: logged.entry.op.clone(),
             number,
         };

@@ -566,11 +566,11 @@ impl World {
         let (of, with) = (&self.devices[device].user, &self.devices[device].device);
         let of_shard = (shard, Origin(0), 0)..=(shard, Origin(u64::MAX), Seq::MAX);
         let before = self.check.ledger.get(&(shard, at.origin, at.seq));
-        let before = before.map(|entry| entry.op.hlc());
+        let before = before.map(|entry| entry.logged);
         let mut ledger = self.check.ledger.range(of_shard);
         ledger.any(|((_, origin, seq), entry)| {
             let (origin, seq) = (*origin, *seq);
-            if before.is_some_and(|before| entry.op.hlc() > before) || self.is_given_up(origin) {
+            if before.is_some_and(|before| entry.logged > before) || self.is_given_up(origin) {
                 return false;
             }
             match entry.op.decode() {

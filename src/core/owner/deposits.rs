@@ -124,6 +124,16 @@ impl Senders {
         Some(sender)
     }
 
+    /// What waits for a commit is under an epoch that may be over: it may fail where a later one, under the next epoch, would not
+    /// (R21). So nothing more of these attempts is taken; edges are told, and send again.
+    pub(super) fn shard_given_up(&mut self, shard: ShardId) {
+        let of_shard = (shard, SessionId(0))..=(shard, SessionId(u64::MAX));
+        for (_, sender) in self.known.range_mut(of_shard) {
+            let next = sender.judged.saturating_add(1);
+            sender.refused_from = Some(sender.refused_from.map_or(next, |from| from.min(next)));
+        }
+    }
+
     /// Refuses this sequence and all later ones of the attempt, and forgets that they were judged.
     fn refuse_from(&mut self, shard: ShardId, session: SessionId, attempt: u32, session_seq: u64) {
         let sender = self.known.entry((shard, session)).or_default();

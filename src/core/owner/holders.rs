@@ -35,6 +35,8 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct Holders {
     /// As last changed.
     pub(super) set: Option<HolderSet>,
+    /// Whom a snapshot names while this shard recovers: what it lacks may be with one of them. They count when it is open.
+    pub(super) named: BTreeSet<RegionId>,
     /// The last operation of each origin that is no confirmation.
     news: Vector,
     /// Holders that have yet to confirm something: what, and since when it is known that they have not.
@@ -124,6 +126,7 @@ impl Holders {
     fn partners(&self, first: &BTreeSet<RegionId>) -> BTreeSet<RegionId> {
         let mut partners = self.counting(first);
         partners.extend(self.set.iter().flat_map(|set| set.leaving.keys().cloned()));
+        partners.extend(self.named.iter().cloned());
         partners
     }
 

@@ -223,10 +223,9 @@ impl Owner {
             self.active += usize::from(self.shards[&id].is_open());
             self.out.push_back(OwnerOutput::Recovering(id, false));
             self.aim_of(row);
-        } else if shard.recovery.on && shard.holders.set != row.holding.set {
-            // What it lacks may be with a region that came since, which is found by this.
-            shard.holders.set.clone_from(&row.holding.set);
-            self.aim_of(row);
+        } else if shard.recovery.on && row.holding.set.is_some() {
+            shard.holders.named = row.partners(&self.config.holders);
+            self.regions_due = true;
         }
     }
 

@@ -692,6 +692,20 @@ fn senders_beyond_the_limit_are_refused_and_keep_their_order_when_there_is_room(
     assert_eq!(deposits(owner, later, &[(4, 1, 1)]), [true]);
 }
 
+/// What is still on its way under the epoch before may fail: what was sent behind it must not be taken under the next one.
+#[test]
+fn what_is_sent_behind_a_message_of_the_epoch_before_is_sent_again() {
+    let mut script = Script::new();
+    script.attach(1);
+    assert_eq!(deposits(&mut script.owner, NOW, &[(1, 1, 1)]), [true]);
+    script.owner.handle_placement(BTreeSet::new(), NOW);
+    script.owner.handle_placement(BTreeSet::from([SHARD]), NOW);
+    script.run();
+    assert!(script.owner.all_active());
+    let sent = [(1, 2, 1), (2, 1, 1), (1, 1, 2), (1, 2, 2)];
+    assert_eq!(deposits(&mut script.owner, NOW, &sent), [false, true, true, true]);
+}
+
 #[test]
 fn a_full_store_is_told_as_that() {
     let mut script = Script::new();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::core::commit::decide;
+use crate::core::holders::HolderSet;
 use crate::core::state::{State, StoreIdentity, StoreLimits};
 use crate::core::storage::Read;
 
@@ -17,6 +18,8 @@ struct Region {
     told: Vec<ToEdge>,
     /// What links were told of the shard.
     recovering: Vec<bool>,
+    /// Whom links were told to know.
+    partners: Vec<Partners>,
     /// The store does nothing that it is asked.
     broken: bool,
     /// It cannot read heads.
@@ -42,6 +45,7 @@ impl Region {
             session: 0,
             told: Vec::new(),
             recovering: Vec::new(),
+            partners: Vec::new(),
             broken: false,
             blind: false,
         };
@@ -115,6 +119,7 @@ impl Region {
                 }
                 OwnerOutput::ToEdge { body, .. } => self.told.push(body),
                 OwnerOutput::Recovering(_, on) => self.recovering.push(on),
+                OwnerOutput::Regions(partners) => self.partners.push(partners),
                 _ => {}
             }
         }
@@ -410,4 +415,30 @@ fn a_session_does_not_outlive_the_store_of_its_region() {
     assert!(ended(&told) && attached(&told).is_none(), "{told:?}");
     // As a new session it stands.
     assert_eq!(attached(&region.attach(None)), Some(region.state.identity.origin));
+}
+
+/// What it lacks may be with a region that came since, and that region is refused as long as it is not known.
+#[test]
+fn who_recovers_takes_up_the_holders_that_a_snapshot_tells() {
+    let mut region = Region::new(true);
+    region.wait();
+    region.partners.clear();
+    let other = RegionId::new("b").unwrap();
+    let set = HolderSet {
+        version: 1,
+        new: BTreeSet::from([RegionId::new("a").unwrap(), other.clone()]),
+        old: BTreeSet::new(),
+        at: BTreeSet::new(),
+        settled: true,
+        leaving: BTreeMap::new(),
+        gone: BTreeSet::new(),
+    };
+    let shard = region.state.shards.get_mut(&SHARD).unwrap();
+    shard.row.holding.set = Some(set);
+    region.owner.handle_merged(SHARD);
+    region.run();
+    region.wait();
+    let told = region.partners.last().expect("links are told");
+    assert!(told.all.contains(&other));
+    assert!(region.recovering.iter().all(|on| *on), "it recovers on");
 }
