@@ -169,6 +169,7 @@ impl Supervisor {
                 Err(error) => format!("cannot be started ({}: {error})", self.program.display()),
             };
             fresh = self.node.is_fresh();
+            self.node.begins &= fresh;
             if born.elapsed() > LASTED {
                 pause = RESTART_AFTER;
             }
@@ -187,7 +188,8 @@ impl Supervisor {
         let stdin = child.stdin.take();
         let pid = child.id().unwrap_or_default();
         self.tell(Told::Runs(pid)).await;
-        let ready = until_ready(&self.node, pid);
+        let node = self.node.clone();
+        let ready = until_ready(&node, pid);
         tokio::pin!(ready);
         let mut waiting = true;
         loop {
@@ -207,6 +209,8 @@ impl Supervisor {
                 },
                 () = &mut ready, if waiting => {
                     waiting = false;
+                    // From here on an empty disk is one that was lost: what was on it is with the other regions.
+                    self.node.begins = false;
                     self.tell(Told::Ready(pid)).await;
                 }
                 _ = self.stop.changed() => {
