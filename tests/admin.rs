@@ -342,7 +342,10 @@ async fn every_command_tells_how_the_cluster_is() {
         (&["region", "evacuate", "nope"], 5),
         (&["region", "restore", "nope"], 5),
         (&["inbox", "show", "bob", "--after", "x"], 2),
-        (&["node", "list", "--node", "nope"], 1),
+        (&["session", "list", "--limit", "0"], 2),
+        (&["shard", "list", "--limit", "1025"], 2),
+        (&["node", "drain", "nope"], 5),
+        (&["node", "list", "--node", "nope"], 5),
         (&["node", "list", "--data", "nowhere"], 1),
     ] {
         let done = iris(data, args).await;
