@@ -2,7 +2,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | this | taking shards over, lanes of edges, the periodic work of a shard |
+//! | this | lanes of edges, the periodic work of a shard |
+//! | `shards` | taking shards over, and giving them up |
 //! | [`deposits`] | judging deposits in order (R21), and answering them |
 //! | [`forget`] | dropping dedup records of ids that cannot come any more (R16) |
 //! | [`delivery`] | attached sessions: windows, cursors, reading the inbox |
@@ -35,6 +36,7 @@ mod parts;
 mod recovery;
 mod retire;
 mod sessions;
+mod shards;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -772,70 +774,6 @@ impl Owner {
             });
         }
         None
-    }
-
-    fn take_over(&mut self, shard: ShardId) {
-        self.stats.takeovers += 1;
-        let region = &self.config.me.node.region;
-        self.shards.entry(shard).or_insert_with(|| Shard::new(region));
-        self.out
-            .push_back(OwnerOutput::Commit(StoreOp::Bump { shard }, Tag::Bump(shard)));
-    }
-
-    fn activate(&mut self, id: ShardId, epoch: Epoch, row: &ShardRow) {
-        let Some(shard) = self.shards.get_mut(&id) else {
-            return;
-        };
-        if shard.is_open() {
-            self.active -= 1;
-        }
-        // It may have been taken over twice at once.
-        if shard.epoch.is_some_and(|before| before != epoch) {
-            self.senders.shard_given_up(id);
-        }
-        shard.epoch = Some(epoch);
-        shard.recovery = recovery::Recovery::of(row);
-        shard.holders = holders::Holders::of(row, &self.config.me.node.region);
-        if shard.is_open() {
-            self.active += 1;
-        }
-        shard.learn(row, &self.config.me.node.region);
-        // What was pending when the owner before went away is taken up by the first upkeep.
-        shard.dirty = true;
-        self.aim_of(row);
-        let row = Some(Box::new(row.clone()));
-        self.out.push_back(OwnerOutput::Owned(id, row));
-        if self.end_recovery {
-            self.handle_caught_up(id);
-        }
-    }
-
-    fn give_up(&mut self, id: ShardId) {
-        let Some(shard) = self.shards.remove(&id) else {
-            return;
-        };
-        for lane in self.lanes.values_mut() {
-            lane.sessions.retain(|(of, _)| *of != id);
-            let (to, number) = (lane.edge.clone(), lane.number);
-            self.out.push_back(OwnerOutput::ToEdge {
-                to,
-                lane: number,
-                body: ToEdge::NotOwner(vec![id]),
-            });
-        }
-        self.senders.shard_given_up(id);
-        self.active -= usize::from(shard.is_open());
-        if shard.epoch.is_some() {
-            self.out.push_back(OwnerOutput::Owned(id, None));
-        }
-    }
-
-    /// Another owner took the shard; if placement still gives it to us, we take it back with a higher epoch.
-    pub fn handle_fenced(&mut self, shard: ShardId, now: Now) {
-        if self.epoch(shard).is_some() {
-            self.give_up(shard);
-            self.retry_at = Some(now.mono + ms(self.config.limits.retry_ms));
-        }
     }
 
     fn open_lane(&mut self, edge: &Addr, number: u64, generation: Generation, now: Now) {
