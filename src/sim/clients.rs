@@ -34,6 +34,8 @@ pub(super) struct Client {
     last: [Micros; 2],
     /// What waits because the way is cut or the client reads nothing: to the edge, to the client.
     stalled: [BTreeMap<u64, Bytes>; 2],
+    /// What of it is under way again, by number: what left later waits for it.
+    again: [BTreeSet<u64>; 2],
     /// What the client sent is under way for long: it gives the connection up before that comes.
     held: bool,
     /// Numbers what is sent, each way.
@@ -101,7 +103,8 @@ impl World {
                 greeted: false,
                 claim: Vector::new(),
                 last: [0, 0],
-                stalled: [BTreeMap::new(), BTreeMap::new()],
+                stalled: Default::default(),
+                again: Default::default(),
                 held: false,
                 sent: [0, 0],
                 lost_from: None,
@@ -232,11 +235,31 @@ impl World {
                 let Some(client) = self.clients.get_mut(&conn).filter(|_| !held) else {
                     continue;
                 };
-                for (number, bytes) in std::mem::take(&mut client.stalled[way]) {
+                let stalled = std::mem::take(&mut client.stalled[way]);
+                client.again[way].extend(stalled.keys());
+                for (number, bytes) in stalled {
                     self.client_send_on(conn, way, number, bytes);
                 }
             }
         }
+    }
+
+    /// What arrives, unless something holds it up or what left before it was held up and is still under way.
+    fn client_arrives(&mut self, conn: u64, way: usize, number: u64, bytes: Bytes) -> Option<Bytes> {
+        let held = self.client_held(conn, way);
+        let client = self.clients.get_mut(&conn)?;
+        if held {
+            client.again[way].remove(&number);
+            client.stalled[way].insert(number, bytes);
+            return None;
+        }
+        if client.again[way].first().is_some_and(|first| *first < number) {
+            client.again[way].insert(number);
+            self.client_send_on(conn, way, number, bytes);
+            return None;
+        }
+        client.again[way].remove(&number);
+        Some(bytes)
     }
 
     /// A frame of a client leaves for its edge.
@@ -251,15 +274,13 @@ impl World {
     }
 
     pub(super) fn client_bytes_at_server(&mut self, conn: u64, number: u64, bytes: Bytes) {
-        let held = self.client_held(conn, TO_SERVER);
+        let Some(bytes) = self.client_arrives(conn, TO_SERVER, number, bytes) else {
+            return;
+        };
         let Some(client) = self.clients.get_mut(&conn) else {
             return;
         };
         let (node, partition, device) = (client.node, client.partition, client.device);
-        if held {
-            client.stalled[TO_SERVER].insert(number, bytes);
-            return;
-        }
         let lost = !client.client && client.lost_from.is_some_and(|from| number >= from);
         if lost || !client.server || client.boot != self.nodes[node].boot {
             return;
@@ -362,15 +383,13 @@ impl World {
     }
 
     pub(super) fn client_bytes_at_client(&mut self, conn: u64, number: u64, bytes: Bytes) {
-        let held = self.client_held(conn, TO_CLIENT);
+        let Some(bytes) = self.client_arrives(conn, TO_CLIENT, number, bytes) else {
+            return;
+        };
         let Some(client) = self.clients.get_mut(&conn) else {
             return;
         };
         let (node, device, life) = (client.node, client.device, client.life);
-        if held {
-            client.stalled[TO_CLIENT].insert(number, bytes);
-            return;
-        }
         client.unread -= bytes.len();
         if !client.client || self.devices[device].life != life {
             return;

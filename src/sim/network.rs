@@ -4,7 +4,7 @@
 //! and after the idle timeout each side, at its own time, sees its connection break. Every connection has an incarnation:
 //! nothing of an old one arrives on a new one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -20,6 +20,9 @@ const BEHIND: Micros = 20 * SECOND;
 /// Pause between attempts to connect two nodes.
 const REDIAL: Micros = SECOND;
 
+/// The partition that sends, the one it is for, and which of the streams between them.
+type Stream = (u8, u8, u8);
+
 /// One side of a connection between two nodes.
 #[derive(Debug, Default)]
 pub(super) struct End {
@@ -29,7 +32,7 @@ pub(super) struct End {
     broken: u64,
     /// When the last message from this side arrives there, for each pair of partitions and stream between them: order is
     /// kept within one, not among them.
-    last: BTreeMap<(u8, u8, u8), Micros>,
+    last: BTreeMap<Stream, Micros>,
     /// The last incarnation on which something that this side sent is lost: nothing arrives behind it.
     torn: u64,
     /// Numbers what this side sends.
@@ -38,6 +41,8 @@ pub(super) struct End {
     busy_until: Micros,
     /// What of it a cut holds up, by number.
     stalled: BTreeMap<u64, Stalled>,
+    /// What of it was held up and is under way again, by stream and number: what left later waits for it.
+    again: BTreeSet<(Stream, u64)>,
     /// Counts the cuts of the way from this side, to tell whether a silence lasted.
     silent: u64,
 }
@@ -51,6 +56,12 @@ pub(super) struct Stalled {
     pub(super) stream: u8,
     pub(super) inc: u64,
     pub(super) bytes: Bytes,
+}
+
+impl Stalled {
+    fn stream(&self) -> Stream {
+        (self.from, self.to, self.stream)
+    }
 }
 
 /// Two nodes that keep a connection.
@@ -138,7 +149,7 @@ impl World {
         &mut self,
         from: usize,
         to: usize,
-        (from_partition, to_partition, stream): (u8, u8, u8),
+        (from_partition, to_partition, stream): Stream,
         bytes: Bytes,
     ) {
         let Some(pair) = self.pair_of(from, to) else {
@@ -170,9 +181,32 @@ impl World {
         self.peer_schedule(pair, side, number, stalled, 0);
     }
 
-    fn peer_schedule(&mut self, pair: usize, side: usize, number: u64, message: Stalled, extra: Micros) {
+    /// What was held up, or came before what was, is under way again.
+    fn peer_schedule_again(
+        &mut self,
+        pair: usize,
+        side: usize,
+        number: u64,
+        message: Stalled,
+        extra: Micros,
+    ) {
+        let stream = message.stream();
+        if self.peer_schedule(pair, side, number, message, extra) {
+            self.pairs[pair].ends[side].again.insert((stream, number));
+        }
+    }
+
+    /// Whether it will arrive, unless its connection breaks.
+    fn peer_schedule(
+        &mut self,
+        pair: usize,
+        side: usize,
+        number: u64,
+        message: Stalled,
+        extra: Micros,
+    ) -> bool {
         if self.pairs[pair].ends[side].torn == message.inc {
-            return;
+            return false;
         }
         let [from, to] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
         let queued = self.queue(pair, side, message.bytes.len());
@@ -180,10 +214,11 @@ impl World {
         let Some(way) = way else {
             let end = &mut self.pairs[pair].ends[side];
             (end.busy_until, end.torn) = (self.now, message.inc);
-            return self.peer_break(pair);
+            self.peer_break(pair);
+            return false;
         };
         let arrives = self.now + way + queued + extra;
-        let stream = (message.from, message.to, message.stream);
+        let stream = message.stream();
         let last = self.pairs[pair].ends[side].last.entry(stream).or_default();
         let arrives = arrives.max(*last + 1);
         *last = arrives;
@@ -200,6 +235,7 @@ impl World {
                 bytes: message.bytes,
             },
         );
+        true
     }
 
     /// A message arrives at a side, unless a cut holds it up or its connection is gone.
@@ -208,6 +244,12 @@ impl World {
         if self.blocked(sender, receiver) {
             self.pairs[pair].ends[1 - side].stalled.insert(number, message);
             return;
+        }
+        let stream = message.stream();
+        let again = &mut self.pairs[pair].ends[1 - side].again;
+        again.remove(&(stream, number));
+        if again.range((stream, 0)..(stream, number)).next().is_some() {
+            return self.peer_schedule_again(pair, 1 - side, number, message, 0);
         }
         let Stalled {
             from, to, inc, bytes, ..
@@ -295,6 +337,7 @@ impl World {
         }
         end.broken = std::mem::take(&mut end.inc);
         end.stalled.clear();
+        end.again.clear();
         self.tell_reachable(pair, side, false);
     }
 
@@ -345,7 +388,7 @@ impl World {
         }
         let extra = self.rng.between(20, 400) * MILLI;
         for (number, message) in std::mem::take(&mut self.pairs[pair].ends[side].stalled) {
-            self.peer_schedule(pair, side, number, message, extra);
+            self.peer_schedule_again(pair, side, number, message, extra);
         }
     }
 
@@ -410,6 +453,7 @@ impl World {
             let end = &mut self.pairs[pair].ends[side];
             end.broken = end.broken.max(std::mem::take(&mut end.inc));
             end.stalled.clear();
+            end.again.clear();
             // What was under way under the latest incarnation meets nobody.
             self.pairs[pair].inc += 1;
             let inc = self.pairs[pair].ends[1 - side].inc;
