@@ -54,6 +54,8 @@ pub(super) struct Serving {
     /// How often in a row it did not serve then.
     relapses: u32,
     avoided: BTreeMap<RegionId, Mono>,
+    /// Owners of the other region that serves: they may have sessions of this edge, also once they are not told as owners any more.
+    visited: BTreeSet<Addr>,
     /// What is due before this was looked at.
     looked: Mono,
 }
@@ -72,6 +74,7 @@ impl Serving {
             returned: Mono::default(),
             relapses: 0,
             avoided: BTreeMap::new(),
+            visited: BTreeSet::new(),
             looked: Mono::default(),
         }
     }
@@ -124,6 +127,10 @@ impl Edge {
     fn place(&mut self) {
         let owners = self.serving.owners.get(&self.serving.region);
         let owners = owners.cloned().unwrap_or_default();
+        if !self.serving.is_home() {
+            let addrs = owners.values().map(|owner| owner.addr.clone());
+            self.serving.visited.extend(addrs);
+        }
         self.place_owners(&owners);
     }
 
@@ -215,7 +222,8 @@ impl Edge {
         self.stats.fallbacks += u64::from(!self.serving.is_home());
         self.place();
         if before != self.serving.home {
-            self.leave(&before);
+            let visited = std::mem::take(&mut self.serving.visited);
+            self.say_none(visited.into_iter().filter(|addr| addr.node.region == before));
         }
         // Home may be within reach all along, and nothing else would be heard of it.
         self.review_serving();
@@ -241,19 +249,19 @@ impl Edge {
         asked
     }
 
-    /// Tells the owners of a region that this edge has no sessions there any more: an empty set on a lane of its own, whose number is
-    /// given.
+    /// Tells the owners of a region that this edge has no sessions there.
     fn leave(&mut self, region: &RegionId) -> BTreeSet<u64> {
+        let owners = self.serving.owners.get(region);
+        let addrs = owners.into_iter().flat_map(Owners::values);
+        let addrs: BTreeSet<Addr> = addrs.map(|owner| owner.addr.clone()).collect();
+        self.say_none(addrs)
+    }
+
+    /// Tells owners that this edge has no sessions there: an empty set on a lane of its own, whose number is given.
+    fn say_none(&mut self, owners: impl IntoIterator<Item = Addr>) -> BTreeSet<u64> {
         let mut lanes = BTreeSet::new();
-        let owners = self
-            .serving
-            .owners
-            .get(region)
-            .into_iter()
-            .flat_map(Owners::values);
-        let owners: BTreeSet<Owner> = owners.cloned().collect();
-        for owner in owners {
-            if !self.routing.reaches(&owner.addr.node) {
+        for to in owners {
+            if !self.routing.reaches(&to.node) {
                 continue;
             }
             let lane = self.routing.new_number();
@@ -261,7 +269,7 @@ impl Edge {
             // Of all shards: it may come to own others.
             let shards = (0..self.config.sharding.count).map(ShardId).collect();
             for body in [ToOwner::Open { generation }, ToOwner::Synced(shards)] {
-                let to = owner.addr.clone();
+                let to = to.clone();
                 self.ready.push_back(EdgeOutput::ToOwner { to, lane, body });
             }
             lanes.insert(lane);

@@ -125,6 +125,33 @@ fn the_nearest_region_serves_after_a_while_and_home_again_after_another() {
 }
 
 #[test]
+fn a_region_that_is_not_told_of_any_more_is_told_that_nothing_is_there() {
+    let mut rig = rig(&["off", "near"]);
+    rig.login(1, "alice");
+    lose_home(&mut rig);
+    rig.pass(AFTER);
+    let lane = rig.out().owners[0].1;
+    rig.edge.handle_reachable(&node("one"), true, rig.now);
+    tell(&mut rig, true);
+    rig.pass(AFTER / 4);
+    rig.out();
+    // Its core started again, which the members do not know yet. The connection stands.
+    let owners = BTreeMap::from([(RegionId::new("here").unwrap(), all_on("one", 1))]);
+    rig.edge.handle_owners(owners, rig.now);
+    rig.pass(AFTER / 4);
+    assert_eq!(rig.edge.served_by().as_str(), "here");
+    let out = rig.out();
+    let left: Vec<_> = out
+        .owners
+        .iter()
+        .filter(|(to, number, body)| {
+            to.node == far("near") && *number > lane && matches!(body, ToOwner::Synced(_))
+        })
+        .collect();
+    assert_eq!(left.len(), 1, "{out:?}");
+}
+
+#[test]
 fn one_that_is_not_reached_or_does_not_serve_is_passed_over() {
     let mut rig = rig(&["off"]);
     lose_home(&mut rig);
