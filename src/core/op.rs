@@ -183,6 +183,69 @@ struct Confirmed(
     #[serde(default)] Option<Vec<Coord>>,
 );
 
+/// An entry of a log as a commit has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogItem {
+    /// The operation.
+    Op(LoggedOp),
+    /// Of a message that left memory, all but what only its recipient needs: it is not read again to be trimmed.
+    Message(MessageHead),
+}
+
+/// What a log needs of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageHead {
+    /// To whom.
+    pub to: UserId,
+    /// When its region logged it.
+    pub hlc: Hlc,
+    /// Length of the encoding in bytes.
+    pub len: u32,
+}
+
+impl LogItem {
+    /// The kind, see [`kind`].
+    pub fn kind(&self) -> u8 {
+        match self {
+            LogItem::Op(op) => op.kind(),
+            LogItem::Message(_) => kind::APPEND,
+        }
+    }
+
+    /// When its region logged it.
+    pub fn hlc(&self) -> Hlc {
+        match self {
+            LogItem::Op(op) => op.hlc(),
+            LogItem::Message(head) => head.hlc,
+        }
+    }
+
+    /// Length of the operation's encoding in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "an operation is never empty")]
+    pub fn len(&self) -> usize {
+        match self {
+            LogItem::Op(op) => op.len(),
+            LogItem::Message(head) => head.len as usize,
+        }
+    }
+
+    /// To whom a message is; `None` of other operations.
+    pub fn recipient(&self) -> Option<&str> {
+        match self {
+            LogItem::Op(op) => op.recipient(),
+            LogItem::Message(head) => Some(head.to.as_str()),
+        }
+    }
+
+    /// The operation, if it is here.
+    pub fn op(&self) -> Option<&LoggedOp> {
+        match self {
+            LogItem::Op(op) => Some(op),
+            LogItem::Message(_) => None,
+        }
+    }
+}
+
 /// An encoded operation with a checked header; cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Bytes", into = "Bytes")]
@@ -350,6 +413,15 @@ impl LoggedOp {
             _ => return None,
         };
         std::str::from_utf8(control.get(at..at + len)?).ok()
+    }
+
+    /// What a log needs of a message without its body; `None` of other operations.
+    pub fn message_head(&self) -> Option<MessageHead> {
+        Some(MessageHead {
+            to: UserId::new(self.recipient()?).ok()?,
+            hlc: self.hlc(),
+            len: u32::try_from(self.len()).ok()?,
+        })
     }
 
     /// When a message's time to live ends, unix milliseconds, read without decoding the rest; 0 = never, or no message.

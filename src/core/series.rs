@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::ids::Seq;
-use super::op::LoggedOp;
+use super::op::{LogItem, LoggedOp};
 
 /// A sequence of items of which the older part may lie in the engine only.
 ///
@@ -67,9 +67,9 @@ impl Weigh for LoggedOp {
     }
 }
 
-impl Weigh for (u64, LoggedOp) {
+impl Weigh for (u64, LogItem) {
     fn weight(&self) -> usize {
-        self.1.weight()
+        self.1.len() + ITEM_WEIGHT
     }
 }
 

@@ -16,7 +16,7 @@ use super::defect::{self, Defect};
 use super::expire::EXPIRY_MARGIN_MS;
 use super::holders::Holding;
 use super::ids::{Coord, Epoch, MessageId, Origin, RegionId, Seq, ShardId, Sharding, UserId};
-use super::op::{self, Envelope, LoggedOp, Op};
+use super::op::{self, Envelope, LogItem, LoggedOp, Op};
 use super::retire::OldOrigins;
 use super::time::Hlc;
 use super::vector::Vector;
@@ -347,7 +347,7 @@ pub struct ShardState {
     /// The head.
     pub row: ShardRow,
     /// The logs, by origin; `(running hash, operation)`.
-    pub logs: BTreeMap<Origin, Series<(u64, LoggedOp)>>,
+    pub logs: BTreeMap<Origin, Series<(u64, LogItem)>>,
     /// The users. Boxed: few stand in each shard, and a map makes room for eleven.
     pub users: BTreeMap<UserId, Box<UserState>>,
     /// Ids that were accepted.
@@ -769,7 +769,7 @@ impl ShardState {
         let floor = self.row.logs.get(origin).map_or(0, |log| log.floor);
         if at.seq > floor {
             let log = self.logs.entry(*origin).or_default();
-            ledger.resident += log.push(at.seq, (entry.hash, entry.op.clone()));
+            ledger.resident += log.push(at.seq, (entry.hash, LogItem::Op(entry.op.clone())));
         }
         match op {
             Some(Op::Start { .. } | Op::Confirm { .. } | Op::Holders(_)) | None => {}

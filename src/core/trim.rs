@@ -6,7 +6,7 @@ use super::commit::{DAY_MS, ID_WINDOW_MS, Outcome, TIME_MARGIN_MS, TRIM_STEP, Wo
 use super::defect::{self, Defect};
 use super::expire::Expiry;
 use super::ids::{Coord, Origin, Seq, UserId};
-use super::op::{LoggedOp, kind};
+use super::op::{LogItem, kind};
 use super::state::{Decision, Next, ShardState};
 use super::time::MAX_DRIFT;
 
@@ -39,7 +39,7 @@ impl Work<'_> {
         let mut expiries = Vec::new();
         for (seq, hash, op) in trimmable(self.row(), origin, floor, stable) {
             last = Some((seq, hash));
-            expiries.extend(Expiry::of(op, Coord { origin, seq }));
+            expiries.extend(op.op().and_then(|op| Expiry::of(op, Coord { origin, seq })));
             if op.kind() != kind::CONFIRM {
                 bytes += op.len() as u64;
             }
@@ -73,7 +73,7 @@ impl Work<'_> {
 
     /// For a defect: the end of what is some seconds old.
     fn aged(&self, origin: Origin, floor: Seq) -> Seq {
-        let old = |op: &LoggedOp| op.hlc().ms + 3_000 < self.now_ms;
+        let old = |op: &LogItem| op.hlc().ms + 3_000 < self.now_ms;
         let entries = trimmable(self.row(), origin, floor, Seq::MAX);
         entries
             .take_while(|(_, _, op)| old(op))
@@ -158,7 +158,7 @@ pub(super) fn trimmable(
     origin: Origin,
     floor: Seq,
     stable: Seq,
-) -> impl Iterator<Item = (Seq, u64, &LoggedOp)> {
+) -> impl Iterator<Item = (Seq, u64, &LogItem)> {
     let series = shard.logs.get(&origin);
     let mut after = floor;
     std::iter::from_fn(move || match series?.next(after) {

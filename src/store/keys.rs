@@ -5,7 +5,7 @@
 //! | `m` | who the store is ([`StoredIdentity`](super::opening::StoredIdentity)) |
 //! | `s` shard | [`ShardRow`]: head, what is applied, what holders confirmed |
 //! | `u` shard user | [`UserRow`]: devices, cursors, what was removed, siblings |
-//! | `l` shard origin seq | running hash, then the operation, or for a message only its recipient |
+//! | `l` shard origin seq | running hash, then the operation, or of a message its recipient, time and length |
 //! | `i` shard user origin seq | the operation of a message |
 //! | `d` shard day id recipient sender | [`DedupRow`]: digests and coordinates |
 //!
@@ -22,8 +22,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::core::ids::{MessageId, Origin, Seq, ShardId, UserId};
-use crate::core::op::LoggedOp;
+use crate::core::op::{LoggedOp, MessageHead};
 use crate::core::state::{DedupKey, DedupRow, ShardRow, UserRow};
+use crate::core::time::Hlc;
 
 /// Format version of every value.
 pub const VALUE_VERSION: u8 = 1;
@@ -284,20 +285,29 @@ pub fn decode_inbox(value: &Bytes) -> Result<LoggedOp, RowError> {
 pub enum LogValue {
     /// The whole operation.
     Inline(LoggedOp),
-    /// A message, to be found in the inbox of this user.
+    /// A message, to be found in the inbox of its recipient.
+    Message(MessageHead),
+    /// The same as earlier builds wrote it, without its length.
     Inbox(UserId),
 }
 
-/// The value of a log entry: running hash after it, then the operation or, of a message, the recipient.
+/// The value of a log entry: running hash after it, then the operation or, of a message, its time, its length and the
+/// recipient.
 pub fn encode_log(hash: u64, value: &LogValue) -> Vec<u8> {
     let (tag, rest) = match value {
         LogValue::Inline(op) => (0, &op.bytes()[..]),
         LogValue::Inbox(user) => (1, user.as_str().as_bytes()),
+        LogValue::Message(head) => (2, head.to.as_str().as_bytes()),
     };
-    let mut out = Vec::with_capacity(10 + rest.len());
+    let mut out = Vec::with_capacity(10 + HEAD_BYTES + rest.len());
     out.push(VALUE_VERSION);
     out.push(tag);
     out.extend_from_slice(&hash.to_be_bytes());
+    if let LogValue::Message(head) = value {
+        out.extend_from_slice(&head.hlc.ms.to_be_bytes());
+        out.extend_from_slice(&head.hlc.logical.to_be_bytes());
+        out.extend_from_slice(&head.len.to_be_bytes());
+    }
     out.extend_from_slice(rest);
     out
 }
@@ -316,13 +326,32 @@ pub fn decode_log(value: &Bytes) -> Result<(u64, LogValue), RowError> {
     let hash = u64::from_be_bytes(hash.try_into().expect("8 bytes"));
     let value = match tag {
         0 => LogValue::Inline(operation(what, value.slice(10..))?),
-        1 => {
-            let text = std::str::from_utf8(&rest[9..]).map_err(|e| malformed(e.to_string()))?;
-            LogValue::Inbox(UserId::new(text).map_err(|e| malformed(e.to_string()))?)
+        1 => LogValue::Inbox(recipient(&rest[9..]).map_err(malformed)?),
+        2 => {
+            let Some((head, to)) = rest[9..].split_first_chunk::<HEAD_BYTES>() else {
+                return Err(malformed(format!("{} bytes", value.len())));
+            };
+            let number = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("4 bytes"));
+            LogValue::Message(MessageHead {
+                to: recipient(to).map_err(malformed)?,
+                hlc: Hlc {
+                    ms: u64::from(number(0)) << 32 | u64::from(number(4)),
+                    logical: number(8),
+                },
+                len: number(12),
+            })
         }
         other => return Err(malformed(format!("tag {other}"))),
     };
     Ok((hash, value))
+}
+
+/// Bytes of a message's time and length in its log entry.
+const HEAD_BYTES: usize = 16;
+
+fn recipient(bytes: &[u8]) -> Result<UserId, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+    UserId::new(text).map_err(|e| e.to_string())
 }
 
 /// What the rows of a kind are called in errors.

@@ -397,7 +397,10 @@ impl Touched {
                     LogValue::Inline(op.clone())
                 } else {
                     self.writes.push(Write::Put(key, keys::encode_inbox(op).into()));
-                    LogValue::Inbox(envelope.to.clone())
+                    match op.message_head() {
+                        Some(head) => LogValue::Message(head),
+                        None => LogValue::Inbox(envelope.to.clone()),
+                    }
                 };
                 self.users.insert((shard, envelope.to.clone()));
                 self.dedup.insert((shard, DedupKey::of(&envelope)));

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use super::engine::{InboxEntry, InboxPage, LogPage, MAX_PAGE_ITEMS, StoreError};
 use crate::core::commit::HOLDER_LOOK;
 use crate::core::ids::{Coord, Origin, Seq};
-use crate::core::op::{LogEntry, LoggedOp, kind};
+use crate::core::op::{LogEntry, LogItem, LoggedOp, kind};
 use crate::core::retire::or_retired;
 use crate::core::state::{LogRow, Page, UserRow};
 use crate::core::storage::InboxHole;
@@ -66,6 +66,11 @@ impl Room {
             bytes: self.bytes,
             empty: true,
         }
+    }
+
+    /// How many bytes still fit.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many items still fit.
@@ -246,8 +251,8 @@ impl<T> PageBuilder<T> {
 pub fn first_page(
     after: Seq,
     behind: Seq,
-    items: impl Iterator<Item = Result<(Seq, (u64, LoggedOp)), StoreError>>,
-) -> Result<Page<(u64, LoggedOp)>, StoreError> {
+    items: impl Iterator<Item = Result<(Seq, (u64, LogItem)), StoreError>>,
+) -> Result<Page<(u64, LogItem)>, StoreError> {
     let mut page = Page {
         after,
         to: behind,

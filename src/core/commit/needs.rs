@@ -183,7 +183,8 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                     for (seq, _, op) in trimmable(shard, *origin, log.floor, to) {
                         users.extend(op.recipient());
                         let at = Coord { origin: *origin, seq };
-                        out.extend(Expiry::of(op, at).map(|expiry| Need::User(id, expiry.user())));
+                        let expiry = op.op().and_then(|op| Expiry::of(op, at));
+                        out.extend(expiry.map(|expiry| Need::User(id, expiry.user())));
                     }
                     let users = users.into_iter().filter_map(|user| UserId::new(user).ok());
                     out.extend(users.map(|user| Need::User(id, user)));
@@ -192,9 +193,8 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
             StoreOp::Merge { cut, page, .. } => {
                 for (origin, floor, to) in snapshot::covered(&shard.row, cut) {
                     for (_, _, op) in trimmable(shard, origin, floor, to) {
-                        if let Ok(envelope) = op.envelope() {
-                            out.push(Need::User(id, envelope.to));
-                        }
+                        let to = op.recipient().and_then(|to| UserId::new(to).ok());
+                        out.extend(to.map(|to| Need::User(id, to)));
                     }
                 }
                 // Whoever has a message here that is known there under another coordinate.

@@ -21,7 +21,7 @@ use super::record::{DedupBlock, Extent, Meta, StoredShard, StoredUser};
 use super::tables::{Change, Table, Tables};
 use super::view::{Marks, Recent, View};
 use crate::core::ids::{Coord, Origin, Seq, ShardId, UserId};
-use crate::core::op::kind;
+use crate::core::op::{LogItem, kind};
 use crate::core::state::{
     DEDUP_WEIGHT, Decision, DedupKey, DedupRow, Pieces, Series, ShardState, USER_WEIGHT,
 };
@@ -398,9 +398,17 @@ impl<T: Tables> View<T> {
             };
             let extent = marks.logs.entry(*origin).or_default();
             slice.put_items(Table::Log, extent, series, *to, |seq, (hash, op)| {
+                let op = match op {
+                    LogItem::Op(op) => op,
+                    // Not in the newer part, of which this is.
+                    LogItem::Message(head) => {
+                        let value = LogValue::Message(head.clone());
+                        return (keys::log(id, *origin, seq), keys::encode_log(*hash, &value));
+                    }
+                };
                 let value = match op.kind() {
                     kind::APPEND => {
-                        let user = op.envelope().map(|envelope| envelope.to).ok();
+                        let head = op.message_head();
                         // What a snapshot brought before and was removed is not there to be named (R11).
                         let at = Coord { origin: *origin, seq };
                         let kept = |user: &UserId| match shard.users.get(user) {
@@ -410,7 +418,7 @@ impl<T: Tables> View<T> {
                                 tables.get(Table::Inbox, &key).is_ok_and(|value| value.is_some())
                             }
                         };
-                        user.filter(kept).map(LogValue::Inbox)
+                        head.filter(|head| kept(&head.to)).map(LogValue::Message)
                     }
                     _ => None,
                 };

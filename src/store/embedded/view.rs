@@ -7,15 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::Bytes;
-
 use super::checkpoint::Checkpoint;
 use super::record::{DedupBlock, Extents, StoredDedup, StoredShard, StoredUser};
 use super::snapshot::Source;
 use super::tables::{Table, Tables};
 use crate::core::commit::{CONSUME_STEP, HOLDER_LOOK, Need, StoreOp, TRIM_STEP, needs, needs_more};
 use crate::core::ids::{Origin, Seq, ShardId, UserId};
-use crate::core::op::LoggedOp;
+use crate::core::op::{LogItem, LoggedOp, MessageHead};
 use crate::core::snapshot::Cut;
 use crate::core::state::{
     DEDUP_WEIGHT, DedupKey, Next, Series, ShardState, State, StoreIdentity, USER_WEIGHT, UserRow, UserState,
@@ -28,6 +26,9 @@ use crate::store::snapshot;
 
 /// Items that a read takes from the tables at once.
 const CHUNK: usize = 128;
+/// A user that has so many messages among those has them read in one go: to find the first takes about as long as some that are
+/// looked up one by one.
+const TOGETHER: usize = 4;
 
 /// The state and what is known of the tables.
 #[derive(Debug)]
@@ -389,7 +390,8 @@ impl<T: Tables> View<T> {
         for ((id, origin), window) in logs {
             let behind = self.state.shards[&id].logs[&origin].behind;
             let to = behind.min(window.to);
-            let items = self.log_items(id, origin, window.after, to, window.most(TRIM_STEP))?;
+            let rows = self.log_rows(id, origin, window.after, to, window.most(TRIM_STEP), usize::MAX)?;
+            let items = rows.into_iter().map(|row| self.log_item(id, origin, row));
             let page = window.page(TRIM_STEP, behind).fill(items)?;
             let shard = self.state.shards.get_mut(&id);
             if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {
@@ -400,7 +402,8 @@ impl<T: Tables> View<T> {
         }
         for (id, origin, after) in firsts {
             let behind = self.state.shards[&id].logs[&origin].behind;
-            let items = self.log_items(id, origin, after, behind, HOLDER_LOOK)?;
+            let rows = self.log_rows(id, origin, after, behind, HOLDER_LOOK, usize::MAX)?;
+            let items = rows.into_iter().map(|row| self.log_item(id, origin, row));
             let page = first_page(after, behind, items)?;
             let shard = self.state.shards.get_mut(&id);
             if let Some(series) = shard.and_then(|shard| shard.logs.get_mut(&origin)) {
@@ -502,17 +505,18 @@ impl<T: Tables> View<T> {
         // Of what is not in memory few are given at once: whoever commits meanwhile waits for it.
         let room = if after < behind { room.at_most(CHUNK) } else { room };
         let chunk = CHUNK.min(room.items() + 1);
-        let mut ahead: VecDeque<LogItem> = VecDeque::new();
+        let bytes = room.bytes();
+        let mut ahead: VecDeque<(Seq, u64, LoggedOp)> = VecDeque::new();
         log_page(row, after, room, |after| {
             if ahead.is_empty() && after < behind {
-                let items = self.log_items(id, origin, after, behind, chunk)?;
-                ahead = items.collect::<Result<_, _>>()?;
+                let rows = self.log_rows(id, origin, after, behind, chunk, bytes)?;
+                ahead = self.log_entries(id, origin, rows)?;
             }
-            if let Some((seq, (hash, op))) = ahead.pop_front() {
-                return Ok(Some((seq, hash, op)));
+            if let Some(entry) = ahead.pop_front() {
+                return Ok(Some(entry));
             }
             match series.map(|series| series.next(after.max(behind))) {
-                Some(Next::Item(seq, (hash, op))) => Ok(Some((seq, *hash, op.clone()))),
+                Some(Next::Item(seq, (hash, item))) => Ok(item.op().map(|op| (seq, *hash, op.clone()))),
                 _ => Ok(None),
             }
         })
@@ -557,45 +561,104 @@ impl<T: Tables> View<T> {
         })
     }
 
-    /// At most `max` entries in `(after, to]`. Of messages the tables have the operation in the inbox, from where each is read in
-    /// its turn.
-    fn log_items(
+    /// At most `max` entries in `(after, to]`, and none behind the one with which they have more than so many bytes.
+    fn log_rows(
         &self,
         id: ShardId,
         origin: Origin,
         after: Seq,
         to: Seq,
         max: usize,
-    ) -> Result<impl Iterator<Item = Result<LogItem, StoreError>> + use<'_, T>, StoreError> {
+        max_bytes: usize,
+    ) -> Result<Vec<LogRow>, StoreError> {
         let from = keys::log(id, origin, after + 1);
         let to = keys::log(id, origin, to);
-        let mut raw: Vec<(Seq, Bytes)> = Vec::new();
+        let mut rows = Vec::new();
+        let mut bytes = 0_usize;
         self.tables.range(Table::Log, &from, &to, &mut |key, value| {
-            raw.push((keys::seq_of(key).map_err(|e| damaged(&e))?, value));
-            Ok(raw.len() < max)
-        })?;
-        let resolve = move |(seq, value): (Seq, Bytes)| {
+            let seq = keys::seq_of(key).map_err(|e| damaged(&e))?;
             let (hash, value) = keys::decode_log(&value).map_err(|e| damaged(&e))?;
+            bytes += match &value {
+                LogValue::Inline(op) => op.len(),
+                LogValue::Message(head) => head.len as usize,
+                LogValue::Inbox(_) => 0,
+            };
+            rows.push((seq, hash, value));
+            Ok(rows.len() < max && bytes <= max_bytes)
+        })?;
+        Ok(rows)
+    }
+
+    /// An entry as a commit needs it.
+    fn log_item(
+        &self,
+        id: ShardId,
+        origin: Origin,
+        (seq, hash, value): LogRow,
+    ) -> Result<(Seq, (u64, LogItem)), StoreError> {
+        let item = match value {
+            LogValue::Inline(op) => LogItem::Op(op),
+            LogValue::Message(head) => LogItem::Message(head),
+            LogValue::Inbox(user) => LogItem::Op(self.message(id, &user, origin, seq)?),
+        };
+        Ok((seq, (hash, item)))
+    }
+
+    /// Entries with the bodies of their messages, which the tables have in the inboxes. Those of a user that has many among them
+    /// stand together there, and are read at once.
+    fn log_entries(
+        &self,
+        id: ShardId,
+        origin: Origin,
+        rows: Vec<LogRow>,
+    ) -> Result<VecDeque<(Seq, u64, LoggedOp)>, StoreError> {
+        let mut spans: BTreeMap<&UserId, (usize, Seq, Seq)> = BTreeMap::new();
+        for (seq, _, value) in &rows {
+            if let LogValue::Message(MessageHead { to: user, .. }) | LogValue::Inbox(user) = value {
+                let span = spans.entry(user).or_insert((0, *seq, *seq));
+                *span = (span.0 + 1, span.1, *seq);
+            }
+        }
+        let mut found: BTreeMap<Seq, LoggedOp> = BTreeMap::new();
+        for (user, (count, first, last)) in spans {
+            if count < TOGETHER {
+                continue;
+            }
+            self.visit_inbox(id, user, origin, first - 1, last, |seq, op| {
+                found.insert(seq, op);
+                true
+            })?;
+        }
+        let entries = rows.into_iter().map(|(seq, hash, value)| {
             let op = match value {
                 LogValue::Inline(op) => op,
-                LogValue::Inbox(user) => {
-                    let key = keys::inbox(id, &user, origin, seq);
-                    let value = self.tables.get(Table::Inbox, &key)?.ok_or_else(|| {
-                        StoreError::Corrupt(format!(
-                            "log entry {origin:?}:{seq} of shard {id} has no message in the inbox of {user}"
-                        ))
-                    })?;
-                    keys::decode_inbox(&value).map_err(|e| damaged(&e))?
+                LogValue::Message(MessageHead { to: user, .. }) | LogValue::Inbox(user) => {
+                    match found.remove(&seq) {
+                        Some(op) => op,
+                        None => self.message(id, &user, origin, seq)?,
+                    }
                 }
             };
-            Ok((seq, (hash, op)))
-        };
-        Ok(raw.into_iter().map(resolve))
+            Ok((seq, hash, op))
+        });
+        entries.collect()
+    }
+
+    fn message(&self, id: ShardId, user: &UserId, origin: Origin, seq: Seq) -> Result<LoggedOp, StoreError> {
+        let value = self
+            .tables
+            .get(Table::Inbox, &keys::inbox(id, user, origin, seq))?;
+        let value = value.ok_or_else(|| {
+            StoreError::Corrupt(format!(
+                "log entry {origin:?}:{seq} of shard {id} has no message in the inbox of {user}"
+            ))
+        })?;
+        keys::decode_inbox(&value).map_err(|e| damaged(&e))
     }
 }
 
-/// A log entry: sequence, running hash, operation.
-type LogItem = (Seq, (u64, LoggedOp));
+/// A log entry in the tables: sequence, running hash, and what stands there.
+type LogRow = (Seq, u64, LogValue);
 /// For each origin of a user where the part in the tables ends, and the part in memory.
 type Inbox<'a> = BTreeMap<Origin, (Seq, Option<&'a Series<LoggedOp>>)>;
 

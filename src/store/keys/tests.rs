@@ -189,6 +189,11 @@ fn the_formats_are_those_of_the_fixture() {
             super::shard(ShardId(4)),
             encode(&changed_row()),
         ),
+        (
+            "log message with its time and length",
+            super::log(s, Origin(10), 2),
+            encode_log(log.hash(2), &LogValue::Message(head(&log))),
+        ),
     ];
     let text: String = rows
         .iter()
@@ -201,6 +206,10 @@ fn the_formats_are_those_of_the_fixture() {
     for fixture in [include_str!("../../../tests/fixtures/store-rows-v1.txt"), fixture] {
         reads_back(fixture);
     }
+}
+
+fn head(log: &Remote) -> MessageHead {
+    log.ops[1].message_head().expect("it is a message")
 }
 
 fn reads_back(fixture: &str) {
@@ -227,6 +236,18 @@ fn reads_back(fixture: &str) {
     }
     if let Some(changed) = lines.get(19) {
         assert_eq!(decode_row::<ShardRow>(changed), Ok(changed_row()));
+    }
+    if let Some(message) = lines.get(21) {
+        let known = head(&log);
+        assert_eq!(
+            (known.len as usize, known.hlc),
+            (log.ops[1].len(), log.ops[1].hlc())
+        );
+        assert_eq!(
+            decode_log(&message.clone().into()),
+            Ok((log.hash(2), LogValue::Message(known)))
+        );
+        assert!(decode_log(&message[..25].to_vec().into()).is_err());
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::disk::Rows;
 use crate::core::commit::{CONSUME_STEP, Need, TRIM_STEP};
 use crate::core::ids::{Origin, Seq, ShardId, UserId};
-use crate::core::op::LoggedOp;
+use crate::core::op::{LogItem, LoggedOp};
 use crate::core::snapshot::Cut;
 use crate::core::state::{DedupKey, Series, ShardRow, ShardState, State, UserRow, UserState};
 use crate::core::vector::Vector;
@@ -72,7 +72,7 @@ pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<
     }
     for ((id, origin), window) in logs {
         if let Some(series) = loaded(state, id).logs.get_mut(&origin) {
-            let items = log(rows, id, origin, window.after, window.to);
+            let items = log_items(rows, id, origin, window.after, window.to);
             series.page = Some(window.page(TRIM_STEP, series.behind).fill(items)?);
         }
     }
@@ -80,7 +80,7 @@ pub(super) fn needs(state: &mut State, rows: &Rows, needs: Vec<Need>) -> Result<
         if let Some(series) = loaded(state, id).logs.get_mut(&origin)
             && after < series.behind
         {
-            let items = log(rows, id, origin, after, series.behind);
+            let items = log_items(rows, id, origin, after, series.behind);
             series.ahead.push(first_page(after, series.behind, items)?);
         }
     }
@@ -102,24 +102,66 @@ pub(super) fn log(
     after: Seq,
     to: Seq,
 ) -> impl Iterator<Item = Result<(Seq, (u64, LoggedOp)), StoreError>> {
-    let from = keys::log(shard, origin, after.saturating_add(1));
-    let to = keys::log(shard, origin, to.max(after.saturating_add(1)));
-    rows.range(from..=to).map(move |(key, value)| {
-        let seq = keys::seq_of(key).map_err(|e| damaged(&e))?;
-        let (hash, value) = keys::decode_log(value).map_err(|e| damaged(&e))?;
+    log_values(rows, shard, origin, after, to).map(move |entry| {
+        let (seq, hash, value) = entry?;
         let op = match value {
             LogValue::Inline(op) => op,
-            LogValue::Inbox(user) => {
-                let value = rows.get(&keys::inbox(shard, &user, origin, seq)).ok_or_else(|| {
-                    StoreError::Corrupt(format!(
-                        "log entry {origin:?}:{seq} has no message in the inbox of {user}"
-                    ))
-                })?;
-                keys::decode_inbox(value).map_err(|e| damaged(&e))?
-            }
+            LogValue::Message(head) => message(rows, shard, &head.to, origin, seq)?,
+            LogValue::Inbox(user) => message(rows, shard, &user, origin, seq)?,
         };
         Ok((seq, (hash, op)))
     })
+}
+
+/// The same without the bodies of messages.
+fn log_items(
+    rows: &Rows,
+    shard: ShardId,
+    origin: Origin,
+    after: Seq,
+    to: Seq,
+) -> impl Iterator<Item = Result<(Seq, (u64, LogItem)), StoreError>> {
+    log_values(rows, shard, origin, after, to).map(move |entry| {
+        let (seq, hash, value) = entry?;
+        let item = match value {
+            LogValue::Inline(op) => LogItem::Op(op),
+            LogValue::Message(head) => LogItem::Message(head),
+            LogValue::Inbox(user) => LogItem::Op(message(rows, shard, &user, origin, seq)?),
+        };
+        Ok((seq, (hash, item)))
+    })
+}
+
+fn log_values(
+    rows: &Rows,
+    shard: ShardId,
+    origin: Origin,
+    after: Seq,
+    to: Seq,
+) -> impl Iterator<Item = Result<(Seq, u64, LogValue), StoreError>> {
+    let from = keys::log(shard, origin, after.saturating_add(1));
+    let to = keys::log(shard, origin, to.max(after.saturating_add(1)));
+    rows.range(from..=to).map(|(key, value)| {
+        let seq = keys::seq_of(key).map_err(|e| damaged(&e))?;
+        let (hash, value) = keys::decode_log(value).map_err(|e| damaged(&e))?;
+        Ok((seq, hash, value))
+    })
+}
+
+fn message(
+    rows: &Rows,
+    shard: ShardId,
+    user: &UserId,
+    origin: Origin,
+    seq: Seq,
+) -> Result<LoggedOp, StoreError> {
+    let value = rows.get(&keys::inbox(shard, user, origin, seq));
+    let value = value.ok_or_else(|| {
+        StoreError::Corrupt(format!(
+            "log entry {origin:?}:{seq} has no message in the inbox of {user}"
+        ))
+    })?;
+    keys::decode_inbox(value).map_err(|e| damaged(&e))
 }
 
 /// The messages of a user and an origin above a sequence, in order.

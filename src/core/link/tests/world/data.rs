@@ -84,8 +84,9 @@ impl Region {
         let mut at = row.floor;
         let mut entries = Vec::new();
         let mut bytes = 0;
-        while let Next::Item(seq, (hash, op)) = series.next(at) {
+        while let Next::Item(seq, (hash, item)) = series.next(at) {
             at = seq;
+            let op = item.op().expect("all of it is in memory");
             if seq <= after {
                 before = *hash;
                 continue;
