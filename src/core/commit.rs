@@ -36,9 +36,9 @@ pub const ID_FUTURE_MS: u64 = 60 * 60 * 1000;
 pub const TIME_MARGIN_MS: u64 = DAY_MS;
 /// Log entries that one [`StoreOp::Trim`] trims at most for each origin: bounds what a commit reads.
 pub const TRIM_STEP: usize = 1024;
-/// Of the entries that a batch trims, those at most that are not in memory: each costs a store some 10 us to read, and
-/// whoever comes meanwhile waits for it. The rest goes with the next batch.
-pub const TRIM_READS: u64 = 128;
+/// Of the entries that a batch trims, those at most that are not in memory: each costs a store a few microseconds to read and
+/// to take out, and whoever comes meanwhile waits for it. The rest goes with the next batch.
+pub const TRIM_READS: u64 = 256;
 /// Log entries that are looked at for the first that is not a confirmation and that a holder lacks. Whatever confirmations
 /// are about is waited for, too, so that few come before it in some log.
 pub const HOLDER_LOOK: usize = 64;

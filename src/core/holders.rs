@@ -272,6 +272,16 @@ impl ShardRow {
 
     /// To where the holders that are not away let an origin's log be trimmed.
     pub(super) fn released(&self, origin: Origin, first: &BTreeSet<RegionId>) -> Seq {
+        self.released_without(origin, first, &BTreeSet::new())
+    }
+
+    /// The same if these holders let all go.
+    pub(super) fn released_without(
+        &self,
+        origin: Origin,
+        first: &BTreeSet<RegionId>,
+        without: &BTreeSet<RegionId>,
+    ) -> Seq {
         let holders = self.holders(first);
         let floor = self.logs.get(&origin).map_or(0, |log| log.floor);
         let of = |holder: &RegionId| {
@@ -282,7 +292,11 @@ impl ShardRow {
                 Some(_) => Seq::MAX,
             }
         };
-        holders.iter().map(of).min().unwrap_or(0)
+        let counts = holders.iter().filter(|holder| !without.contains(*holder));
+        match holders.is_empty() {
+            true => 0,
+            false => counts.map(of).min().unwrap_or(Seq::MAX),
+        }
     }
 
     /// Whether a holder that was marked confirmed something since.

@@ -188,6 +188,19 @@ impl ShardRow {
         !self.old.told.is_empty() || self.confirmed.values().any(ConfirmRow::names_retired)
     }
 
+    /// Whether one of these is listed here, so that it may come to be retired because it is elsewhere.
+    pub(super) fn lists_any<'a>(&self, named: impl IntoIterator<Item = &'a Origin>) -> bool {
+        let mut named = named.into_iter();
+        named.any(|origin| self.retired(*origin).is_none() && self.logs.contains_key(origin))
+    }
+
+    /// Whether anybody, or a snapshot, says of something that is still listed here that it is retired.
+    pub(super) fn is_told(&self) -> bool {
+        let said = self.confirmed.values();
+        let named = said.flat_map(|said| said.retired.iter().flatten());
+        self.lists_any(self.old.told.keys().chain(named.map(|at| &at.origin)))
+    }
+
     /// To where an origin's log may be trimmed: what is stable (R9), whatever holders that are away beyond the limits have
     /// (R12), and all of what is retired elsewhere.
     pub fn trim_to(&self, origin: Origin, identity: &StoreIdentity) -> Seq {

@@ -65,8 +65,9 @@ const PART_BYTES: usize = 16 * 1024 * 1024;
 const OP_OVERHEAD: usize = 512;
 /// What trimming a shard may add to a record: up to a thousand users and all origins.
 const TRIM_OVERHEAD: usize = 256 * 1024;
-/// Zeros written into the next segment at once, in bytes: a few milliseconds.
-const PREPARE_PIECE: u64 = 1024 * 1024;
+/// Zeros written into the next segment at once, in bytes, unless more than a third of it was committed: about a millisecond, for
+/// which the next commit waits.
+const PREPARE_PIECE: u64 = 256 * 1024;
 /// Part of the memory limit at which a checkpoint begins, in percent. It gives back what exceeds [`KEEP_PERCENT`], while
 /// about [`tempo::SPREAD_PERCENT`] of that comes in again.
 const BEGIN_PERCENT: usize = 62;
@@ -87,7 +88,8 @@ pub struct Options {
     /// load it is exceeded by what one checkpoint takes.
     pub memory_bytes: usize,
     /// What one slice of a checkpoint writes between two commits, in bytes, unless the last commits were larger than half
-    /// of it: bounds how long a commit waits for it. 64 KiB of small rows take about 2 ms.
+    /// of it: bounds how long a commit waits for it. 16 KiB of small rows take about half a millisecond, and several times that where
+    /// others want the processors, too.
     pub slice_bytes: usize,
     /// What a checkpoint writes between two flushes of the tables, in bytes: bounds what they keep in memory, and for how
     /// long the journal shares the disk with a flush.
@@ -104,7 +106,7 @@ impl Default for Options {
             segment_bytes: 64 * 1024 * 1024,
             checkpoint_bytes: 256 * 1024 * 1024,
             memory_bytes: 512 * 1024 * 1024,
-            slice_bytes: 64 * 1024,
+            slice_bytes: 16 * 1024,
             flush_bytes: 4 * 1024 * 1024,
             cache_bytes: 32 * 1024 * 1024,
             cut_at_damage: false,
@@ -476,7 +478,9 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
     /// What has to go on between commits.
     fn write_behind(&mut self, committed: usize) -> Result<(), StoreError> {
         // An early warning only: appends refuse by themselves when the time comes.
-        let _ = self.journal.prepare_ahead(PREPARE_PIECE);
+        let _ = self
+            .journal
+            .prepare_ahead(PREPARE_PIECE.max(3 * committed as u64));
         if self.trigger() {
             let options = &self.options;
             let late = self.since > 4 * options.checkpoint_bytes;

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use iris::client::Client;
 use iris::server::dev::{DevCluster, Ports, single_region};
 use iris::server::regions::Regions;
 
-use crate::common::within;
-use crate::processes::{iris, kill_9};
+use crate::common::{client_config, receive, regions_with, send, within};
+use crate::processes::{Processes, iris, kill_9};
 
 /// `iris dev --processes` that writes what it says to a file.
 struct Dev {
@@ -106,4 +107,34 @@ async fn the_nodes_of_another_cluster_are_not_taken_for_ours() {
     drop(theirs.child.stdin.take());
     let ended = within("the first cluster stops", theirs.end()).await;
     assert!(ended.success(), "{}", theirs.said());
+}
+
+/// A node that begins the cluster does so once: what it is told to begin anew, it would open empty, though the other region has
+/// what was on its disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_of_the_first_node_is_lost_and_comes_from_the_other_region() {
+    let regions = regions_with(&["us-east", "eu-west"], "durability = \"geo\"\n");
+    let cluster = Processes::start(&regions, &[]).await;
+    let first = cluster.dev.nodes.iter().find(|node| node.begins).unwrap();
+    let (name, region) = (first.name.clone(), first.region.clone());
+    let config = |user: &str| client_config(&cluster.dev, &cluster.connector, &region, user, "phone");
+    let alice = Client::connect(config("alice")).unwrap();
+    for number in 0..20 {
+        send(&alice, "bob", format!("message {number}")).await;
+    }
+    alice.close().await;
+
+    let data = cluster.path().join("nodes").join(&name).join("data");
+    std::fs::rename(&data, cluster.path().join("lost")).unwrap();
+    let old = cluster.kill(&name);
+    cluster.ready_under_another_pid(&name, Some(old)).await;
+    assert!(data.is_dir());
+    let bob = Client::connect(config("bob")).unwrap();
+    for number in 0..20 {
+        let message = receive(&bob).await;
+        assert_eq!(&message.body[..], format!("message {number}").as_bytes());
+        bob.consumed(message.at);
+    }
+    bob.close().await;
+    cluster.stop().await;
 }

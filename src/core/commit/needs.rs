@@ -6,10 +6,10 @@ use super::{StoreOp, TRIM_READS};
 use crate::core::defect::{self, Defect};
 use crate::core::expire::{self, Expiry};
 use crate::core::holders;
-use crate::core::ids::{Coord, DeviceId, Origin, Seq, ShardId, UserId};
-use crate::core::op::{Envelope, LoggedOp, Op};
+use crate::core::ids::{Coord, DeviceId, Origin, RegionId, Seq, ShardId, UserId};
+use crate::core::op::{Envelope, LoggedOp, Op, kind};
 use crate::core::snapshot;
-use crate::core::state::{DedupKey, ShardState, State, UserState};
+use crate::core::state::{DedupKey, ShardRow, ShardState, State, StoreIdentity, UserState};
 use crate::core::trim::trimmable;
 
 /// A row that an operation needs beside the heads of its shard, which are always loaded.
@@ -64,10 +64,9 @@ pub fn needs(ops: &[StoreOp], state: &State) -> Vec<Need> {
             }
             StoreOp::Trim { .. } => {
                 if let Some(known) = state.shards.get(&shard) {
-                    let more = may_trim_more(&ops[..index], shard, known) || defect::on(Defect::TrimByTime);
+                    let reach = Reach::after(&ops[..index], shard, known, &state.identity);
                     for (origin, log) in &known.row.logs {
-                        let stable = known.row.trim_to(*origin, &state.identity);
-                        let mut to = if more { Seq::MAX } else { stable };
+                        let mut to = reach.of(*origin, &known.row, &state.identity);
                         let behind = known.logs.get(origin).map_or(log.floor, |series| series.behind);
                         let reads = to.min(behind).saturating_sub(log.floor);
                         if reads > trim_reads {
@@ -175,10 +174,9 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
                 }
             }
             StoreOp::Trim { .. } => {
-                let more = may_trim_more(&ops[..index], id, shard);
+                let reach = Reach::after(&ops[..index], id, shard, &state.identity);
                 for (origin, log) in &shard.row.logs {
-                    let stable = shard.row.trim_to(*origin, &state.identity);
-                    let to = if more { Seq::MAX } else { stable };
+                    let to = reach.of(*origin, &shard.row, &state.identity);
                     let mut users = BTreeSet::new();
                     for (seq, _, op) in trimmable(shard, *origin, log.floor, to) {
                         users.extend(op.recipient());
@@ -210,20 +208,63 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
     out
 }
 
-/// Whether earlier operations of a batch can make more of a shard's logs stable than is now; where origins are retired elsewhere,
-/// each can that logs something (R23).
-fn may_trim_more(earlier: &[StoreOp], id: ShardId, shard: &ShardState) -> bool {
-    let mut earlier = earlier.iter().filter(|earlier| earlier.shard() == id);
-    earlier.any(|earlier| {
-        let moves = matches!(
-            earlier,
-            StoreOp::Confirm { .. }
-                | StoreOp::ApplyRemote { .. }
-                | StoreOp::Mark { .. }
-                | StoreOp::Holders { .. }
-        );
-        moves || shard.row.may_be_told()
-    })
+/// To where logs may be trimmed at most once the earlier operations of a batch are done.
+#[derive(Debug)]
+enum Reach {
+    /// Nobody can tell: where origins are retired elsewhere, each operation that logs something may let one go (R23), and a
+    /// change of the holders may be complete.
+    Any,
+    /// These holders may have confirmed everything by then, or be marked; the others say what they say now.
+    Without(BTreeSet<RegionId>),
+}
+
+impl Reach {
+    fn after(earlier: &[StoreOp], id: ShardId, shard: &ShardState, identity: &StoreIdentity) -> Self {
+        let mut earlier = earlier.iter().filter(|earlier| earlier.shard() == id).peekable();
+        let changing = shard.row.holding.set.as_ref().is_some_and(|set| !set.settled);
+        let unclear = changing || shard.row.is_told();
+        if defect::on(Defect::TrimByTime) || (unclear && earlier.peek().is_some()) {
+            return Reach::Any;
+        }
+        let mut without = BTreeSet::new();
+        for op in earlier {
+            match op {
+                StoreOp::Confirm { .. } => {
+                    without.insert(identity.region.clone());
+                }
+                StoreOp::Mark { absent, .. } => without.extend(absent.iter().cloned()),
+                StoreOp::Holders { .. } => return Reach::Any,
+                StoreOp::ApplyRemote { ops, .. } => {
+                    for op in ops {
+                        match op.kind() {
+                            kind::CONFIRM => match op.decode() {
+                                Ok(Op::Confirm { holder, retired, .. }) => {
+                                    let named = retired.iter().flatten();
+                                    if shard.row.lists_any(named.map(|at| &at.origin)) {
+                                        return Reach::Any;
+                                    }
+                                    without.insert(holder);
+                                }
+                                _ => return Reach::Any,
+                            },
+                            kind::HOLDERS => return Reach::Any,
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Reach::Without(without)
+    }
+
+    fn of(&self, origin: Origin, row: &ShardRow, identity: &StoreIdentity) -> Seq {
+        match self {
+            Reach::Any => Seq::MAX,
+            Reach::Without(nobody) if nobody.is_empty() => row.trim_to(origin, identity),
+            Reach::Without(them) => row.released_without(origin, &identity.holders, them),
+        }
+    }
 }
 
 /// Where an operation begins to look for entries that became consumed.
@@ -340,9 +381,51 @@ mod tests {
             needs(&twice, &cold(1_999, 2_000)),
             [Need::Log(SHARD, LOG, 5, 5 + TRIM_READS)]
         );
-        // What stands before it in the batch may let more go.
+        // What stands before it in the batch may let more go, but not what somebody lacks of whom it does not speak.
         let confirm = StoreOp::Confirm { shard, epoch };
-        let behind = needs(&[confirm, trim], &confirmed_to(5));
+        let confirmed = |to| needs(&[confirm.clone(), trim.clone()], &confirmed_to(to));
+        assert_eq!(confirmed(5), []);
+        assert_eq!(confirmed(9), [Need::Log(SHARD, LOG, 5, 9)]);
+        let region = |name| RegionId::new(name).expect("a plain name is valid");
+        let said = |holder, retired: Option<Vec<Coord>>| {
+            let confirm = Op::Confirm {
+                holder: region(holder),
+                applied: Vector::new(),
+                needed: Vec::new(),
+                retired,
+            };
+            let apply = StoreOp::ApplyRemote {
+                shard,
+                epoch,
+                region: region(holder),
+                origin: Origin(8),
+                first: 1,
+                before: 0,
+                ops: vec![LoggedOp::encode(&confirm, Hlc::default())],
+                attached: Vec::new(),
+            };
+            needs(&[apply, trim.clone()], &confirmed_to(9))
+        };
+        assert_eq!(said("us-east", None), [Need::Log(SHARD, LOG, 5, 9)]);
+        assert_eq!(said("eu-west", None), [Need::Log(SHARD, LOG, 5, 2_000)]);
+        let retired = vec![Coord { origin: LOG, seq: 3 }];
+        assert_eq!(
+            said("us-east", Some(retired)),
+            [Need::Log(SHARD, LOG, 5, Seq::MAX)]
+        );
+        let absent = vec![region("eu-west")];
+        let mark = StoreOp::Mark {
+            shard,
+            epoch,
+            absent,
+            by_time: true,
+        };
+        let marked = needs(&[mark, trim.clone()], &confirmed_to(9));
+        assert_eq!(marked.last(), Some(&Need::Log(SHARD, LOG, 5, 2_000)));
+        let mut told = confirmed_to(9);
+        let row = &mut told.shards.get_mut(&SHARD).expect("it is there").row;
+        row.old.told.insert(LOG, 3);
+        let behind = needs(&[confirm, trim], &told);
         assert_eq!(behind, [Need::Log(SHARD, LOG, 5, Seq::MAX)]);
     }
 

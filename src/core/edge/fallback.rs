@@ -222,8 +222,11 @@ impl Edge {
         self.stats.fallbacks += u64::from(!self.serving.is_home());
         self.place();
         if before != self.serving.home {
-            let visited = std::mem::take(&mut self.serving.visited);
-            self.say_none(visited.into_iter().filter(|addr| addr.node.region == before));
+            let visited = &mut self.serving.visited;
+            let left: Vec<Addr> = visited
+                .extract_if(.., |addr| addr.node.region == before)
+                .collect();
+            self.say_none(left);
         }
         // Home may be within reach all along, and nothing else would be heard of it.
         self.review_serving();

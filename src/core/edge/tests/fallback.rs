@@ -170,6 +170,19 @@ fn one_that_is_not_reached_or_does_not_serve_is_passed_over() {
     rig.pass(AFTER);
     assert_eq!(rig.edge.served_by().as_str(), "near");
     assert_eq!(told(&rig.out(), "near"), ["open", "synced"]);
+    // Whoever served after another one is left, too.
+    rig.edge.handle_reachable(&node("one"), true, rig.now);
+    tell(&mut rig, true);
+    rig.pass(AFTER / 4);
+    rig.out();
+    rig.pass(AFTER / 4);
+    assert_eq!(rig.edge.served_by().as_str(), "here");
+    let out = rig.out();
+    let left = out
+        .owners
+        .iter()
+        .filter(|(to, _, body)| to.node == far("near") && matches!(body, ToOwner::Synced(_)));
+    assert_eq!(left.count(), 1, "{out:?}");
 }
 
 #[test]
