@@ -188,8 +188,9 @@ struct Confirmed(
 pub enum LogItem {
     /// The operation.
     Op(LoggedOp),
-    /// Of a message that left memory, all but what only its recipient needs: it is not read again to be trimmed.
-    Message(MessageHead),
+    /// Of a message that left memory, all but what only its recipient needs: it is not read again to be trimmed. Boxed, so that
+    /// the many that are in memory take no more room for it.
+    Message(Box<MessageHead>),
 }
 
 /// What a log needs of a message.

@@ -402,7 +402,7 @@ impl<T: Tables> View<T> {
                     LogItem::Op(op) => op,
                     // Not in the newer part, of which this is.
                     LogItem::Message(head) => {
-                        let value = LogValue::Message(head.clone());
+                        let value = LogValue::Message(head.as_ref().clone());
                         return (keys::log(id, *origin, seq), keys::encode_log(*hash, &value));
                     }
                 };

@@ -598,7 +598,7 @@ impl<T: Tables> View<T> {
     ) -> Result<(Seq, (u64, LogItem)), StoreError> {
         let item = match value {
             LogValue::Inline(op) => LogItem::Op(op),
-            LogValue::Message(head) => LogItem::Message(head),
+            LogValue::Message(head) => LogItem::Message(Box::new(head)),
             LogValue::Inbox(user) => LogItem::Op(self.message(id, &user, origin, seq)?),
         };
         Ok((seq, (hash, item)))

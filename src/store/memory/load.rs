@@ -125,7 +125,7 @@ fn log_items(
         let (seq, hash, value) = entry?;
         let item = match value {
             LogValue::Inline(op) => LogItem::Op(op),
-            LogValue::Message(head) => LogItem::Message(head),
+            LogValue::Message(head) => LogItem::Message(Box::new(head)),
             LogValue::Inbox(user) => LogItem::Op(message(rows, shard, &user, origin, seq)?),
         };
         Ok((seq, (hash, item)))
