@@ -33,8 +33,8 @@ pub(super) struct End {
     /// When the last message from this side arrives there, for each pair of partitions and stream between them: order is
     /// kept within one, not among them.
     last: BTreeMap<Stream, Micros>,
-    /// The last incarnation on which something that this side sent is lost: nothing arrives behind it.
-    torn: u64,
+    /// The last incarnation on which something that this side sent is lost, and the number of that: nothing arrives behind it.
+    torn: (u64, u64),
     /// Numbers what this side sends.
     sent: u64,
     /// When what it sent has left, where the bandwidth is limited.
@@ -56,6 +56,14 @@ pub(super) struct Stalled {
     pub(super) stream: u8,
     pub(super) inc: u64,
     pub(super) bytes: Bytes,
+}
+
+impl End {
+    /// Whether a message is lost, as it left after one that is.
+    fn is_lost(&self, inc: u64, number: u64) -> bool {
+        let (torn, lost) = self.torn;
+        torn == inc && inc != 0 && number > lost
+    }
 }
 
 impl Stalled {
@@ -205,7 +213,7 @@ impl World {
         message: Stalled,
         extra: Micros,
     ) -> bool {
-        if self.pairs[pair].ends[side].torn == message.inc {
+        if self.pairs[pair].ends[side].is_lost(message.inc, number) {
             return false;
         }
         let [from, to] = [self.pairs[pair].nodes[side], self.pairs[pair].nodes[1 - side]];
@@ -213,7 +221,12 @@ impl World {
         let way = self.way(from, to).filter(|_| queued < BEHIND);
         let Some(way) = way else {
             let end = &mut self.pairs[pair].ends[side];
-            (end.busy_until, end.torn) = (self.now, message.inc);
+            end.busy_until = self.now;
+            // What was held up may be lost before what left later is.
+            end.torn = match end.torn {
+                (inc, lost) if inc == message.inc => (inc, lost.min(number)),
+                _ => (message.inc, number),
+            };
             self.peer_break(pair);
             return false;
         };
@@ -241,13 +254,17 @@ impl World {
     /// A message arrives at a side, unless a cut holds it up or its connection is gone.
     pub(super) fn peer_arrives(&mut self, pair: usize, side: usize, number: u64, message: Stalled) {
         let [sender, receiver] = [self.pairs[pair].nodes[1 - side], self.pairs[pair].nodes[side]];
+        let stream = message.stream();
+        let end = &mut self.pairs[pair].ends[1 - side];
+        end.again.remove(&(stream, number));
+        if end.is_lost(message.inc, number) {
+            return;
+        }
         if self.blocked(sender, receiver) {
             self.pairs[pair].ends[1 - side].stalled.insert(number, message);
             return;
         }
-        let stream = message.stream();
-        let again = &mut self.pairs[pair].ends[1 - side].again;
-        again.remove(&(stream, number));
+        let again = &self.pairs[pair].ends[1 - side].again;
         if again.range((stream, 0)..(stream, number)).next().is_some() {
             return self.peer_schedule_again(pair, 1 - side, number, message, 0);
         }

@@ -68,6 +68,8 @@ const TRIM_OVERHEAD: usize = 256 * 1024;
 /// Zeros written into the next segment at once, in bytes, unless more than a third of it was committed: about a millisecond, for
 /// which the next commit waits.
 const PREPARE_PIECE: u64 = 256 * 1024;
+/// The same after a large commit.
+const PREPARE_MOST: u64 = 8 * 1024 * 1024;
 /// Part of the memory limit at which a checkpoint begins, in percent. It gives back what exceeds [`KEEP_PERCENT`], while
 /// about [`tempo::SPREAD_PERCENT`] of that comes in again.
 const BEGIN_PERCENT: usize = 62;
@@ -478,9 +480,8 @@ impl<D: Disk, T: Tables> EmbeddedEngine<D, T> {
     /// What has to go on between commits.
     fn write_behind(&mut self, committed: usize) -> Result<(), StoreError> {
         // An early warning only: appends refuse by themselves when the time comes.
-        let _ = self
-            .journal
-            .prepare_ahead(PREPARE_PIECE.max(3 * committed as u64));
+        let piece = (3 * committed as u64).clamp(PREPARE_PIECE, PREPARE_MOST);
+        let _ = self.journal.prepare_ahead(piece);
         if self.trigger() {
             let options = &self.options;
             let late = self.since > 4 * options.checkpoint_bytes;

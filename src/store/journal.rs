@@ -267,7 +267,7 @@ impl<D: Disk> Journal<D> {
 
     /// Prepares the next segment by up to `bytes` of zeros, so that rolling over does not stall an append, and tells
     /// whether it is ready. Call it between appends with at least as many bytes as were appended since the last call,
-    /// and with more while there is time; 1 MiB takes about a millisecond.
+    /// and with more while there is time; 1 MiB takes a millisecond, and several where others write, too.
     ///
     /// After an error the unfinished file is given up and the next call starts anew; appends go on as long as the
     /// active segment has room: [`JournalError::Full`] is an early warning.

@@ -211,8 +211,8 @@ pub fn needs_more(ops: &[StoreOp], state: &State) -> Vec<Need> {
 /// To where logs may be trimmed at most once the earlier operations of a batch are done.
 #[derive(Debug)]
 enum Reach {
-    /// Nobody can tell: where origins are retired elsewhere, each operation that logs something may let one go (R23), and a
-    /// change of the holders may be complete.
+    /// Nobody can tell: where origins are retired elsewhere, each operation that logs something may let one go (R23), a change of
+    /// the holders may be complete, and a snapshot says what holders confirmed.
     Any,
     /// These holders may have confirmed everything by then, or be marked; the others say what they say now.
     Without(BTreeSet<RegionId>),
@@ -221,7 +221,7 @@ enum Reach {
 impl Reach {
     fn after(earlier: &[StoreOp], id: ShardId, shard: &ShardState, identity: &StoreIdentity) -> Self {
         let mut earlier = earlier.iter().filter(|earlier| earlier.shard() == id).peekable();
-        let changing = shard.row.holding.set.as_ref().is_some_and(|set| !set.settled);
+        let changing = shard.row.holding.set.as_ref().is_some_and(|set| !set.is_done());
         let unclear = changing || shard.row.is_told();
         if defect::on(Defect::TrimByTime) || (unclear && earlier.peek().is_some()) {
             return Reach::Any;
@@ -233,7 +233,7 @@ impl Reach {
                     without.insert(identity.region.clone());
                 }
                 StoreOp::Mark { absent, .. } => without.extend(absent.iter().cloned()),
-                StoreOp::Holders { .. } => return Reach::Any,
+                StoreOp::Holders { .. } | StoreOp::Merge { .. } => return Reach::Any,
                 StoreOp::ApplyRemote { ops, .. } => {
                     for op in ops {
                         match op.kind() {
@@ -305,6 +305,7 @@ fn may_consume(shard: &ShardState, envelope: &Envelope, at: Coord) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::holders::{HolderSet, HoldersChange};
     use crate::core::ids::{Epoch, RegionId, Sharding};
     use crate::core::state::{ConfirmRow, LogRow, StoreIdentity, StoreLimits};
     use crate::core::time::Hlc;
@@ -422,11 +423,22 @@ mod tests {
         };
         let marked = needs(&[mark, trim.clone()], &confirmed_to(9));
         assert_eq!(marked.last(), Some(&Need::Log(SHARD, LOG, 5, 2_000)));
+        let any = [Need::Log(SHARD, LOG, 5, Seq::MAX)];
+        let mut leaving = confirmed_to(9);
+        let row = &mut leaving.shards.get_mut(&SHARD).expect("it is there").row;
+        let change = HoldersChange {
+            version: 1,
+            set: [region("us-east")].into(),
+            gone: BTreeSet::new(),
+        };
+        let first = [region("us-east"), region("eu-west")].into();
+        let at = Coord { origin: LOG, seq: 1 };
+        assert!(HolderSet::change(&mut row.holding.set, &first, &change, at));
+        assert_eq!(needs(&[confirm.clone(), trim.clone()], &leaving), any);
         let mut told = confirmed_to(9);
         let row = &mut told.shards.get_mut(&SHARD).expect("it is there").row;
         row.old.told.insert(LOG, 3);
-        let behind = needs(&[confirm, trim], &told);
-        assert_eq!(behind, [Need::Log(SHARD, LOG, 5, Seq::MAX)]);
+        assert_eq!(needs(&[confirm, trim], &told), any);
     }
 
     #[test]

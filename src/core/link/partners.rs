@@ -84,6 +84,12 @@ impl Links {
         Some(ToSubscriber::Refused { detail, removed })
     }
 
+    /// Whether this region knows that it was removed.
+    pub(super) fn is_removed(&self) -> bool {
+        let change = self.change.as_ref().and_then(Option::as_ref);
+        change.is_some_and(|change| !change.set.contains(&self.config.region))
+    }
+
     /// The regions that this one has links with, itself included.
     pub(super) fn partners(&self) -> impl Iterator<Item = &RegionId> {
         self.reach.keys().chain([&self.config.region])

@@ -309,9 +309,12 @@ impl Links {
             ToSubscriber::Refused { detail, removed } => {
                 self.close_lane(peer, Duration::ZERO);
                 self.peers[peer].pull.state = State::Refused(now.mono + REFUSED_RETRY);
-                let link = self.peers[peer].addr.clone();
-                let alarm = LinkAlarm::Refused { link, detail };
-                self.outputs.push_back(LinkOutput::Alarm(alarm));
+                // Once this region knows that it was removed, being refused is no news.
+                if removed.is_none() || !self.is_removed() {
+                    let link = self.peers[peer].addr.clone();
+                    let alarm = LinkAlarm::Refused { link, detail };
+                    self.outputs.push_back(LinkOutput::Alarm(alarm));
+                }
                 if let Some(change) = removed.filter(|change| !change.set.contains(&self.config.region)) {
                     self.outputs.push_back(LinkOutput::Removed(change));
                 }

@@ -2,11 +2,14 @@ mod partners;
 mod repair;
 mod world;
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use self::world::{OP_MAX, SECOND, World, addr, region_id};
 use super::*;
+use crate::core::holders::{HoldersChange, Partners};
 use crate::core::ids::Coord;
 use crate::core::msg::Run;
 use crate::core::op::Op;
@@ -543,6 +546,34 @@ fn holders_without_the_provider_are_refused_on_both_sides() {
     world.append(0, 0, 10);
     world.run(40 * SECOND);
     world.assert_equal_logs();
+}
+
+#[test]
+fn a_region_that_knows_that_it_was_removed_raises_no_alarm_for_it() {
+    let mut world = World::new(9, &[1, 1], 1, CoreLimits::default());
+    let change = HoldersChange {
+        version: 1,
+        set: [region_id(0)].into(),
+        gone: BTreeSet::new(),
+    };
+    for (told, alarms) in [(None, 1), (Some(change.clone()), 1), (None, 2)] {
+        let partners = Partners {
+            all: [region_id(0), region_id(1)].into(),
+            staying: [region_id(0), region_id(1)].into(),
+            change: told,
+        };
+        let now = world.clocks();
+        world.regions[1].links[0].handle_regions(&partners, now);
+        world.run(10 * SECOND);
+        let lane = world.regions[1].links[0].peers[0].pull.lane();
+        let body = ToSubscriber::Refused {
+            detail: "removed".into(),
+            removed: Some(change.clone()),
+        };
+        world.inject(1, 0, &addr(0, 0), Message::ToSubscriber { lane, body });
+        assert_eq!(world.regions[1].alarms.len(), alarms);
+    }
+    assert_eq!(world.regions[1].removed_by.len(), 3);
 }
 
 #[test]

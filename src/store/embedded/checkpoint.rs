@@ -9,7 +9,7 @@
 //! Commits go on between slices. A row is written as it is at that moment, with the number of the last commit that it
 //! includes; what changes later is dirty again for the next checkpoint. Nothing that a checkpoint wrote counts before
 //! `covered` says so (see [`replay`](super::replay)), so slices need no order among each other, with one exception: a
-//! log entry of a message only names its inbox entry, so logs are written up to where they stood when the checkpoint
+//! log entry of a message names its inbox entry for the body, so logs are written up to where they stood when the checkpoint
 //! began, after the messages of all dirty users of the shard.
 //!
 //! Only what is live is written: rows and items that came and went between two checkpoints never reach the tables. Of
