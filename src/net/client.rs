@@ -36,7 +36,7 @@ pub use super::outbox::TrySendError;
 use super::{
     CloseCode, CloseReason, EventSink,
     certs::{CertError, Identity},
-    endpoint::{WrapSocket, bind_udp, endpoint, stable_config},
+    endpoint::{ToAddress, WrapSocket, ack_frequency, bind_udp, endpoint, stable_config},
     frame::{Frame, FrameError},
     outbox::CHUNK_COST,
     supervise::Supervisor,
@@ -148,7 +148,8 @@ impl ClientLimits {
             .max_idle_timeout(Some(self.idle_timeout.try_into().expect("checked before")))
             .datagram_receive_buffer_size(None)
             .datagram_send_buffer_size(0)
-            .mtu_discovery_config(None);
+            .mtu_discovery_config(None)
+            .ack_frequency_config(Some(ack_frequency()));
         transport
     }
 }
@@ -395,8 +396,14 @@ impl ClientListener {
             // All sockets of the address share the key: a client whose address changed, and whose packets now reach
             // another of them, is told at once that its connection is unknown there.
             let quic = stable_config(&config.identity, addr);
-            let endpoint = endpoint(socket, quic, Some(server.clone()), config.wrap_socket.as_ref())
-                .map_err(bind_failed)?;
+            let endpoint = endpoint(
+                socket,
+                quic,
+                Some(server.clone()),
+                ToAddress::Many,
+                config.wrap_socket.as_ref(),
+            )
+            .map_err(bind_failed)?;
             endpoints.push(endpoint.clone());
             // Connections outlive a panic of the loop that accepts them.
             let (shared, sink, served) = (shared.clone(), sink.clone(), Served::default());

@@ -13,7 +13,7 @@ use super::{
         ClosedBy,
         conn::{READ_CHUNKS, WRITE_BUFFER_BYTES, closed_by_read},
     },
-    endpoint::{WrapSocket, bind_udp, endpoint},
+    endpoint::{ToAddress, WrapSocket, ack_frequency, bind_udp, endpoint},
     frame::{Frame, FrameDecoder, coalesce},
     tls::{self, CLIENT_ALPN},
 };
@@ -124,7 +124,8 @@ impl Connector {
     ) -> Result<Self, ConnectError> {
         let failed = |source| ConnectError::Bind { addr: local, source };
         let socket = bind_udp(local, false).map_err(failed)?;
-        let endpoint = endpoint(socket, EndpointConfig::default(), None, wrap).map_err(failed)?;
+        let endpoint =
+            endpoint(socket, EndpointConfig::default(), None, ToAddress::Many, wrap).map_err(failed)?;
         let mut config = ClientConfig::new(tls::client_config(roots, None, CLIENT_ALPN)?);
         config.transport_config(Arc::new(transport(&options)));
         Ok(Self {
@@ -328,6 +329,7 @@ fn transport(options: &ConnectOptions) -> TransportConfig {
         .max_idle_timeout(options.idle_timeout.try_into().ok())
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)
-        .mtu_discovery_config(None);
+        .mtu_discovery_config(None)
+        .ack_frequency_config(Some(ack_frequency()));
     transport
 }

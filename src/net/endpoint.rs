@@ -4,8 +4,8 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::{
-    AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Runtime, ServerConfig,
-    TokioRuntime,
+    AckFrequencyConfig, AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig,
+    Runtime, ServerConfig, TokioRuntime,
 };
 use ring::{
     hmac,
@@ -13,7 +13,7 @@ use ring::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::certs::Identity;
+use super::{certs::Identity, gather::gather};
 
 /// Asked from the kernel for each direction of a UDP socket. The default (about 200 KB) holds only some hundred
 /// packets, a few milliseconds of load; the kernel cuts this to its own maximum without an error.
@@ -22,6 +22,10 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Stateless resets are at most one in this time: enough for thousands of clients of a restarted node, and still
 /// no use for amplification (a reset is smaller than the packet that caused it).
 const MIN_RESET_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Packets of a client or to a client that may arrive without an acknowledgement, as long as the other side has nothing to
+/// send: what it sends carries one anyway. Few enough that a window that grows from ten packets gets two.
+const UNACKNOWLEDGED: u32 = 4;
 
 /// Puts another socket in the place of the kernel's, for fault injection.
 pub type WrapSocket = Arc<dyn Fn(Arc<dyn AsyncUdpSocket>) -> Arc<dyn AsyncUdpSocket> + Send + Sync>;
@@ -60,23 +64,45 @@ pub fn stable_config(identity: &Identity, addr: SocketAddr) -> EndpointConfig {
     config
 }
 
+/// How many connections an endpoint has to one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ToAddress {
+    /// One, or few.
+    One,
+    /// There may be many, with short packets: those that leave at about the same time leave together.
+    Many,
+}
+
 /// Makes an endpoint on a bound socket. Must be called inside a tokio runtime.
 ///
 /// # Errors
 /// What the system says about the socket.
-pub fn endpoint(
+pub(super) fn endpoint(
     socket: std::net::UdpSocket,
     config: EndpointConfig,
     server: Option<ServerConfig>,
+    connections: ToAddress,
     wrap: Option<&WrapSocket>,
 ) -> io::Result<Endpoint> {
     let runtime = Arc::new(TokioRuntime);
     let socket = runtime.wrap_udp_socket(socket)?;
+    let socket = match connections {
+        ToAddress::One => socket,
+        ToAddress::Many => gather(socket),
+    };
     let socket = match wrap {
         Some(wrap) => wrap(socket),
         None => socket,
     };
     Endpoint::new_with_abstract_socket(config, server, socket, runtime)
+}
+
+/// What an endpoint asks of the other about acknowledgements (draft-ietf-quic-ack-frequency), where that one can: not one for
+/// each second packet, which for short messages is a third of all packets, but one for each few; no later than else.
+pub(super) fn ack_frequency() -> AckFrequencyConfig {
+    let mut config = AckFrequencyConfig::default();
+    config.ack_eliciting_threshold(UNACKNOWLEDGED.into());
+    config
 }
 
 /// Random connection ids, any of which is answered by a reset when it is unknown. quinn's own generator signs its

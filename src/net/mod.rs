@@ -5,6 +5,7 @@
 //! tls       rustls configurations          endpoint  sockets and quinn endpoints
 //! address   hosts and ports, as others are told them
 //! gate      a socket whose packets are cut, lost or delayed, for fault injection
+//! gather    a socket on which the packets of many connections leave together
 //! frame     length-delimited frames over any byte stream
 //! client    the side that serves clients (ALPN iris/1): listener, a reader and a writer per connection
 //! connect   the side that clients use to connect
@@ -23,8 +24,10 @@ pub mod connect;
 pub mod endpoint;
 pub mod frame;
 pub mod gate;
+mod gather;
 pub mod gossip;
 mod outbox;
+mod packets;
 pub mod peer;
 mod session;
 pub mod supervise;

@@ -60,7 +60,7 @@ use super::{
     address::is_wildcard,
     certs::{CertError, Identity, Roots},
     client::ClosedBy,
-    endpoint::{WrapSocket, bind_udp, endpoint, stable_config},
+    endpoint::{ToAddress, WrapSocket, bind_udp, endpoint, stable_config},
     frame::{Frame, LENGTH_BYTES},
     outbox::CHUNK_COST,
     supervise::Supervisor,
@@ -486,7 +486,14 @@ impl PeerPool {
         let socket = bind_udp(config.bind, false).map_err(failed)?;
         let addr = socket.local_addr().map_err(failed)?;
         let quic = stable_config(&config.identity, addr);
-        let endpoint = endpoint(socket, quic, Some(server), config.wrap_socket.as_ref()).map_err(failed)?;
+        let endpoint = endpoint(
+            socket,
+            quic,
+            Some(server),
+            ToAddress::One,
+            config.wrap_socket.as_ref(),
+        )
+        .map_err(failed)?;
         let mut hello = config.hello;
         if is_wildcard(hello.addr.ip()) {
             return Err(PeerStartError::Wildcard(hello.addr));

@@ -2,21 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    future::poll_fn,
-    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use quinn::{
-    AsyncUdpSocket,
-    udp::{EcnCodepoint, Transmit},
-};
+use quinn::{AsyncUdpSocket, udp::Transmit};
 use tokio::{
     runtime::Handle,
     sync::Notify,
     time::{Instant, sleep_until},
 };
+
+use crate::net::packets::Packets;
 
 /// Packets (or batches of one size that go out at once) that wait in one socket: what exceeds it is lost, as in a router.
 pub(super) const MAX_PACKETS: usize = 64 * 1024;
@@ -37,20 +34,11 @@ pub(super) struct Late {
 #[derive(Debug, Default)]
 struct Waiting {
     /// By when they are due and the order in which they came.
-    packets: BTreeMap<(Instant, u64), Packet>,
+    packets: BTreeMap<(Instant, u64), Packets>,
     bytes: usize,
     came: u64,
     /// Whether the task runs.
     runs: bool,
-}
-
-#[derive(Debug)]
-struct Packet {
-    destination: SocketAddr,
-    ecn: Option<EcnCodepoint>,
-    contents: Vec<u8>,
-    segment_size: Option<usize>,
-    src_ip: Option<IpAddr>,
 }
 
 impl Late {
@@ -78,14 +66,7 @@ impl Late {
             .is_none_or(|(first, _)| at < *first);
         waiting.came += 1;
         waiting.bytes += len;
-        let packet = Packet {
-            destination: transmit.destination,
-            ecn: transmit.ecn,
-            contents: transmit.contents.to_vec(),
-            segment_size: transmit.segment_size,
-            src_ip: transmit.src_ip,
-        };
-        waiting.packets.insert(at, packet);
+        waiting.packets.insert(at, Packets::copy(transmit, Vec::new()));
         if !waiting.runs {
             waiting.runs = true;
             // It keeps the socket until everything left, as what is on a path arrives though its sender is gone.
@@ -112,12 +93,12 @@ impl Late {
                 () = self.sooner.notified() => continue,
             }
             while let Some(packet) = self.next_due() {
-                self.send(packet).await;
+                packet.send(&self.inner).await;
             }
         }
     }
 
-    fn next_due(&self) -> Option<Packet> {
+    fn next_due(&self) -> Option<Packets> {
         let mut waiting = self.waiting();
         let first = waiting.packets.first_entry()?;
         if first.key().0 > Instant::now() {
@@ -126,25 +107,6 @@ impl Late {
         let packet = first.remove();
         waiting.bytes -= packet.contents.len();
         Some(packet)
-    }
-
-    async fn send(&self, packet: Packet) {
-        let transmit = Transmit {
-            destination: packet.destination,
-            ecn: packet.ecn,
-            contents: &packet.contents,
-            segment_size: packet.segment_size,
-            src_ip: packet.src_ip,
-        };
-        // Any other error is a lost packet, which QUIC sends again.
-        while let Err(error) = self.inner.try_send(&transmit)
-            && error.kind() == std::io::ErrorKind::WouldBlock
-        {
-            let mut poller = self.inner.clone().create_io_poller();
-            if poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.is_err() {
-                return;
-            }
-        }
     }
 
     #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::net::certs::{
     CertError, Identity, OPERATOR_NAME, PEER_NAME, Roots, cert_has_name, fingerprint, node_dns_name,
 };
 use crate::net::client::ClosedBy;
-use crate::net::endpoint::{bind_udp, endpoint};
+use crate::net::endpoint::{ToAddress, bind_udp, endpoint};
 use crate::net::tls::{self, ADMIN_ALPN};
 use crate::net::{CloseCode, CloseReason};
 
@@ -136,7 +136,7 @@ pub async fn connect_as_operator(
     };
     let config = client_config(roots, identity).map_err(|error| error.to_string())?;
     let socket = bind_udp(local, false).map_err(|error| format!("cannot bind a UDP socket: {error}"))?;
-    let endpoint = endpoint(socket, EndpointConfig::default(), None, None)
+    let endpoint = endpoint(socket, EndpointConfig::default(), None, ToAddress::One, None)
         .map_err(|error| format!("cannot use a UDP socket: {error}"))?;
     let connection = connect(&endpoint, config, addr, None).await?;
     Ok((endpoint, connection))
