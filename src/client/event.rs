@@ -102,7 +102,7 @@ pub struct Incoming {
     pub session_seq: u64,
     /// Trace context.
     pub trace: Vec<u8>,
-    /// The body.
+    /// The body, often a slice of up to 64 KiB that were received together: copy what is kept for long.
     pub body: Bytes,
 }
 

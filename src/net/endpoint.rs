@@ -24,7 +24,8 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const MIN_RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Packets of a client or to a client that may arrive without an acknowledgement, as long as the other side has nothing to
-/// send: what it sends carries one anyway. Few enough that a window that grows from ten packets gets two.
+/// send: what it sends carries one anyway. Few enough that a window that grows from ten packets gets two; while a window is
+/// smaller than five, as after heavy loss, each flight waits for the usual 25 ms.
 const UNACKNOWLEDGED: u32 = 4;
 
 /// Puts another socket in the place of the kernel's, for fault injection.
@@ -98,10 +99,12 @@ pub(super) fn endpoint(
 }
 
 /// What an endpoint asks of the other about acknowledgements (draft-ietf-quic-ack-frequency), where that one can: not one for
-/// each second packet, which for short messages is a third of all packets, but one for each few; no later than else.
+/// each second packet but one for each few. Where a packet is missing, it is said at once, as without.
 pub(super) fn ack_frequency() -> AckFrequencyConfig {
     let mut config = AckFrequencyConfig::default();
-    config.ack_eliciting_threshold(UNACKNOWLEDGED.into());
+    config
+        .ack_eliciting_threshold(UNACKNOWLEDGED.into())
+        .reordering_threshold(1u32.into());
     config
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A frame is a big-endian `u32` length of what follows it, a version byte, a kind byte, and the payload. Kinds
 //! and payloads belong to the protocols above. The decoder is fed the chunks that QUIC hands out: a payload that
-//! lies in one chunk is a slice of it, only frames that span chunks are copied. A payload therefore keeps the
-//! received packet alive: what is to be kept for long should be copied.
+//! lies in one chunk is a slice of it, only frames that span chunks are copied. A payload therefore keeps what was
+//! received with it alive, which can be some sixty packets of many connections: what is to be kept for long should be copied.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 

@@ -157,7 +157,8 @@ impl Gate {
         })
     }
 
-    /// From now on these rules hold and no others. What was delayed before still leaves when it is due.
+    /// From now on these rules hold and no others. What was delayed before still leaves when it is due, and what
+    /// waits for the kernel at this moment still leaves.
     pub fn set(&self, rules: Rules) {
         let mut held = self.0.rules.write().unwrap_or_else(PoisonError::into_inner);
         let active = !rules.are_none();

@@ -1,18 +1,22 @@
-//! A UDP socket for many connections: what they send in one turn of the runtime goes to the kernel together.
+//! A UDP socket for many connections: what they send at about the same time goes to the kernel together.
 //!
-//! quinn sends the packets of each connection by themselves, and such a call costs more than all else that a short message
-//! costs. Here packets wait until the tasks that are ready have run. Those of one length to one address then leave in one
-//! call (UDP generic segmentation offload: `UDP_SEGMENT` in udp(7)), and arrive as one where both ends are on one machine.
-//! It is for sockets on which many connections may go to one address: a process that serves many users, a gateway, and the
-//! server of either.
+//! quinn sends the packets of each connection by themselves, and with short messages these calls are a fifth of what a
+//! server does (docs/performance.md). Here packets wait for a task that runs when its worker has nothing else to do, at
+//! the latest after some dozen other tasks. Those of one length to one address then leave in one call (UDP generic
+//! segmentation offload: `UDP_SEGMENT` in udp(7)), and arrive as one where both ends are on one machine. It is for sockets on
+//! which many connections may go to one address: a process that serves many users, a gateway, and the server of either.
+//! Where the kernel refuses to segment, quinn does without from then on, and each packet leaves at once.
 //!
 //! ```text
 //! connections --try_send--> groups (address, length) --a task, when others have run--> the socket below
 //! ```
 //!
 //! The packets of a connection keep their order. They are told apart by the connection ids that they carry, of which
-//! endpoints of this crate use eight bytes; where a foreign peer uses shorter ones, two short packets of one turn may change
-//! places, as they may on any path (RFC 9000, 13.2.1).
+//! endpoints of this crate use eight bytes; where a foreign peer uses shorter ones, short packets of different lengths that
+//! wait together may overtake each other, and where one overtakes three, QUIC sends them again for nothing (RFC 9002, 6.1.1).
+//!
+//! Discovery of the path's MTU must be off: its probes must not be joined. The last packet of a connection that closes needs
+//! the runtime for one more turn: whoever ends it at once loses that packet more often than without this socket.
 
 use std::{
     collections::HashMap,
@@ -28,16 +32,24 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use tokio::{sync::Notify, task::yield_now};
+use tokio::{
+    sync::Notify,
+    task::{consume_budget, yield_now},
+};
 
 use super::packets::Packets;
 
-/// Bytes that wait. A socket takes that in a few milliseconds; if it does not, connections wait as they do for the kernel's buffer.
+/// Bytes that wait; as many may be on their way to the kernel. It takes that in a few milliseconds; if it does not,
+/// connections wait as they do for its own buffer.
 const MAX_WAITING: usize = 1 << 20;
+/// Packets that wait, of which each costs up to some 300 bytes besides its own.
+const MAX_PACKETS: usize = 8192;
 /// Bytes that leave in one call: below the length of the largest datagram, which bounds the sum of the segments.
 const MAX_GROUP: usize = 60_000;
-/// Buffers that are kept for the next turns.
+/// Buffers that are kept for what comes next, none larger than [`MAX_SPARE_BYTES`].
 const MAX_SPARE: usize = 64;
+/// A group of short packets.
+const MAX_SPARE_BYTES: usize = 16 * 1024;
 /// First bit of a packet: a long header, which handshakes have (RFC 9000, 17.2).
 const LONG_HEADER: u8 = 0x80;
 /// The connection id follows the first byte of a short header (RFC 9000, 17.3).
@@ -63,6 +75,7 @@ async fn flush(shared: Arc<Shared>) {
         let (groups, closed) = shared.take();
         for group in &groups {
             group.packets.send(&shared.inner).await;
+            consume_budget().await;
         }
         shared.give_back(groups);
         if closed {
@@ -86,6 +99,9 @@ struct Waiting {
     /// The group with the last packet of a connection: none that follows may be in one before it.
     last: HashMap<Connection, usize>,
     bytes: usize,
+    packets: usize,
+    /// How often all was taken.
+    round: u64,
     /// Whether the task knows that there is something.
     told: bool,
     closed: bool,
@@ -111,9 +127,14 @@ struct Kind {
 struct Connection(SocketAddr, [u8; CONNECTION_ID.end - CONNECTION_ID.start]);
 
 impl Waiting {
+    fn is_full(&self) -> bool {
+        self.bytes >= MAX_WAITING || self.packets >= MAX_PACKETS
+    }
+
     fn push(&mut self, transmit: &Transmit<'_>, most: usize) {
         let contents = transmit.contents;
         self.bytes += contents.len();
+        self.packets += 1;
         let connection = contents
             .get(CONNECTION_ID)
             .and_then(|id| id.try_into().ok())
@@ -171,19 +192,21 @@ impl Shared {
         let mut waiting = self.waiting();
         waiting.open.clear();
         waiting.last.clear();
-        (waiting.bytes, waiting.told) = (0, false);
-        for waker in waiting.blocked.drain(..) {
-            waker.wake();
-        }
-        (std::mem::take(&mut waiting.groups), waiting.closed)
+        (waiting.bytes, waiting.packets, waiting.told) = (0, 0, false);
+        waiting.round += 1;
+        let blocked = std::mem::take(&mut waiting.blocked);
+        let taken = (std::mem::take(&mut waiting.groups), waiting.closed);
+        drop(waiting);
+        blocked.into_iter().for_each(Waker::wake);
+        taken
     }
 
     fn give_back(&self, mut groups: Vec<Group>) {
         let mut waiting = self.waiting();
         let room = MAX_SPARE.saturating_sub(waiting.spare.len());
-        waiting
-            .spare
-            .extend(groups.drain(..).take(room).map(|group| group.packets.contents));
+        let buffers = groups.drain(..).map(|group| group.packets.contents);
+        let small = buffers.filter(|buffer| buffer.capacity() <= MAX_SPARE_BYTES);
+        waiting.spare.extend(small.take(room));
         if waiting.groups.capacity() == 0 {
             waiting.groups = groups;
         }
@@ -213,6 +236,7 @@ impl AsyncUdpSocket for GatheringSocket {
         Box::pin(Poller {
             inner: self.0.inner.clone().create_io_poller(),
             shared: self.0.clone(),
+            waits: None,
         })
     }
 
@@ -223,7 +247,7 @@ impl AsyncUdpSocket for GatheringSocket {
             drop(waiting);
             return self.0.inner.try_send(transmit);
         }
-        if waiting.bytes >= MAX_WAITING {
+        if waiting.is_full() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         waiting.push(transmit, most);
@@ -263,16 +287,21 @@ impl AsyncUdpSocket for GatheringSocket {
 #[derive(Debug)]
 struct Poller {
     shared: Arc<Shared>,
+    /// The round after which it is woken, and whom that wakes.
+    waits: Option<(u64, Waker)>,
     inner: Pin<Box<dyn UdpPoller>>,
 }
 
 impl UdpPoller for Poller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut waiting = self.shared.waiting();
-        if waiting.bytes >= MAX_WAITING {
-            let waker = cx.waker();
-            if !waiting.blocked.iter().any(|known| known.will_wake(waker)) {
+        if waiting.is_full() {
+            let (round, waker) = (waiting.round, cx.waker());
+            let known = |(since, known): &(u64, Waker)| *since == round && known.will_wake(waker);
+            if !self.waits.as_ref().is_some_and(known) {
                 waiting.blocked.push(waker.clone());
+                drop(waiting);
+                self.waits = Some((round, waker.clone()));
             }
             return Poll::Pending;
         }

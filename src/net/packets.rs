@@ -38,11 +38,23 @@ impl Packets {
 
     /// Sends when the socket takes it. What fails otherwise is lost, as on a path: QUIC sends again what it carried.
     pub(super) async fn send(&self, socket: &Arc<dyn AsyncUdpSocket>) {
+        match self.segment_size {
+            // What was put together before the kernel refused to cut it.
+            Some(size) if socket.max_transmit_segments() == 1 => {
+                for contents in self.contents.chunks(size) {
+                    self.send_as(contents, None, socket).await;
+                }
+            }
+            size => self.send_as(&self.contents, size, socket).await,
+        }
+    }
+
+    async fn send_as(&self, contents: &[u8], segment_size: Option<usize>, socket: &Arc<dyn AsyncUdpSocket>) {
         let transmit = Transmit {
             destination: self.destination,
             ecn: self.ecn,
-            contents: &self.contents,
-            segment_size: self.segment_size,
+            contents,
+            segment_size,
             src_ip: self.src_ip,
         };
         while let Err(error) = socket.try_send(&transmit)

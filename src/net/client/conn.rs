@@ -80,6 +80,11 @@ impl ConnHandle {
     }
 
     #[cfg(test)]
+    pub(super) fn stats(&self) -> quinn::ConnectionStats {
+        self.0.connection.stats()
+    }
+
+    #[cfg(test)]
     pub(super) fn force_key_update(&self) {
         self.0.connection.force_key_update();
     }

@@ -108,6 +108,21 @@ async fn wait_until(mut condition: impl FnMut() -> bool) {
         .expect("the condition within the test's patience");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sides_ask_for_fewer_acknowledgements() {
+    let mut rig = rig(ClientLimits::default(), 64, 1);
+    let mut client = rig.client().await;
+    client.send(vec![numbered(0, 100)]).await.unwrap();
+    let (_, handle) = rig.opened().await;
+    rig.frames(1).await;
+    handle.try_send(vec![numbered(0, 100)]).unwrap();
+    wait_until(|| {
+        let stats = handle.stats();
+        (stats.frame_rx.ack_frequency, stats.frame_tx.ack_frequency) == (1, 1)
+    })
+    .await;
+}
+
 /// The keys of each phase are made when they are first used, by whichever side begins it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_updated_from_both_sides() {

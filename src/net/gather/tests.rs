@@ -1,10 +1,12 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
+    future::poll_fn,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     time::Duration,
 };
 
 use proptest::prelude::*;
+use quinn::udp::EcnCodepoint;
 use tokio::time::timeout;
 
 use super::*;
@@ -20,7 +22,6 @@ type Call = (SocketAddr, Vec<u8>, Option<usize>);
 struct Kernel {
     calls: Mutex<Vec<Call>>,
     shut: AtomicBool,
-    opened: Notify,
     segments: AtomicUsize,
 }
 
@@ -29,7 +30,6 @@ impl Kernel {
         Arc::new(Self {
             calls: Mutex::default(),
             shut: AtomicBool::new(false),
-            opened: Notify::new(),
             segments: AtomicUsize::new(MOST),
         })
     }
@@ -38,9 +38,8 @@ impl Kernel {
         self.calls.lock().unwrap().clone()
     }
 
-    fn open(&self) {
-        self.shut.store(false, SeqCst);
-        self.opened.notify_waiters();
+    fn bytes(&self) -> Vec<u8> {
+        self.calls().into_iter().flat_map(|call| call.1).collect()
     }
 
     async fn has(&self, calls: usize) -> Vec<Call> {
@@ -50,6 +49,8 @@ impl Kernel {
             }
         };
         timeout(PATIENCE, enough).await.expect("the calls are made");
+        // One too many would come now.
+        others_run().await;
         self.calls()
     }
 }
@@ -101,6 +102,13 @@ impl AsyncUdpSocket for Kernel {
 
     fn max_transmit_segments(&self) -> usize {
         self.segments.load(SeqCst)
+    }
+}
+
+/// All tasks that are ready have run, and those that they woke.
+async fn others_run() {
+    for _ in 0..10 {
+        yield_now().await;
     }
 }
 
@@ -222,33 +230,95 @@ async fn connections_wait_where_the_kernel_takes_nothing_and_go_on_when_it_does(
     let kernel = Kernel::new();
     let socket = gather(kernel.clone());
     kernel.shut.store(true, SeqCst);
-    let contents = packet(0, 0, 1200);
-    let mut sent = 0;
-    while socket.try_send(&to(1, &contents)).is_ok() {
-        sent += 1;
-        assert!(
-            sent * contents.len() < MAX_WAITING + contents.len(),
-            "what waits has a limit"
-        );
+    let first = packet(0, 0, 1200);
+    send(&socket, 1, &first);
+    others_run().await;
+    assert!(kernel.calls().is_empty(), "the kernel takes nothing");
+    let mut sent = first;
+    for number in 1.. {
+        let next = packet(0, number as u8, 1200);
+        match socket.try_send(&to(1, &next)) {
+            Ok(()) => sent.extend(next),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                break;
+            }
+        }
+        assert!(sent.len() < MAX_WAITING + 3 * 1200, "what waits has a limit");
     }
-    assert!(sent * contents.len() >= MAX_WAITING);
+    assert!(sent.len() >= MAX_WAITING);
     let mut poller = socket.clone().create_io_poller();
-    let writable = std::future::poll_fn(move |cx| poller.as_mut().poll_writable(cx));
+    let writable = poll_fn(move |cx| poller.as_mut().poll_writable(cx));
     let writable = tokio::spawn(writable);
-    yield_now().await;
-    kernel.open();
+    others_run().await;
+    assert!(
+        !writable.is_finished(),
+        "a connection waits while there is no room"
+    );
+    kernel.shut.store(false, SeqCst);
     timeout(PATIENCE, writable)
         .await
         .expect("woken")
         .unwrap()
         .unwrap();
-    send(&socket, 1, &contents);
-    let bytes = async {
-        while kernel.calls().iter().map(|call| call.1.len()).sum::<usize>() < (sent + 1) * contents.len() {
+    let last = packet(0, 0, 1200);
+    send(&socket, 1, &last);
+    sent.extend(last);
+    let all = async {
+        while kernel.bytes().len() < sent.len() {
             yield_now().await;
         }
     };
-    timeout(PATIENCE, bytes).await.expect("all left");
+    timeout(PATIENCE, all).await.expect("all leave");
+    others_run().await;
+    assert!(kernel.bytes() == sent, "each once, in their order");
+}
+
+#[tokio::test]
+async fn short_packets_have_a_limit_of_their_own() {
+    let kernel = Kernel::new();
+    let socket = gather(kernel.clone());
+    kernel.shut.store(true, SeqCst);
+    let contents = packet(0, 0, 30);
+    let taken = (0..2 * MAX_PACKETS).take_while(|_| socket.try_send(&to(1, &contents)).is_ok());
+    assert_eq!(taken.count(), MAX_PACKETS);
+}
+
+#[tokio::test]
+async fn what_a_task_sends_that_is_ready_leaves_with_what_waits() {
+    let kernel = Kernel::new();
+    let socket = gather(kernel.clone());
+    others_run().await;
+    let ready = Arc::new(Notify::new());
+    let second = tokio::spawn({
+        let (socket, ready) = (socket.clone(), ready.clone());
+        async move {
+            ready.notified().await;
+            send(&socket, 1, &packet(1, 0, 200));
+        }
+    });
+    others_run().await;
+    send(&socket, 1, &packet(0, 0, 200));
+    // The task that sends is told of the first packet before the second task is woken.
+    ready.notify_one();
+    second.await.unwrap();
+    let both = [packet(0, 0, 200), packet(1, 0, 200)].concat();
+    assert_eq!(kernel.has(1).await, [(addr(1), both, Some(200))]);
+}
+
+#[tokio::test]
+async fn where_the_kernel_refuses_to_cut_each_packet_leaves_by_itself() {
+    let kernel = Kernel::new();
+    let socket = gather(kernel.clone());
+    let sent = [packet(0, 0, 200), packet(1, 0, 200)];
+    send(&socket, 1, &sent[0]);
+    send(&socket, 1, &sent[1]);
+    kernel.segments.store(1, SeqCst);
+    let third = packet(0, 1, 200);
+    send(&socket, 1, &third);
+    let [first, second] = sent;
+    let alone = |bytes| (addr(1), bytes, None);
+    assert_eq!(kernel.has(3).await, [first, second, third].map(alone));
 }
 
 #[tokio::test]
@@ -277,36 +347,48 @@ async fn what_waits_when_the_socket_is_dropped_still_leaves_and_its_task_ends() 
 }
 
 proptest! {
-    /// Each packet leaves once, to where it was sent, and behind those that its connection sent before; every call has
-    /// segments of one length.
+    /// Each packet leaves once, to where it was sent and marked as it was, and behind those that its connection sent before;
+    /// every call has segments of one length.
     #[test]
     fn connections_keep_their_order(
-        sent in prop::collection::vec((0u8..5, 0u16..2, 10usize..13, prop::bool::weighted(0.1)), 0..200),
+        sent in prop::collection::vec((0u8..5, 0u16..2, 10usize..13, 0u8..10, any::<(bool, bool)>()), 0..200),
         most in 1usize..6,
     ) {
+        const LONG: u8 = 0;
+        const BATCH: u8 = 1;
         let mut waiting = Waiting::default();
-        for (number, (connection, port, len, long)) in sent.iter().enumerate() {
+        for (number, (connection, port, len, kind, marked)) in sent.iter().enumerate() {
             let mut bytes = packet(*connection, number as u8, *len);
-            if *long {
+            if *kind == LONG {
                 bytes[0] = 0xc0;
             }
-            waiting.push(&to(*port, &bytes), most);
+            let segment_size = (*kind == BATCH).then_some(*len);
+            if *kind == BATCH {
+                bytes.extend(packet(*connection, number as u8, *len));
+            }
+            let ecn = marked.0.then_some(EcnCodepoint::Ect0);
+            let src_ip = marked.1.then_some(addr(0).ip());
+            waiting.push(&Transmit { segment_size, ecn, src_ip, ..to(*port, &bytes) }, most);
         }
-        let mut left = BTreeSet::new();
+        let mut left = BTreeMap::new();
         let mut last = BTreeMap::new();
         for Group { packets, count } in &waiting.groups {
             prop_assert!(*count <= most);
             let len = packets.segment_size.unwrap_or(packets.contents.len());
-            prop_assert_eq!(packets.contents.len(), count * len);
+            prop_assert_eq!(packets.contents.len() % len, 0);
             for bytes in packets.contents.chunks(len) {
                 let (port, connection, number) = (packets.destination.port(), bytes[1], bytes[9]);
-                let (of, to, long_len, _) = sent[usize::from(number)];
-                prop_assert_eq!((of, to, long_len), (connection, port, len));
-                prop_assert!(left.insert(number), "sent twice");
+                let (of, to, of_len, kind, marked) = sent[usize::from(number)];
+                prop_assert_eq!((of, to, of_len), (connection, port, len));
+                prop_assert_eq!((packets.ecn.is_some(), packets.src_ip.is_some()), marked);
+                let times: &mut u8 = left.entry(number).or_default();
+                *times += 1;
+                prop_assert!(*times <= 1 + u8::from(kind == BATCH), "sent twice");
                 let before = last.insert((port, connection), number);
-                prop_assert!(before.is_none_or(|before| before < number), "{} after {:?}", number, before);
+                prop_assert!(before.is_none_or(|before| before <= number), "{} after {:?}", number, before);
             }
         }
         prop_assert_eq!(left.len(), sent.len());
+        prop_assert_eq!(waiting.packets, sent.len());
     }
 }
